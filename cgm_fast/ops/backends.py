@@ -1,0 +1,117 @@
+"""Which implementations exist, which can run here, and which one a call gets.
+
+An explicit request never falls back: it runs or raises. The automatic choice takes the first
+implementation, in the order of `BACKENDS`, that is built and runs on the tensors' device.
+`CGM_FAST_BACKEND` in the environment replaces "auto".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+AUTO = "auto"
+
+
+def _why_no_native() -> str | None:
+    try:
+        from cgm_fast import _native  # noqa: F401
+    except ImportError as error:
+        return (
+            "the compiled module cgm_fast._native cannot be imported "
+            f"({error}); reinstall with a C++ compiler and without CGM_FAST_PURE"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation: its name, the device types it serves, and why it cannot run, if so."""
+
+    name: str
+    devices: tuple[str, ...] | None
+    why_unavailable: Callable[[], str | None]
+
+    def serves(self, device_type: str) -> bool:
+        """Whether tensors on this type of device can be given to it; None in `devices` is any."""
+        return self.devices is None or device_type in self.devices
+
+
+# Fastest first.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("native", ("cpu",), _why_no_native),
+        Backend("reference", None, lambda: None),
+    )
+}
+
+_availability: dict[str, str | None] = {}
+_modules: dict[tuple[str, str], ModuleType] = {}
+_last: dict[str, str] = {}
+
+
+def availability() -> dict[str, str | None]:
+    """Every implementation's name, with None if it can run here or the reason why not."""
+    for name, backend in BACKENDS.items():
+        if name not in _availability:
+            _availability[name] = backend.why_unavailable()
+    return dict(_availability)
+
+
+def last_backend(op: str = "mmd") -> str | None:
+    """Name of the implementation that last ran `op` in this process; None if none has.
+
+    Args:
+        op: "mmd", "prototype_margin" or "cgm_step".
+    """
+    return _last.get(op)
+
+
+def check_name(backend: str) -> str:
+    """Return `backend` if it is "auto" or an implementation's name; raise ValueError otherwise."""
+    if backend != AUTO and backend not in BACKENDS:
+        names = ", ".join(repr(name) for name in (AUTO, *BACKENDS))
+        raise ValueError(f"backend must be one of {names}, got {backend!r}")
+    return backend
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """Name of the implementation for tensors on `device`.
+
+    Raises:
+        ValueError: unknown name, or an implementation that does not serve this device.
+        RuntimeError: the implementation asked for cannot run here; the message says why.
+    """
+    if backend == AUTO:
+        backend = os.environ.get("CGM_FAST_BACKEND", AUTO)
+    reasons = _availability or availability()
+    if backend == AUTO:
+        return next(
+            name
+            for name, candidate in BACKENDS.items()
+            if candidate.serves(device.type) and reasons[name] is None
+        )
+    check_name(backend)
+    if reasons[backend] is not None:
+        raise RuntimeError(f"backend={backend!r} cannot run here: {reasons[backend]}")
+    if not BACKENDS[backend].serves(device.type):
+        devices = ", ".join(BACKENDS[backend].devices or ())
+        raise ValueError(f"backend={backend!r} runs on {devices} tensors, got {device.type}")
+    return backend
+
+
+def implementation(op: str, backend: str, device: torch.device) -> ModuleType:
+    """The module `cgm_fast.ops.<op>.<implementation>` for this call; imported at first use."""
+    name = choose(backend, device)
+    _last[op] = name
+    module = _modules.get((op, name))
+    if module is None:
+        from importlib import import_module
+
+        module = _modules[op, name] = import_module(f"cgm_fast.ops.{op}.{name}")
+    return module

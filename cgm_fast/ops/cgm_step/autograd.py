@@ -1,0 +1,76 @@
+"""Derivatives of the CGM latent objective: computed with the value, scaled in backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cgm_fast.ops.cgm_step.ops import cgm_step_bwd, cgm_step_fwd
+from cgm_fast.ops.scaling import scale_each
+
+
+class CGMStep(torch.autograd.Function):
+    """(r, g, labels, noise, constants..., backend) -> loss [], terms [2], assignment [B], z."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute the loss, the latents and the gradients that will be wanted."""
+        r, g, labels, noise, *constants, backend = args
+        needs = ctx.needs_input_grad[:2]
+        loss, terms, assignment, z, grad_r, grad_g = cgm_step_fwd(
+            r, g, labels, noise, *constants, *needs, backend
+        )
+        ctx.save_for_backward(r, g, assignment, noise, grad_r, grad_g)
+        ctx.constants, ctx.backend = constants, backend
+        ctx.mark_non_differentiable(terms, assignment)
+        return loss, terms, assignment, z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Scale the saved gradients and add what reached z, which moves with r."""
+        grad_loss, _, _, grad_z = grads
+        r, g, assignment, noise, grad_r, grad_g = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            of_r, of_g = CGMStepGradient.apply(
+                grad_loss, r, g, assignment, noise, grad_r, grad_g, needs, ctx.constants,
+                ctx.backend,
+            )  # fmt: skip
+        else:
+            of_r, of_g = scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
+        if needs[0] and grad_z is not None:
+            of_r = of_r + grad_z
+        return (of_r, of_g, *[None] * (3 + len(ctx.constants)))
+
+
+class CGMStepGradient(torch.autograd.Function):
+    """(dL, r, g, assignment, noise, gradients, static...) -> derivatives in r and g."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass of `CGMStep` computed."""
+        grad_loss, r, g, assignment, noise, grad_r, grad_g, needs, constants, backend = args
+        ctx.save_for_backward(grad_loss, r, g, assignment, noise, grad_r, grad_g)
+        ctx.constants, ctx.backend = constants, backend
+        return scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *tangents: Tensor | None) -> Any:
+        """Hessian times the tangents, and the tangents' share of dL."""
+        grad_loss, r, g, assignment, noise, grad_r, grad_g = ctx.saved_tensors
+        dtype = torch.promote_types(r.dtype, torch.float32)
+        t_r, t_g = (
+            like.new_zeros(like.shape, dtype=dtype) if t is None else t.to(dtype)
+            for t, like in zip(tangents, (r, g), strict=True)
+        )
+        product = cgm_step_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
+        grad_grad_loss = torch.zeros_like(grad_loss)
+        for tangent, gradient in ((tangents[0], grad_r), (tangents[1], grad_g)):
+            if tangent is not None:
+                grad_grad_loss += (tangent * gradient).sum()
+        out = scale_each(grad_loss, (r, g), product, ctx.needs_input_grad[1:3])
+        return (grad_grad_loss, *out, *[None] * 7)

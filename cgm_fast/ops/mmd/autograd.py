@@ -1,0 +1,171 @@
+"""Derivatives of MMD²: the gradient comes with the value, so backward only scales what is saved.
+
+The gradient is itself differentiable once more, through `mmd_bwd` (Hessian times a vector).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cgm_fast.ops.mmd.ops import mmd_bwd, mmd_fwd
+
+# Tensor inputs, in order: x, y, x_weights, y_weights, cross, variance.
+_TENSORS = 6
+
+
+def _plan(needs: tuple[bool, ...], n: int, m: int) -> tuple[int, int, bool, bool]:
+    """Rows of z whose gradient is wanted, and whether weights and (variance, cross) want one."""
+    begin = 0 if needs[0] or not needs[1] else n
+    end = n + m if needs[1] else (n if needs[0] else begin)
+    return begin, end, needs[2] or needs[3], needs[4] or needs[5]
+
+
+def _split(
+    needs: tuple[bool, ...],
+    begin: int,
+    scales: tuple[float, float, float],
+    inputs: tuple[Tensor | None, ...],
+    of_z: Tensor,
+    of_a: Tensor,
+    of_p: Tensor,
+) -> list[Tensor | None]:
+    """Turn derivatives in z, a and (h, cross) into derivatives in the six inputs."""
+    x, y, x_weights, y_weights, cross, variance = inputs
+    assert x is not None
+    assert y is not None
+    n, m = x.shape[1], y.shape[1]
+    x_scale, y_scale, cross_scale = scales
+    out: list[Tensor | None] = [None] * _TENSORS
+    if needs[0]:
+        out[0] = of_z[:, :n].to(x.dtype)
+    if needs[1]:
+        out[1] = of_z[:, n - begin : n - begin + m].to(y.dtype)
+    if needs[2] and x_weights is not None:
+        out[2] = (x_scale * of_a[:, :n]).to(x_weights.dtype)
+    if needs[3] and y_weights is not None:
+        out[3] = (-y_scale * of_a[:, n:]).to(y_weights.dtype)
+    if needs[4] and cross is not None:
+        out[4] = (cross_scale * of_p[:, -1]).to(cross.dtype)
+    if needs[5] and variance is not None:
+        out[5] = of_p[:, :-1].to(variance.dtype)
+    return out
+
+
+class MMD(torch.autograd.Function):
+    """(x, y, x_weights, y_weights, cross, variance, constants..., backend) -> L [b]."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """Compute L and, in the same pass, its gradient in whatever requires one."""
+        inputs, constants, backend = args[:_TENSORS], args[_TENSORS:-1], args[-1]
+        needs = ctx.needs_input_grad[:_TENSORS]
+        plan = _plan(needs, inputs[0].shape[1], inputs[1].shape[1])
+        loss, *gradient = mmd_fwd(*inputs, *constants, *plan, backend)
+        ctx.save_for_backward(*inputs, *gradient)
+        ctx.plan, ctx.constants, ctx.backend = plan, constants, backend
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Scale the saved gradient; differentiably only if a second derivative may follow."""
+        (grad_loss,) = grads
+        saved = ctx.saved_tensors
+        inputs, gradient = saved[:_TENSORS], saved[_TENSORS:]
+        needs = ctx.needs_input_grad[:_TENSORS]
+        rest = (None,) * (len(ctx.constants) + 1)
+        if torch.is_grad_enabled():
+            static = (needs, ctx.plan, ctx.constants, ctx.backend)
+            return (*MMDGradient.apply(grad_loss, *inputs, *gradient, *static), *rest)
+        return (*_scaled(grad_loss, inputs, gradient, needs, ctx.plan, ctx.constants), *rest)
+
+
+def _scaled(
+    grad_loss: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    gradient: tuple[Tensor, ...],
+    needs: tuple[bool, ...],
+    plan: tuple[int, int, bool, bool],
+    constants: tuple[Any, ...],
+) -> list[Tensor | None]:
+    grad_z, grad_a, grad_p = gradient
+    begin, end, with_a, with_p = plan
+    if end > begin:
+        grad_z = grad_z * grad_loss[:, None, None]
+    if with_a:
+        grad_a = grad_a * grad_loss[:, None]
+    if with_p:
+        grad_p = grad_p * grad_loss[:, None]
+    return _split(needs, begin, constants[2:5], inputs, grad_z, grad_a, grad_p)
+
+
+class MMDGradient(torch.autograd.Function):
+    """(dL, inputs, gradient of L, static...) -> derivatives in the inputs; differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, ...]:
+        """Scale the gradient that the forward pass of `MMD` computed."""
+        grad_loss, inputs = args[0], args[1 : 1 + _TENSORS]
+        gradient = args[1 + _TENSORS : 4 + _TENSORS]
+        needs, plan, constants, backend = args[4 + _TENSORS :]
+        ctx.save_for_backward(grad_loss, *inputs, *gradient)
+        ctx.needs, ctx.plan, ctx.constants, ctx.backend = needs, plan, constants, backend
+        return tuple(_scaled(grad_loss, inputs, gradient, needs, plan, constants))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *tangents: Tensor | None) -> Any:
+        """Hessian times the tangents, and the tangents' share of dL."""
+        grad_loss, *rest = ctx.saved_tensors
+        inputs, gradient = rest[:_TENSORS], rest[_TENSORS:]
+        wanted = ctx.needs_input_grad
+        tangent = _gather(inputs, tangents, ctx.constants)
+        begin, end, with_a, with_p = plan = _plan(
+            wanted[1 : 1 + _TENSORS], inputs[0].shape[1], inputs[1].shape[1]
+        )
+        product = mmd_bwd(*inputs, *ctx.constants, *plan, *tangent, ctx.backend)
+        scaled = [product[0] * grad_loss[:, None, None]]
+        scaled += [part * grad_loss[:, None] if part.numel() else part for part in product[1:]]
+        out = _split(wanted[1 : 1 + _TENSORS], begin, ctx.constants[2:5], tuple(inputs), *scaled)
+        grad_grad_loss = None
+        if wanted[0]:
+            grad_grad_loss = torch.zeros_like(grad_loss)
+            begin, end, with_a, with_p = ctx.plan
+            if end > begin and tangent[0] is not None:
+                grad_grad_loss += (gradient[0] * tangent[0][:, begin:end]).sum((1, 2))
+            if with_a and tangent[1] is not None:
+                grad_grad_loss += (gradient[1] * tangent[1]).sum(1)
+            if with_p and tangent[2] is not None:
+                grad_grad_loss += (gradient[2] * tangent[2]).sum(1)
+        return (grad_grad_loss, *out, None, None, None, None, None, None, None)
+
+
+def _gather(
+    inputs: list[Tensor], tangents: tuple[Tensor | None, ...], constants: tuple[Any, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Tangents of the six inputs as tangents of z, a and (h, cross); None where all are."""
+    x, y = inputs[0], inputs[1]
+    x_scale, y_scale, cross_scale = constants[2:5]
+    b, n, m, s = x.shape[0], x.shape[1], y.shape[1], len(constants[1])
+    dtype = torch.promote_types(x.dtype, torch.float32)
+
+    def joined(first: Tensor | None, second: Tensor | None, sizes: Any) -> Tensor | None:
+        if first is None and second is None:
+            return None
+        parts = zip((first, second), sizes, strict=True)
+        return torch.cat(
+            [x.new_zeros(size, dtype=dtype) if t is None else t.to(dtype) for t, size in parts], 1
+        )
+
+    dx, dy, dwx, dwy, dcross, dh = tangents
+    z = joined(dx, dy, (x.shape, y.shape))
+    a = joined(
+        None if dwx is None else x_scale * dwx,
+        None if dwy is None else -y_scale * dwy,
+        ((b, n), (b, m)),
+    )
+    p = joined(dh, None if dcross is None else cross_scale * dcross[:, None], ((b, s), (b, 1)))
+    return z, a, p

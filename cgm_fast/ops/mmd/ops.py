@@ -1,0 +1,66 @@
+"""Registration of `cgm_fast::mmd_fwd` and `cgm_fast::mmd_bwd` with torch.
+
+Only torch is imported here. The implementation is chosen on real tensors, inside the op, so that
+torch.compile sees one opaque op whatever runs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgm_fast.ops.backends import implementation
+
+_INPUTS = (
+    "Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor? cross, Tensor? variance, "
+    "float[] variances, float[] kernel_weights, float x_scale, float y_scale, float cross_scale, "
+    "SymInt row_begin, SymInt row_end, bool with_a, bool with_p"
+)
+
+torch.library.define(
+    "cgm_fast::mmd_fwd", f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+torch.library.define(
+    "cgm_fast::mmd_bwd",
+    f"({_INPUTS}, Tensor? tangent_z, Tensor? tangent_a, Tensor? tangent_p, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("cgm_fast::mmd_fwd", "CompositeExplicitAutograd")
+def _mmd_fwd(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return implementation("mmd", args[-1], x.device).mmd_fwd(x, *args[:-1])
+
+
+@torch.library.impl("cgm_fast::mmd_bwd", "CompositeExplicitAutograd")
+def _mmd_bwd(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return implementation("mmd", args[-1], x.device).mmd_bwd(x, *args[:-1])
+
+
+def _shapes(x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, kernel_weights = args[0], args[6]
+    row_begin, row_end, with_a, with_p = args[10:14]
+    b, n, d = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (
+        x.new_empty((b,), dtype=dtype),
+        x.new_empty((b, row_end - row_begin, d), dtype=dtype),
+        x.new_empty((b, n + y.shape[1]) if with_a else (0,), dtype=dtype),
+        x.new_empty((b, len(kernel_weights) + 1) if with_p else (0,), dtype=dtype),
+    )
+
+
+@torch.library.register_fake("cgm_fast::mmd_fwd")
+def _mmd_fwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _shapes(x, args)
+
+
+@torch.library.register_fake("cgm_fast::mmd_bwd")
+def _mmd_bwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _shapes(x, args)[1:]
+
+
+mmd_fwd = torch.ops.cgm_fast.mmd_fwd.default
+mmd_bwd = torch.ops.cgm_fast.mmd_bwd.default

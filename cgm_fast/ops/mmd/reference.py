@@ -1,0 +1,260 @@
+"""MMD² in plain PyTorch: what every other implementation must compute.
+
+Rows are visited in chunks, so nothing of size M x M is ever stored, forward or backward. See
+README.md beside this file for the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Pairs of rows held at once. Half a dozen temporaries of this size fit in a CPU's cache.
+PAIRS_PER_CHUNK = 1 << 18
+
+
+def gaussian(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """phi(t) - 1, phi'(t) and phi''(t) for phi(t) = exp(-t), t = |a - b|² / 2h (eq. 7)."""
+    value = torch.exp(-t)
+    return torch.expm1(-t), -value, value
+
+
+@dataclass
+class Chunk:
+    """All pairs of rows [i0, i1) with every row of z, of one slice of the batch.
+
+    Shapes: z [b, M, d], rows [b, c, d], a [b, M], a_rows [b, c], relation [b or 1, M],
+    variance [b or 1, s], squared distances u [b, c, M].
+    """
+
+    batch: slice
+    i0: int
+    i1: int
+    z: Tensor
+    rows: Tensor
+    a: Tensor
+    a_rows: Tensor
+    relation: Tensor
+    across: Tensor
+    variance: Tensor
+    kernel_weights: list[float]
+    u: Tensor
+
+    def kernel(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """k - 1 and dk/du, each [b, c, M], and dk/dh for every bandwidth."""
+        minus_one, by_u = torch.zeros_like(self.u), torch.zeros_like(self.u)
+        by_h = []
+        for s, weight in enumerate(self.kernel_weights):
+            h = self.variance[:, s, None, None]
+            t = self.u / (2 * h)
+            value, first, _ = gaussian(t)
+            minus_one += weight * value
+            by_u += weight * first / (2 * h)
+            by_h.append(-weight * first * t / h)
+        return minus_one, by_u, by_h
+
+    def kernel_along(
+        self, u_dot: Tensor, h_dot: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The derivatives of `kernel`'s results along (u_dot [b, c, M], h_dot [b, s])."""
+        minus_one, by_u = torch.zeros_like(self.u), torch.zeros_like(self.u)
+        by_h = []
+        for s, weight in enumerate(self.kernel_weights):
+            h = self.variance[:, s, None, None]
+            relative = 0 if h_dot is None else h_dot[:, s, None, None] / h
+            t = self.u / (2 * h)
+            t_dot = u_dot / (2 * h) - t * relative
+            _, first, second = gaussian(t)
+            minus_one += weight * first * t_dot
+            by_u += weight * (second * t_dot - first * relative) / (2 * h)
+            by_h.append(-weight * ((second * t + first) * t_dot - first * t * relative) / h)
+        return minus_one, by_u, by_h
+
+
+def mmd_fwd(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    cross: Tensor | None,
+    variance: Tensor | None,
+    variances: list[float],
+    kernel_weights: list[float],
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+    row_begin: int,
+    row_end: int,
+    with_a: bool,
+    with_p: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L [b], and its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
+    b, rows, d = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = _wide(x)
+    loss = x.new_zeros(b, dtype=wide)
+    grad_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
+    grad_a = x.new_empty((b, rows) if with_a else (0,), dtype=dtype)
+    grad_p = x.new_zeros((b, len(kernel_weights) + 1) if with_p else (0,), dtype=wide)
+    inputs = (x, y, x_weights, y_weights, cross, variance, variances, kernel_weights)
+    with _no_autocast(x.device.type):
+        for chunk in _chunks(*inputs, x_scale, y_scale, cross_scale):
+            c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
+            minus_one, by_u, by_h = chunk.kernel()
+            a = (chunk.relation * chunk.a).unsqueeze(1)  # [b, 1, M]
+            inside = (a * minus_one).sum(-1)
+            loss[c] += (chunk.a_rows * inside).sum(-1, dtype=wide)
+            if with_a:
+                grad_a[c, i0:i1] = 2 * inside
+            if with_p:
+                for s, k_h in enumerate(by_h):
+                    grad_p[c, s] += (chunk.a_rows * (a * k_h).sum(-1)).sum(-1, dtype=wide)
+                part = (chunk.a * chunk.across).unsqueeze(1) * minus_one
+                grad_p[c, -1] += (chunk.a_rows * part.sum(-1)).sum(-1, dtype=wide)
+            begin, end = max(i0, row_begin), min(i1, row_end)
+            if begin < end:
+                keep = slice(begin - i0, end - i0)
+                w = (a * by_u)[:, keep]
+                pull = w.sum(-1, keepdim=True) * chunk.rows[:, keep] - w @ chunk.z
+                grad = 4 * chunk.a_rows[:, keep, None] * pull
+                grad_z[c, begin - row_begin : end - row_begin] = grad
+    return loss.to(dtype), grad_z, grad_a, grad_p.to(dtype)
+
+
+def mmd_bwd(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    cross: Tensor | None,
+    variance: Tensor | None,
+    variances: list[float],
+    kernel_weights: list[float],
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+    row_begin: int,
+    row_end: int,
+    with_a: bool,
+    with_p: bool,
+    tangent_z: Tensor | None,
+    tangent_a: Tensor | None,
+    tangent_p: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    b, rows, d = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = _wide(x)
+    out_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
+    out_a = x.new_empty((b, rows) if with_a else (0,), dtype=dtype)
+    out_p = x.new_zeros((b, len(kernel_weights) + 1) if with_p else (0,), dtype=wide)
+    zero = x.new_zeros((), dtype=dtype)
+    z_dot = zero.expand(b, rows, d) if tangent_z is None else tangent_z
+    a_dot = zero.expand(b, rows) if tangent_a is None else tangent_a
+    h_dot = None if tangent_p is None else tangent_p[:, :-1]
+    cross_dot = zero.expand(b) if tangent_p is None else tangent_p[:, -1]
+    inputs = (x, y, x_weights, y_weights, cross, variance, variances, kernel_weights)
+    with _no_autocast(x.device.type):
+        for chunk in _chunks(*inputs, x_scale, y_scale, cross_scale):
+            c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
+            t, t_rows = z_dot[c], z_dot[c, i0:i1]
+            da, da_rows = a_dot[c].unsqueeze(1), a_dot[c, i0:i1].unsqueeze(2)
+            a, a_rows = chunk.a.unsqueeze(1), chunk.a_rows.unsqueeze(2)
+            r = chunk.relation.unsqueeze(1)
+            r_dot = (chunk.across * cross_dot[c, None]).unsqueeze(1)
+
+            u_dot = (chunk.rows * t_rows).sum(-1)[:, :, None] + (chunk.z * t).sum(-1)[:, None, :]
+            u_dot = 2 * (u_dot - chunk.rows @ t.mT - t_rows @ chunk.z.mT)
+            minus_one, by_u, by_h = chunk.kernel()
+            minus_one_dot, by_u_dot, by_h_dot = chunk.kernel_along(
+                u_dot, None if h_dot is None else h_dot[c]
+            )
+            pair = a_rows * a
+            pair_dot = da_rows * a + a_rows * da
+            coefficient_dot = r * pair_dot + r_dot * pair
+            if with_a:
+                inside = (r_dot * a + r * da) * minus_one + r * a * minus_one_dot
+                out_a[c, i0:i1] = 2 * inside.sum(-1)
+            if with_p:
+                for s in range(len(kernel_weights)):
+                    part = coefficient_dot * by_h[s] + r * pair * by_h_dot[s]
+                    out_p[c, s] += part.sum((-2, -1), dtype=wide)
+                part = pair_dot * minus_one + pair * minus_one_dot
+                out_p[c, -1] += (part * chunk.across).sum((-2, -1), dtype=wide)
+            begin, end = max(i0, row_begin), min(i1, row_end)
+            if begin < end:
+                keep = slice(begin - i0, end - i0)
+                w = (r * pair * by_u)[:, keep]
+                w_dot = (coefficient_dot * by_u + r * pair * by_u_dot)[:, keep]
+                out = w_dot.sum(-1, keepdim=True) * chunk.rows[:, keep] - w_dot @ chunk.z
+                out = out + w.sum(-1, keepdim=True) * t_rows[:, keep] - w @ t
+                out_z[c, begin - row_begin : end - row_begin] = 4 * out
+    return out_z, out_a, out_p.to(dtype)
+
+
+def _chunks(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    cross: Tensor | None,
+    variance: Tensor | None,
+    variances: list[float],
+    kernel_weights: list[float],
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+) -> Iterator[Chunk]:
+    """Visit every ordered pair of rows once; a chunk's rows all come from one sample."""
+    b, n, m = x.shape[0], x.shape[1], y.shape[1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    z = torch.cat((x, y), 1).to(dtype)
+    # The loss does not move when the origin does; distances in |a|² + |b|² - 2ab lose least when
+    # the origin lies amid the data. The difference is exact where the data is far from zero.
+    z = z - z.mean(1, keepdim=True)
+    squares = (z * z).sum(-1)
+    ones = z.new_ones(())
+    a = torch.cat(
+        (
+            x_scale * (ones.expand(b, n) if x_weights is None else x_weights),
+            -y_scale * (ones.expand(b, m) if y_weights is None else y_weights),
+        ),
+        1,
+    )
+    outside = cross_scale * (ones.expand(b) if cross is None else cross)
+    h = z.new_tensor(variances).unsqueeze(0) if variance is None else variance
+    in_x = (torch.arange(n + m, device=x.device) < n).to(dtype)
+
+    batch_step = max(1, PAIRS_PER_CHUNK // (n + m) ** 2)
+    row_step = max(1, PAIRS_PER_CHUNK // (n + m))
+    for b0 in range(0, b, batch_step):
+        batch = slice(b0, min(b0 + batch_step, b))
+        for first, last in ((0, n), (n, n + m)):
+            across = (1 - in_x if first == 0 else in_x).unsqueeze(0)
+            relation = torch.where(across > 0, outside[batch, None], ones)
+            for i0 in range(first, last, row_step):
+                i1 = min(i0 + row_step, last)
+                rows = z[batch, i0:i1]
+                u = squares[batch, i0:i1, None] + squares[batch, None, :]
+                u = (u - 2 * rows @ z[batch].mT).clamp_min_(0)
+                u.diagonal(i0, -2, -1).zero_()  # a row is at distance zero from itself, exactly
+                yield Chunk(
+                    batch, i0, i1, z[batch], rows, a[batch], a[batch, i0:i1],
+                    relation, across, h.expand(b, -1)[batch], kernel_weights, u,
+                )  # fmt: skip
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype for sums over rows: float64, or float32 where the device has none (MPS)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Half-precision matrix products would break the numerics contract."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

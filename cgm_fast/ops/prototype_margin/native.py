@@ -1,0 +1,72 @@
+"""Prototype margin loss by the compiled CPU kernels (csrc/cpu/prototype_margin.cpp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cgm_fast import _native
+
+_FWD = {
+    torch.float32: _native.prototype_margin_fwd_float32,
+    torch.float64: _native.prototype_margin_fwd_float64,
+}
+_BWD = {
+    torch.float32: _native.prototype_margin_bwd_float32,
+    torch.float64: _native.prototype_margin_bwd_float64,
+}
+
+
+def prototype_margin_fwd(
+    r: Tensor,
+    g: Tensor,
+    labels: Tensor | None,
+    margin: float,
+    negative_scale: float,
+    scale: float,
+    with_r: bool,
+    with_g: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss [], assignment [B], and gradients in r [B, d] and g [k, d] (empty if not wanted)."""
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    r, g = r.to(dtype).contiguous(), g.to(dtype).contiguous()
+    labels = None if labels is None else labels.contiguous()
+    loss = r.new_empty(())
+    assignment = torch.empty(r.shape[:1], dtype=torch.int64)
+    grad_r = r.new_empty(r.shape if with_r else (0,))
+    grad_g = r.new_empty(g.shape if with_g else (0,))
+    _FWD[dtype](
+        r.shape[0], g.shape[0], r.shape[1], r.data_ptr(), g.data_ptr(),
+        0 if labels is None else labels.data_ptr(), margin, negative_scale, scale,
+        loss.data_ptr(), assignment.data_ptr(),
+        grad_r.data_ptr() if with_r else 0, grad_g.data_ptr() if with_g else 0,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return loss, assignment, grad_r, grad_g
+
+
+def prototype_margin_bwd(
+    r: Tensor,
+    g: Tensor,
+    assignment: Tensor,
+    margin: float,
+    negative_scale: float,
+    scale: float,
+    tangent_r: Tensor | None,
+    tangent_g: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d])."""
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    r, g = r.to(dtype).contiguous(), g.to(dtype).contiguous()
+    assignment = assignment.contiguous()
+    tangent_r = None if tangent_r is None else tangent_r.to(dtype).contiguous()
+    tangent_g = None if tangent_g is None else tangent_g.to(dtype).contiguous()
+    out_r, out_g = r.new_empty(r.shape), r.new_empty(g.shape)
+    _BWD[dtype](
+        r.shape[0], g.shape[0], r.shape[1], r.data_ptr(), g.data_ptr(),
+        assignment.data_ptr(), margin, negative_scale, scale,
+        0 if tangent_r is None else tangent_r.data_ptr(),
+        0 if tangent_g is None else tangent_g.data_ptr(),
+        out_r.data_ptr(), out_g.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out_r, out_g

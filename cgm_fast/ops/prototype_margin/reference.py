@@ -1,0 +1,116 @@
+"""Nearest prototype and margin loss in plain PyTorch: what other implementations must compute.
+
+Samples are visited in chunks, so the B x K matrix of distances is never stored whole. See
+README.md beside this file for the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+PAIRS_PER_CHUNK = 1 << 18
+
+
+def prototype_margin_fwd(
+    r: Tensor,
+    g: Tensor,
+    labels: Tensor | None,
+    margin: float,
+    negative_scale: float,
+    scale: float,
+    with_r: bool,
+    with_g: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss [], assignment [B], and gradients in r [B, d] and g [k, d] (empty if not wanted)."""
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    wide = _wide(r)
+    loss = r.new_zeros((), dtype=wide)
+    assignment = torch.empty(r.shape[:1], dtype=torch.int64, device=r.device)
+    grad_r = r.new_empty(r.shape if with_r else (0,), dtype=dtype)
+    grad_g = r.new_zeros(g.shape if with_g else (0,), dtype=wide)
+    with _no_autocast(r.device.type):
+        for i, rows, prototypes, distance in _chunks(r, g):
+            if labels is None:
+                nearest = distance.argmin(1)
+            else:
+                nearest = labels[i].clamp(0, g.shape[0] - 1)
+            assignment[i] = nearest if labels is None else labels[i]
+            own = torch.nn.functional.one_hot(nearest, g.shape[0]).bool()
+            # The distance to the assigned prototype tends to zero: subtract before squaring.
+            attraction = (rows - prototypes[nearest]).square().sum(1)
+            # Not `distance < margin`: a NaN distance must reach the loss.
+            hinge = (margin - distance).clamp_min(0).masked_fill(own, 0)
+            loss += (attraction + negative_scale * hinge.sum(1)).sum(dtype=wide)
+            if labels is not None:
+                outside = (labels[i] != nearest).any()
+                loss += torch.where(outside, float("nan"), 0.0)  # checked before, on the CPU
+            a = _slopes(own, distance, margin, negative_scale)
+            if with_r:
+                grad_r[i] = 2 * scale * (a.sum(1, keepdim=True) * rows - a @ prototypes)
+            if with_g:
+                grad_g += 2 * scale * (a.sum(0).unsqueeze(1) * prototypes - a.T @ rows)
+    return (scale * loss).to(dtype), assignment, grad_r, grad_g.to(dtype)
+
+
+def prototype_margin_bwd(
+    r: Tensor,
+    g: Tensor,
+    assignment: Tensor,
+    margin: float,
+    negative_scale: float,
+    scale: float,
+    tangent_r: Tensor | None,
+    tangent_g: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d]): the gradient's own formula."""
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    out_r = r.new_empty(r.shape, dtype=dtype)
+    out_g = r.new_zeros(g.shape, dtype=_wide(r))
+    zero = r.new_zeros((), dtype=dtype)
+    t_r = zero.expand(r.shape) if tangent_r is None else tangent_r.to(dtype)
+    t_g = zero.expand(g.shape) if tangent_g is None else tangent_g.to(dtype)
+    with _no_autocast(r.device.type):
+        for i, _, _, distance in _chunks(r, g):
+            nearest = assignment[i].clamp(0, g.shape[0] - 1)
+            own = torch.nn.functional.one_hot(nearest, g.shape[0]).bool()
+            a = _slopes(own, distance, margin, negative_scale)
+            out_r[i] = 2 * scale * (a.sum(1, keepdim=True) * t_r[i] - a @ t_g)
+            out_g += 2 * scale * (a.sum(0).unsqueeze(1) * t_g - a.T @ t_r[i])
+    return out_r, out_g.to(dtype)
+
+
+def _slopes(own: Tensor, distance: Tensor, margin: float, negative_scale: float) -> Tensor:
+    """dL/dd_ik over `scale`: 1 for the assigned prototype, -negative_scale inside the margin."""
+    a = (distance < margin).to(distance.dtype) * -negative_scale
+    return a.masked_fill_(own, 1)
+
+
+def _chunks(r: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Slices of the samples: the slice, its rows, the prototypes, their squared distances."""
+    dtype = torch.promote_types(r.dtype, torch.float32)
+    # Distances do not move with the origin, and lose least when it lies amid the prototypes.
+    centre = g.to(dtype).mean(0, keepdim=True)
+    samples, prototypes = r.to(dtype) - centre, g.to(dtype) - centre
+    squares = prototypes.square().sum(1)
+    step = max(1, PAIRS_PER_CHUNK // g.shape[0])
+    for i0 in range(0, r.shape[0], step):
+        i = slice(i0, min(i0 + step, r.shape[0]))
+        rows = samples[i]
+        distance = rows.square().sum(1, keepdim=True) + squares - 2 * rows @ prototypes.T
+        yield i, rows, prototypes, distance.clamp_min_(0)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype for sums over samples: float64, or float32 where the device has none (MPS)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Half-precision matrix products would break the numerics contract."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

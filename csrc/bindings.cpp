@@ -1,0 +1,135 @@
+// The only file that knows Python: addresses and sizes in, the kernels run without the GIL.
+// Callers own every buffer and have checked shapes; an address of 0 means "not given".
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "mmd.h"
+#include "prototype_margin.h"
+
+#ifndef CGM_FAST_FLAGS
+#define CGM_FAST_FLAGS "unknown"
+#endif
+#ifndef CGM_FAST_CUDA_COMPILER
+#define CGM_FAST_CUDA_COMPILER "none"
+#endif
+
+namespace py = pybind11;
+namespace cf = cgm_fast;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <typename T>
+cf::MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, Address x, Address y,
+                          Address x_weights, Address y_weights, double x_scale, double y_scale,
+                          Address cross, double cross_scale, Address variance,
+                          const std::vector<double>& variances,
+                          const std::vector<double>& kernel_weights) {
+  cf::MmdInput<T> in;
+  in.batch = batch;
+  in.n = n;
+  in.m = m;
+  in.d = d;
+  in.scales = static_cast<int64_t>(kernel_weights.size());
+  in.x = at<const T>(x);
+  in.y = at<const T>(y);
+  in.x_weights = at<const T>(x_weights);
+  in.y_weights = at<const T>(y_weights);
+  in.x_scale = x_scale;
+  in.y_scale = y_scale;
+  in.cross = at<const T>(cross);
+  in.cross_scale = cross_scale;
+  in.variance = at<const T>(variance);
+  in.variances = variances.data();
+  in.kernel_weights = kernel_weights.data();
+  return in;
+}
+
+template <typename T, typename... Input>
+void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, Address grad_a,
+             Address grad_p, int threads, const Input&... input) {
+  const cf::MmdGradient<T> out{row_begin,     row_end,       at<T>(loss),
+                               at<T>(grad_z), at<T>(grad_a), at<T>(grad_p)};
+  cf::mmd_fwd_cpu<T>(mmd_input<T>(input...), out, threads);
+}
+
+template <typename T, typename... Input>
+void mmd_bwd(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
+             Address out_a, Address out_p, int threads, const Input&... input) {
+  const cf::MmdTangent<T> tangent{row_begin,      row_end,      at<const T>(z), at<const T>(a),
+                                  at<const T>(p), at<T>(out_z), at<T>(out_a),   at<T>(out_p)};
+  cf::mmd_bwd_cpu<T>(mmd_input<T>(input...), tangent, threads);
+}
+
+template <typename T>
+void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, Address r, Address g, Address labels,
+                          double margin, double negative_scale, double scale, Address loss,
+                          Address assignment, Address grad_r, Address grad_g, int threads) {
+  cf::prototype_margin_fwd_cpu<T>(
+      {rows, k, d, at<const T>(r), at<const T>(g), at<const int64_t>(labels), margin,
+       negative_scale, scale},
+      {at<T>(loss), at<int64_t>(assignment), at<T>(grad_r), at<T>(grad_g)}, threads);
+}
+
+template <typename T>
+void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, Address r, Address g,
+                          Address assignment, double margin, double negative_scale, double scale,
+                          Address tangent_r, Address tangent_g, Address out_r, Address out_g,
+                          int threads) {
+  cf::prototype_margin_bwd_cpu<T>(
+      {rows, k, d, at<const T>(r), at<const T>(g), nullptr, margin, negative_scale, scale},
+      {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
+       at<T>(out_g)},
+      threads);
+}
+
+template <typename T, typename... Input>
+void bind_mmd(py::module_& module, const char* fwd, const char* bwd,
+              cf::MmdInput<T> (*)(Input...)) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def(fwd, &mmd_fwd<T, std::decay_t<Input>...>, Release());
+  module.def(bwd, &mmd_bwd<T, std::decay_t<Input>...>, Release());
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+  info["compiler"] = "msvc " + std::to_string(_MSC_VER);
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["flags"] = CGM_FAST_FLAGS;
+  info["cuda_compiler"] = CGM_FAST_CUDA_COMPILER;
+  info["cuda_kernels"] = false;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "Compiled kernels of cgm_fast. Called through cgm_fast.ops, not directly.";
+  module.def("build_info", &build_info);
+
+  bind_mmd(module, "mmd_fwd_float32", "mmd_bwd_float32", &mmd_input<float>);
+  bind_mmd(module, "mmd_fwd_float64", "mmd_bwd_float64", &mmd_input<double>);
+
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("prototype_margin_fwd_float32", &prototype_margin_fwd<float>, Release());
+  module.def("prototype_margin_fwd_float64", &prototype_margin_fwd<double>, Release());
+  module.def("prototype_margin_bwd_float32", &prototype_margin_bwd<float>, Release());
+  module.def("prototype_margin_bwd_float64", &prototype_margin_bwd<double>, Release());
+}

@@ -1,0 +1,56 @@
+// MMD² of two samples: what every implementation computes, as plain structs. No torch, no Python.
+//
+// Rows are stacked, z = [x; y], M = n + m. With signed row weights a = [w_x; -w_y] and r_ij = 1
+// inside a sample and `cross` across the two,
+//   L = sum_ij a_i a_j r_ij (k(z_i, z_j) - 1),   k = sum_s kernel_weights[s] phi(|z_i - z_j|^2 /
+//   2h_s).
+// Subtracting 1 changes L only by a constant that the caller knows, and keeps small values exact.
+#pragma once
+
+#include <cstdint>
+
+namespace cgm_fast {
+
+template <typename T>
+struct MmdInput {
+  int64_t batch, n, m, d, scales;
+  const T* x;               // [batch, n, d]
+  const T* y;               // [batch, m, d]
+  const T* x_weights;       // [batch, n], or null for ones; times x_scale
+  const T* y_weights;       // [batch, m], or null for ones; times y_scale
+  double x_scale, y_scale;  // 1/n and 1/m for the biased estimator
+  const T* cross;           // [batch], or null for ones; times cross_scale
+  double cross_scale;       // 1 for the biased estimator
+  const T* variance;        // [batch, scales], h = sigma^2 in squared units of the data, or null
+  const double* variances;  // [scales], the same for every batch item where `variance` is null
+  const double* kernel_weights;  // [scales]
+};
+
+template <typename T>
+struct MmdGradient {
+  int64_t row_begin, row_end;  // rows of z whose gradient is wanted; empty: none
+  T* loss;                     // [batch]
+  T* grad_z;                   // [batch, row_end - row_begin, d]
+  T* grad_a;                   // [batch, M], or null; with respect to the signed row weight a
+  T* grad_p;                   // [batch, scales + 1], or null; the variances h, then cross
+};
+
+// A direction in the space of all inputs (null: zero) and the Hessian applied to it.
+template <typename T>
+struct MmdTangent {
+  int64_t row_begin, row_end;  // rows of z whose product is wanted
+  const T* z;                  // [batch, M, d], or null
+  const T* a;                  // [batch, M], or null
+  const T* p;                  // [batch, scales + 1], or null
+  T* out_z;                    // [batch, row_end - row_begin, d]
+  T* out_a;                    // [batch, M], or null
+  T* out_p;                    // [batch, scales + 1], or null
+};
+
+template <typename T>
+void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads);
+
+template <typename T>
+void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads);
+
+}  // namespace cgm_fast

@@ -1,0 +1,48 @@
+// Nearest-prototype assignment and the margin loss of CGM (eq. 8), as plain structs.
+//
+//   d_ik = |r_i - g_k|^2,  k_i = label_i or argmin_k d_ik (ties: lowest k)
+//   L = scale * sum_i [ d_{i,k_i} + negative_scale * sum_{k != k_i} max(0, margin - d_ik) ]
+#pragma once
+
+#include <cstdint>
+
+namespace cgm_fast {
+
+template <typename T>
+struct PrototypeMarginInput {
+  int64_t rows, k, d;
+  const T* r;                    // [rows, d] encoded samples
+  const T* g;                    // [k, d] prototypes
+  const int64_t* labels;         // [rows] in [0, k), or null: nearest prototype
+  double margin;                 // on the squared distance
+  double negative_scale, scale;  // 1 and 1/rows for the paper's loss
+};
+
+template <typename T>
+struct PrototypeMarginGradient {
+  T* loss;              // [1]
+  int64_t* assignment;  // [rows], k_i
+  T* grad_r;            // [rows, d], or null
+  T* grad_g;            // [k, d], or null
+};
+
+// The loss is piecewise quadratic, so its Hessian times (t_r, t_g) is the gradient's formula with
+// the tangents in place of r and g, while the active pairs still come from r and g.
+template <typename T>
+struct PrototypeMarginTangent {
+  const int64_t* assignment;  // [rows]
+  const T* r;                 // [rows, d], or null for zero
+  const T* g;                 // [k, d], or null for zero
+  T* out_r;                   // [rows, d]
+  T* out_g;                   // [k, d]
+};
+
+template <typename T>
+void prototype_margin_fwd_cpu(const PrototypeMarginInput<T>& in,
+                              const PrototypeMarginGradient<T>& out, int threads);
+
+template <typename T>
+void prototype_margin_bwd_cpu(const PrototypeMarginInput<T>& in,
+                              const PrototypeMarginTangent<T>& tangent, int threads);
+
+}  // namespace cgm_fast
