@@ -1,1 +1,1 @@
-"""The three ops, each in a folder of its own: api, registration, and one file per implementation."""
+"""The three ops, each in a folder of its own: api, registration, one file an implementation."""

@@ -28,7 +28,7 @@ def mmd_fwd(
     with_a: bool,
     with_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L [b], and its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
+    """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, y = _plain(x, dtype), _plain(y, dtype)
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)

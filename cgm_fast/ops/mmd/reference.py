@@ -92,7 +92,7 @@ def mmd_fwd(
     with_a: bool,
     with_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L [b], and its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
+    """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
     b, rows, d = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = _wide(x)

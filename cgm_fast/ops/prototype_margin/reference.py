@@ -92,16 +92,17 @@ def _slopes(own: Tensor, distance: Tensor, margin: float, negative_scale: float)
 def _chunks(r: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Slices of the samples: the slice, its rows, the prototypes, their squared distances."""
     dtype = torch.promote_types(r.dtype, torch.float32)
-    # Distances do not move with the origin, and lose least when it lies amid the prototypes.
+    # The gradients' matrix products lose least when the origin lies amid the prototypes.
     centre = g.to(dtype).mean(0, keepdim=True)
     samples, prototypes = r.to(dtype) - centre, g.to(dtype) - centre
-    squares = prototypes.square().sum(1)
+    part = max(1, PAIRS_PER_CHUNK // g.numel())
     step = max(1, PAIRS_PER_CHUNK // g.shape[0])
     for i0 in range(0, r.shape[0], step):
         i = slice(i0, min(i0 + step, r.shape[0]))
         rows = samples[i]
-        distance = rows.square().sum(1, keepdim=True) + squares - 2 * rows @ prototypes.T
-        yield i, rows, prototypes, distance.clamp_min_(0)
+        # Plain differences: a matrix product rounds equal prototypes differently, by their place.
+        parts = [(some.unsqueeze(1) - prototypes).square().sum(2) for some in rows.split(part)]
+        yield i, rows, prototypes, torch.cat(parts)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -1,0 +1,70 @@
+"""`cgm-fast doctor`: versions, devices, and which implementations run here or why not."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from cgm_fast.ops.backends import BACKENDS, availability, choose
+
+_EXTRAS = {
+    "train": ("matplotlib", "rich", "safetensors", "scikit-learn", "tensorboard", "torchvision",
+              "tyro"),
+    "bench": ("pytest", "pytest-benchmark"),
+}  # fmt: skip
+
+
+def report() -> str:
+    """What a bug report should hold, as text."""
+    lines = [
+        f"cgm-fast      {_version('cgm-fast')}",
+        f"python        {platform.python_version()} on {platform.platform()}",
+        f"torch         {torch.__version__}",
+        f"triton        {_version('triton')}",
+        f"numpy         {_version('numpy')}",
+    ]
+    for extra, packages in _EXTRAS.items():
+        found = ", ".join(f"{package} {_version(package)}" for package in packages)
+        lines.append(f"extra {extra:<7} {found}")
+    lines += ["", "devices"]
+    lines.append(f"  cpu         {torch.get_num_threads()} threads")
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            lines.append(f"  cuda:{i}      {p.name}, compute capability {p.major}.{p.minor}")
+    else:
+        built = torch.version.cuda
+        reason = "no usable device or driver" if built else "this torch is built without CUDA"
+        lines.append(f"  cuda        none: {reason}")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+        lines.append("  mps         available")
+    lines += ["", "implementations"]
+    for name, reason in availability().items():
+        served = "any device" if BACKENDS[name].devices is None else ", ".join(
+            BACKENDS[name].devices or ()
+        )  # fmt: skip
+        lines.append(f"  {name:<11} {'usable' if reason is None else reason} ({served})")
+    chosen = ", ".join(f"{device}: {choose('auto', torch.device(device))}" for device in devices)
+    lines.append(f"  automatic   {chosen}")
+    lines += ["", "compiled module", *_build_lines()]
+    return "\n".join(lines)
+
+
+def _build_lines() -> list[str]:
+    try:
+        from cgm_fast import _native
+    except ImportError as error:
+        return [f"  none: {error}"]
+    return [f"  {key:<13} {value}" for key, value in _native.build_info().items()]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,1 @@
+"""What a trained model is worth: likelihoods, rate, probes, clustering, denoising."""

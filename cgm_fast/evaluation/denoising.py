@@ -1,0 +1,36 @@
+"""Denoising: the reconstruction of a noisy image, judged against the clean one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cgm_fast.models.cgm import CGM
+
+
+@torch.no_grad()
+def denoise(
+    model: CGM, clean: Tensor, variance: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add Gaussian noise to images in [0, 1] and reconstruct them.
+
+    Args:
+        model: In evaluation mode; best one trained with the same `denoise_variance`.
+        clean: [B, c, h, w] in [0, 1], on the model's device.
+        variance: Of the noise; nothing is clipped.
+        generator: For the noise, on that device; None for torch's own.
+
+    Returns:
+        The noisy and the denoised images.
+    """
+    noise = torch.randn(clean.shape, device=clean.device, generator=generator)
+    noisy = clean + math.sqrt(variance) * noise
+    return noisy, model.reconstruct(noisy)
+
+
+def psnr(images: Tensor, clean: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images against clean ones in [0, 1]."""
+    mse = float((images.double() - clean.double()).square().mean())
+    return math.inf if mse == 0 else -10 * math.log10(mse)

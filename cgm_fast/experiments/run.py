@@ -1,0 +1,190 @@
+"""From settings to a finished run folder, and evaluating a finished run again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cgm_fast import figures
+from cgm_fast.data import ImageData, load, prepare
+from cgm_fast.evaluation.codes import encode_images
+from cgm_fast.evaluation.report import evaluate
+from cgm_fast.models.cgm import CGM
+from cgm_fast.training import runs
+from cgm_fast.training.config import RunConfig, TrainConfig, check, resolve
+from cgm_fast.training.trainer import Report, Trainer
+from cgm_fast.training.workers import Workers, pick_device
+
+COLUMNS = 10  # images per row of a picture
+MAX_ROWS = 10  # categories drawn
+
+
+class TrainResult(NamedTuple):
+    """How a run ended."""
+
+    path: Path
+    """The run folder."""
+    stopped_by: int | None
+    """The signal that stopped it, after saving; None if it ran to the end."""
+    evaluation: dict[str, Any] | None
+    """What evaluation.json holds, in the first process, if the run was evaluated."""
+
+
+def load_data(config: TrainConfig) -> ImageData:
+    """The data set that settings name."""
+    return load(
+        config.data,
+        root=config.data_root,
+        download=config.download,
+        test=config.test_data,
+        image_size=config.image_size,
+    )
+
+
+def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
+    """Train, evaluate and draw, as `cgm-fast train` does.
+
+    Nothing is written before settings, data and folder have been checked.
+
+    Args:
+        config: As a user gives it; what is None comes from the data set's preset.
+        report: Called after each step with (step, total steps, latest averages).
+
+    Raises:
+        ConfigError, DataError, RunError: settings, data or folder cannot be used.
+        NonFiniteError: training met NaN or infinity.
+    """
+    check(config)
+    workers = Workers(config.device)
+    try:
+        path, given = runs.open_run(config)
+        workers.barrier()  # every process has looked at the folder before the first writes to it
+        data = load_data(given)
+        settings = resolve(given, data)
+        torch.manual_seed(settings.seed)
+        model = runs.build_model(settings)
+        stopped_by = Trainer(model, data, settings, path, workers, report).fit()
+        if stopped_by or not settings.evaluate or not workers.first:
+            return TrainResult(path, stopped_by, None)
+        return TrainResult(path, None, evaluate_model(model.eval(), data, settings, path))
+    finally:
+        workers.close()
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    data_root: str | None = None,
+    nll_images: int | None = None,
+    nll_samples: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate and draw a finished run again; what is None comes from its own settings."""
+    model, config = runs.load_run(path, pick_device(device))
+    changes = {"data_root": data_root, "nll_images": nll_images, "nll_samples": nll_samples}
+    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
+    check(config)
+    return evaluate_model(model, load_data(config), config, Path(path))
+
+
+def evaluate_model(model: CGM, data: ImageData, config: RunConfig, path: Path) -> dict[str, Any]:
+    """Write evaluation.json and the pictures of a model in evaluation mode; return the former."""
+    assert config.binarization is not None
+    report = evaluate(
+        model,
+        data,
+        config.binarization,
+        supervised=config.supervised,
+        nll_images=config.nll_images,
+        nll_samples=config.nll_samples,
+        seed=config.seed,
+    )
+    runs.write_json(path / runs.EVALUATION, report)
+    draw(model, data, config, path)
+    return report
+
+
+def draw(model: CGM, data: ImageData, config: RunConfig, path: Path) -> None:
+    """Write reconstructions.png, samples.png and latents.png."""
+    reconstructions, samples, latents = (path / name for name in runs.PICTURES)
+    draw_reconstructions(model, data.test[: 3 * COLUMNS], config, reconstructions)
+    draw_samples(model, data, config, samples)
+    draw_latents(model, data, config, latents)
+
+
+def test_batch(model: CGM, images: Tensor, config: RunConfig) -> Tensor:
+    """Test images as the model takes them, on its device; the same at every call."""
+    assert config.binarization is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    x = prepare(images, config.binarization, model.likelihood.continuous, generator)
+    return x.to(model.usage.device)
+
+
+def draw_reconstructions(model: CGM, images: Tensor, config: RunConfig, path: Path) -> None:
+    """Rows of images, each above the row of their reconstructions."""
+    x = test_batch(model, images, config)
+    pairs, labels = [], []
+    for original, decoded in zip(
+        x.split(COLUMNS), model.reconstruct(x).split(COLUMNS), strict=True
+    ):
+        pairs += [original, decoded]
+        labels += ["input", "decoded"]
+    figures.save_grid(path, torch.cat(pairs), COLUMNS, row_labels=labels, title="Test images")
+
+
+def draw_samples(
+    model: CGM, data: ImageData, config: RunConfig, path: Path, seed: int | None = None
+) -> None:
+    """A row of generated images per category, the most used categories first if there are many."""
+    generator = torch.Generator(model.usage.device)
+    generator.manual_seed(config.seed if seed is None else seed)
+    categories = list(range(model.num_prototypes))
+    if len(categories) > MAX_ROWS:
+        categories = sorted(model.usage.argsort(descending=True)[:MAX_ROWS].tolist())
+    rows = [model.generate(COLUMNS, category=k, generator=generator)[0] for k in categories]
+    figures.save_grid(
+        path,
+        torch.cat(rows),
+        COLUMNS,
+        row_labels=category_names(model, data, config, categories),
+        title="Generated, a row per category",
+    )
+
+
+def category_names(
+    model: CGM, data: ImageData | None, config: RunConfig, categories: list[int]
+) -> list[str]:
+    """Class names where categories are classes, numbers otherwise."""
+    names = data.class_names if data is not None and config.supervised else ()
+    return [names[k] if k < len(names) else str(k) for k in categories]
+
+
+def draw_latents(model: CGM, data: ImageData, config: RunConfig, path: Path) -> None:
+    """Codes of test images, coloured by label, or by nearest prototype where there are none."""
+    assert config.binarization is not None
+    r = encode_images(model, data.test[:5000], config.binarization, config.seed)
+    labelled = data.test_labels is not None
+    categories = data.test_labels[:5000] if labelled else model.assign(r)
+    assert categories is not None
+    figures.save_latents(
+        path,
+        r,
+        model.prototypes,
+        categories,
+        data.class_names if labelled else (),
+        f"Codes of test images by {'label' if labelled else 'nearest prototype'}, and prototypes",
+    )
+
+
+def latent_arrays(model: CGM, data: ImageData, config: RunConfig) -> dict[str, Any]:
+    """Codes, categories, labels (if any) and prototypes of the test images, as numpy arrays."""
+    assert config.binarization is not None
+    r = encode_images(model, data.test, config.binarization, config.seed)
+    arrays = {"r": r, "assignment": model.assign(r), "prototypes": model.prototypes.detach()}
+    if data.test_labels is not None:
+        arrays["labels"] = data.test_labels
+    return {name: value.cpu().numpy() for name, value in arrays.items()}

@@ -1,0 +1,116 @@
+"""Pictures of a trained model, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgm_fast.extras import require
+
+PIXELS = 48  # least side of one image in a grid, on paper
+
+
+def image_grid(images: Tensor, columns: int) -> np.ndarray[Any, Any]:
+    """Images [n, c, h, w] in [0, 1], row by row, as one array [H, W, 3] with thin white lines."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    canvas = np.ones((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), dtype=np.float32)
+    pixels = images.detach().float().clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+    for i in range(n):
+        top, left = i // columns * (h + 1) + 1, i % columns * (w + 1) + 1
+        canvas[top : top + h, left : left + w] = pixels[i]  # one channel spreads over three
+    return canvas
+
+
+def save_grid(
+    path: Path,
+    images: Tensor,
+    columns: int,
+    *,
+    row_labels: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Write a grid of images.
+
+    Args:
+        path: The PNG file.
+        images: [n, c, h, w] in [0, 1], row by row.
+        columns: Images per row.
+        row_labels: One per row, or none.
+        title: Above the grid.
+    """
+    figure_module = require("matplotlib.figure", "pictures")
+    grid = image_grid(images, columns)
+    scale = max(1.0, PIXELS / images.shape[-1]) / 100
+    size = (grid.shape[1] * scale + 1.2, grid.shape[0] * scale + 0.6)
+    figure = figure_module.Figure(figsize=size, dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(grid, interpolation="nearest")
+    axes.set_xticks([])
+    step = images.shape[-2] + 1
+    axes.set_yticks([(i + 0.5) * step for i in range(len(row_labels))], row_labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
+def save_latents(
+    path: Path,
+    r: Tensor,
+    prototypes: Tensor,
+    categories: Tensor,
+    names: Sequence[str] = (),
+    title: str = "",
+) -> None:
+    """Write a scatter of codes with the prototypes, in two dimensions or two principal ones.
+
+    Args:
+        path: The PNG file.
+        r: [n, N] codes.
+        prototypes: [K, N].
+        categories: [n] integers that colour the codes.
+        names: Of the categories, for the legend; without them numbers.
+        title: Above the scatter.
+    """
+    figure_module = require("matplotlib.figure", "pictures")
+    colormaps = require("matplotlib", "pictures").colormaps
+    codes = r.double().cpu().numpy()
+    centres = prototypes.detach().double().cpu().numpy()
+    axis_name = "dimension"
+    if codes.shape[1] == 1:
+        codes, centres = (np.pad(a, ((0, 0), (0, 1))) for a in (codes, centres))
+    elif codes.shape[1] > 2:
+        pca = require("sklearn.decomposition", "pictures").PCA(2).fit(codes)
+        codes, centres = pca.transform(codes), pca.transform(centres)
+        axis_name = "principal component"
+    figure = figure_module.Figure(figsize=(6.4, 5.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    found = categories.cpu()
+    present = torch.unique(found).tolist()
+    colours = colormaps["tab10" if len(present) <= 10 else "gist_rainbow"]
+    for position, category in enumerate(present):
+        chosen = (found == category).numpy()
+        colour = colours(position if len(present) <= 10 else position / len(present))
+        label = names[category] if category < len(names) else str(category)
+        axes.scatter(
+            codes[chosen, 0], codes[chosen, 1], s=7, alpha=0.6, color=colour, linewidths=0,
+            label=label if len(present) <= 20 else None,
+        )  # fmt: skip
+    for k, centre in enumerate(centres):
+        axes.scatter(*centre, marker="X", s=90, color="black", edgecolors="white", zorder=3)
+        axes.annotate(str(k), centre, xytext=(6, 4), textcoords="offset points", zorder=4)
+    axes.set_xlabel(f"{axis_name} 1")
+    axes.set_ylabel(f"{axis_name} 2")
+    axes.set_aspect("equal", adjustable="datalim")
+    if len(present) <= 20:
+        axes.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    if title:
+        axes.set_title(title, fontsize=10)
+    figure.savefig(path)

@@ -1,0 +1,289 @@
+"""CGM, figure 1 of the paper: encoder, descriptor, latent mapper, decoder, and their objective.
+
+V. Abrol, P. Sharma, A. Patra, "Improving Generative Modelling in VAEs using Multimodal Prior",
+IEEE Transactions on Multimedia, 2020. An image x is encoded to r = E(x); z = r + σe is decoded;
+the prior is a mixture around K prototypes g_k. Eq. 6: L = L_E + λ·MMD²(z, z') + β·L_D with
+z' = g_{k(x)} + τe' and k(x) the nearest prototype (CGM1) or the label (CGM2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cgm_fast.losses import CGMLoss
+from cgm_fast.models.descriptor import Descriptor, make_descriptor
+from cgm_fast.models.latent import UnitPower, resolve_sigma2
+from cgm_fast.models.likelihoods import Likelihood, make_likelihood
+from cgm_fast.models.prior import MixturePrior
+from cgm_fast.ops.backends import AUTO
+from cgm_fast.ops.checks import check_choice
+from cgm_fast.ops.cgm_step.api import CGMLossResult
+from cgm_fast.ops.mmd.api import mmd
+from cgm_fast.ops.prototype_margin.api import prototype_margin
+
+PRIORS = ("uniform", "empirical")
+
+
+class CGMOutput(NamedTuple):
+    """One batch through the model. Losses are means over the batch, in nats where they can be."""
+
+    loss: Tensor
+    """[], reconstruction + λ·mmd + β·margin."""
+    reconstruction: Tensor
+    """[], L_E = −log p(x given z), summed over pixels; detached."""
+    mmd: Tensor
+    """[], MMD² without λ; detached."""
+    margin: Tensor
+    """[], L_D without β; detached."""
+    assignment: Tensor
+    """[B], each image's category."""
+    r: Tensor
+    """[B, N], the encoder's means; detached."""
+
+
+class CGM(nn.Module):
+    """An autoencoder whose prior is a mixture of K learned prototypes.
+
+    Args:
+        encoder: Images [B, c, h, w] to [B, N] (further axes are flattened).
+        decoder: Latents [B, N] to the likelihood's parameters.
+        latent_dim: N.
+        num_prototypes: K, at least 2.
+        likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
+        descriptor: A name of `descriptor.DESCRIPTORS`, or a `Descriptor`.
+        mapper: Applied to both codes and prototypes before the noise; None for the identity.
+        sigma2: Variance of the encoder's noise. Give this or `rate_bits`; neither means 0.02.
+        rate_bits: Nominal rate I in bits per image, σ² = 4^(−I/N).
+        prior_sigma2: τ², variance of a prior component; None for σ².
+        mmd_weight: λ.
+        margin_weight: β.
+        margin: m, on the squared distance.
+        bandwidth: Of the kernel: "paper" (σ_k² = N), "infovae", a number or several.
+        power: "free", or "unit" to standardise codes to variance 1 − σ² (see `UnitPower`).
+        detach_prior: Keep the MMD from moving the prototypes.
+        reseed_dead: After how many steps without a member a prototype moves to a code of the
+            batch; 0 for never.
+        backend: Implementation of the loss, "auto" or a name.
+
+    Raises:
+        ValueError: an argument is out of range, or both sigma2 and rate_bits are given.
+    """
+
+    usage: Tensor
+    idle_steps: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        latent_dim: int = 10,
+        num_prototypes: int = 10,
+        likelihood: str | Likelihood = "bernoulli",
+        descriptor: str | Descriptor = "learned",
+        mapper: nn.Module | None = None,
+        sigma2: float | None = None,
+        rate_bits: float | None = None,
+        prior_sigma2: float | None = None,
+        mmd_weight: float = 1000.0,
+        margin_weight: float = 1.0,
+        margin: float = 1.0,
+        bandwidth: str | float | Sequence[float] = "paper",
+        power: str = "free",
+        detach_prior: bool = False,
+        reseed_dead: int = 0,
+        backend: str = AUTO,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        if num_prototypes < 2:
+            raise ValueError(f"num_prototypes must be at least 2, got {num_prototypes}")
+        if reseed_dead < 0:
+            raise ValueError(f"reseed_dead must be at least 0, got {reseed_dead}")
+        check_choice("power", power, ("free", "unit"))
+        self.latent_dim = latent_dim
+        self.num_prototypes = num_prototypes
+        self.sigma2 = resolve_sigma2(sigma2, rate_bits, latent_dim)
+        self.reseed_dead = reseed_dead
+        self.encoder = encoder
+        self.head = UnitPower(latent_dim, self.sigma2) if power == "unit" else nn.Identity()
+        self.decoder = decoder
+        self.mapper = nn.Identity() if mapper is None else mapper
+        self.likelihood = make_likelihood(likelihood) if isinstance(likelihood, str) else likelihood
+        self.descriptor = (
+            make_descriptor(descriptor, num_prototypes, latent_dim)
+            if isinstance(descriptor, str)
+            else descriptor
+        )
+        self.latent_loss = CGMLoss(
+            self.sigma2,
+            prior_sigma2=prior_sigma2,
+            mmd_weight=mmd_weight,
+            margin_weight=margin_weight,
+            margin=margin,
+            bandwidth=bandwidth,
+            detach_prior=detach_prior,
+            backend=backend,
+        )
+        # How often each category occurs, as a running mean, and for how long each has not.
+        self.register_buffer("usage", torch.full((num_prototypes,), 1.0 / num_prototypes))
+        self.register_buffer("idle_steps", torch.zeros(num_prototypes, dtype=torch.int64))
+
+    @property
+    def prototypes(self) -> Tensor:
+        """The prototypes g [K, N], as they are between batches."""
+        return self.descriptor.prototypes
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes r [B, N] of images x [B, c, h, w], float32 whatever autocast does."""
+        return self.head(self.encoder(x).flatten(1).float())
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The likelihood's parameters for latents z [B, N], float32."""
+        return self.decoder(z).float()
+
+    def assign(self, r: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The categories [B] of codes r [B, N]: the labels if given, else the nearest."""
+        if labels is not None:
+            return labels
+        return prototype_margin(r, self.prototypes.to(r.dtype)).assignment
+
+    def forward(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        target: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> CGMOutput:
+        """The objective of one batch (eq. 6).
+
+        Args:
+            x: [B, c, h, w] images in [0, 1], what the encoder sees.
+            labels: [B] categories in [0, K) for CGM2; None for CGM1.
+            target: [B, c, h, w], what the decoder must explain; None for x itself.
+            generator: For the noise; None for torch's own.
+
+        Returns:
+            The loss, its terms, and what they were computed from.
+        """
+        r = self.encode(x)
+        g = self.descriptor(r, labels).float()
+        latent = self._latent(r, g, labels, generator)
+        target = x if target is None else target
+        reconstruction = -self.likelihood.log_prob(self.decode(latent.z), target).mean()
+        return CGMOutput(
+            reconstruction + latent.loss,
+            reconstruction.detach(),
+            latent.mmd,
+            latent.margin,
+            latent.assignment,
+            r.detach(),
+        )
+
+    def _latent(
+        self, r: Tensor, g: Tensor, labels: Tensor | None, generator: torch.Generator | None
+    ) -> CGMLossResult:
+        if isinstance(self.mapper, nn.Identity):
+            return self.latent_loss(r, g, labels, generator=generator)
+        # The margin loss acts on codes, the MMD on what the mapper makes of them.
+        options = self.latent_loss
+        pull, assignment = prototype_margin(
+            r, g, labels, margin=options.margin, backend=options.backend
+        )
+        noise = torch.randn((2, *r.shape), device=r.device, generator=generator)
+        tau2 = self.sigma2 if options.prior_sigma2 is None else options.prior_sigma2
+        z = self.mapper(r) + self.sigma2**0.5 * noise[0]
+        prior = self.mapper(g)[assignment] + tau2**0.5 * noise[1]
+        prior = prior.detach() if options.detach_prior else prior
+        value = mmd(z, prior, bandwidth=options.bandwidth, backend=options.backend)
+        loss = options.mmd_weight * value + options.margin_weight * pull
+        return CGMLossResult(loss, value.detach(), pull.detach(), assignment, z)
+
+    @torch.no_grad()
+    def after_step(self, output: CGMOutput, decay: float = 0.99) -> None:
+        """Update usage counts and running prototypes; to be called after each training step.
+
+        Args:
+            output: What `forward` returned for the step's batch.
+            decay: Weight of the past in the running usage.
+        """
+        counts = torch.bincount(output.assignment, minlength=self.num_prototypes)
+        self.usage.lerp_(counts / counts.sum(), 1 - decay)
+        self.descriptor.update(output.r, output.assignment)
+        self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
+        if not self.reseed_dead:
+            return
+        for k in (self.idle_steps >= self.reseed_dead).nonzero().flatten().tolist():
+            chosen = torch.randint(len(output.r), (), device=output.r.device)
+            self.descriptor.move(k, output.r[chosen].to(self.prototypes.dtype))
+            self.idle_steps[k] = 0
+
+    @torch.no_grad()
+    def prior(self, mixing: str = "empirical") -> MixturePrior:
+        """The prior to generate from: prototypes, component variance τ², mixing weights.
+
+        Args:
+            mixing: "empirical" (running usage of the categories) or "uniform".
+
+        Raises:
+            ValueError: `mixing` is neither.
+        """
+        check_choice("mixing", mixing, PRIORS)
+        tau2 = self.latent_loss.prior_sigma2
+        paper = MixturePrior.paper(
+            self.mapper(self.prototypes.float()), self.sigma2 if tau2 is None else tau2
+        )
+        weights = paper.weights if mixing == "uniform" else self.usage / self.usage.sum()
+        return MixturePrior(paper.means, weights, paper.variances)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        count: int,
+        *,
+        category: int | None = None,
+        mixing: str = "empirical",
+        prior: MixturePrior | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Images from the prior.
+
+        Args:
+            count: How many.
+            category: The prototype to sample around; None for one drawn by weight each time.
+            mixing: Weights for that, "empirical" or "uniform".
+            prior: In place of the model's own, such as a fitted one.
+            generator: On the model's device; None for torch's own.
+
+        Returns:
+            Expected images [count, c, h, w] in [0, 1] and their categories [count].
+
+        Raises:
+            ValueError: no such category or mixing.
+        """
+        prior = self.prior(mixing) if prior is None else prior
+        z, chosen = prior.sample(count, category, generator)
+        return self.likelihood.mean(self.decode(z)), chosen
+
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, *, noise: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Expected images for the codes of x [B, c, h, w], with the encoder's noise or without."""
+        z = self.mapper(self.encode(x))
+        if noise:
+            shape, device = z.shape, z.device
+            draw = torch.randn(shape, device=device, dtype=z.dtype, generator=generator)
+            z = z + self.sigma2**0.5 * draw
+        return self.likelihood.mean(self.decode(z))
+
+    def extra_repr(self) -> str:
+        """The sizes, for `print(model)`."""
+        return f"latent_dim={self.latent_dim}, num_prototypes={self.num_prototypes}, " + (
+            f"sigma2={self.sigma2:g}"
+        )

@@ -1,0 +1,287 @@
+"""What a run is told, and what is filled in for it: the paper's settings per data set.
+
+`TrainConfig` is what a user gives: None means "the data set's own setting". `resolve` fills
+those in and checks the rest, so that a run's config.json holds every number that was used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cgm_fast.data import ImageData
+from cgm_fast.models.latent import DEFAULT_SIGMA2
+from cgm_fast.models.likelihoods import LIKELIHOODS
+from cgm_fast.ops.backends import AUTO, check_name
+from cgm_fast.ops.checks import check_number
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it, what it got and what it takes."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a CGM and evaluate it.
+
+    Leaves a run folder with config.json, metrics.csv, TensorBoard events, model.safetensors,
+    checkpoint.pt, evaluation.json and pictures. An interrupted run goes on with --resume.
+    """
+
+    data: str = "digits"
+    """Data set: digits (embedded, 8 x 8), mnist, fashion-mnist, cifar10, the path of an npz with
+    `images` [n, h, w, c] uint8 and optional `labels` [n], or a folder of one folder per class."""
+    data_root: str = "data"
+    """Folder that holds torchvision's data sets."""
+    download: bool = False
+    """Download a torchvision data set that is not in data_root."""
+    test_data: str | None = None
+    """A second npz or folder to test on; without it a tenth is held out."""
+    image_size: int | None = None
+    """Side in pixels to which the images of a folder are resized; default: the first image's."""
+
+    supervised: bool = False
+    """CGM2: an image's category is its label. Otherwise CGM1: its nearest prototype."""
+    latent_dim: int | None = None
+    """N, the number of latent dimensions."""
+    num_prototypes: int | None = None
+    """K, the number of prototypes (at least 2)."""
+    preset: Literal["paper-text", "paper-rate"] = "paper-text"
+    """Noise where neither sigma2 nor rate_bits is given: paper-text takes the variance 0.02 that
+    the paper names, paper-rate the rate that it names for the data set."""
+    sigma2: float | None = None
+    """Variance of the encoder's noise. Give this or rate_bits, not both."""
+    rate_bits: float | None = None
+    """Nominal rate I in bits per image; the noise variance is 4^(-I/N)."""
+    prior_sigma2: float | None = None
+    """Variance of a prior component; default: that of the encoder's noise."""
+    mmd_weight: float | None = None
+    """λ, the weight of MMD² against nats per image."""
+    margin_weight: float = 1.0
+    """β, the weight of the prototype margin loss."""
+    margin: float = 1.0
+    """m, the margin on the squared distance to other prototypes."""
+    bandwidth: Literal["paper", "infovae"] | float = "paper"
+    """σ of the kernel: paper (σ² = N), infovae (2σ² = N²), or a number."""
+    descriptor: Literal["learned", "ema", "batch_mean", "attention"] = "learned"
+    """How prototypes are made: parameters, running means, batch means, weighted batch means."""
+    prototype_init: Literal["xavier", "kmeans++"] = "xavier"
+    """Where prototypes start: at random, or at codes of training images chosen by k-means++."""
+    reseed_dead: int = 0
+    """Steps without a member after which a prototype moves to a code; 0: never."""
+    power: Literal["free", "unit"] = "free"
+    """unit: standardise codes so that the nominal rate is the rate of a Gaussian code."""
+
+    width: int | None = None
+    """Channels of the networks' outermost layer; they double inwards."""
+    likelihood: Literal["bernoulli", "gaussian", "gaussian-fixed"] | None = None
+    """p(x given z): Bernoulli pixels, or Gaussian ones with a learned or a fixed scale."""
+    binarization: Literal["none", "dynamic", "threshold"] | None = None
+    """How grey pixels become binary: not, drawn anew at every visit, or at half."""
+    denoise_variance: float = 0.0
+    """Variance of Gaussian noise added to what the encoder sees; the clean image is the target."""
+
+    epochs: int | None = None
+    """Passes over the training images."""
+    max_steps: int | None = None
+    """Stop after this many steps, whatever the epochs."""
+    batch_size: int | None = None
+    """Images per step (and per process)."""
+    lr: float | None = None
+    """Learning rate of Adam."""
+    clip_grad_norm: float | None = None
+    """Largest norm of the gradient; default: no clipping."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: networks under autocast; losses stay in float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    backend: str = AUTO
+    """Implementation of the losses: auto, or a name shown by `cgm-fast doctor`."""
+    seed: int = 0
+    """Of weights, order and noise."""
+
+    out: str | None = None
+    """The run folder; default: runs/<data>-<cgm1 or cgm2>."""
+    resume: bool = False
+    """Go on with the run in the folder; its own settings hold."""
+    overwrite: bool = False
+    """Replace the run in the folder."""
+    log_every: int = 50
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; default: an epoch."""
+    evaluate: bool = True
+    """Evaluate and draw when training ends."""
+    nll_images: int = 1000
+    """Test images for the importance-sampled likelihood."""
+    nll_samples: int = 128
+    """Latents per image for it."""
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainConfig):
+    """Settings with everything filled in: what config.json holds."""
+
+    image_shape: tuple[int, int, int] = (1, 0, 0)
+    """(c, h, w) of the data."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for a kind of data; section 1.3 of the paper's tables where it names them."""
+
+    latent_dim: int
+    num_prototypes: int
+    mmd_weight: float
+    batch_size: int
+    rate_bits: float
+    epochs: int
+    lr: float
+    width: int
+    likelihood: str
+    binarization: str
+
+
+_MNIST = Preset(10, 10, 1000.0, 64, 15.0, 200, 1e-4, 64, "bernoulli", "dynamic")
+PRESETS = {
+    # Small images, little data: ten times the paper's step, so that a minute is enough.
+    "digits": Preset(10, 10, 1000.0, 64, 15.0, 100, 1e-3, 32, "bernoulli", "none"),
+    "mnist": _MNIST,
+    "fashion-mnist": _MNIST,
+    "cifar10": Preset(300, 10, 1100.0, 100, 120.0, 200, 1e-4, 64, "gaussian", "none"),
+}
+# An npz or a folder: the paper's settings for ImageNet 64 x 64, with fewer prototypes and
+# dimensions, which suit collections that are smaller than ImageNet.
+GREY = dataclasses.replace(_MNIST, binarization="none")
+COLOUR = Preset(128, 10, 1100.0, 64, 120.0, 200, 1e-4, 64, "gaussian", "none")
+
+
+def preset_for(data: ImageData) -> Preset:
+    """The preset of a data set by name, or by its number of channels."""
+    return PRESETS.get(data.name, GREY if data.image_shape[0] == 1 else COLOUR)
+
+
+def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
+    """Fill in what was left to the data set, and check what was given.
+
+    Raises:
+        ConfigError: a setting is out of range or contradicts another or the data.
+    """
+    check(config)
+    preset = preset_for(data)
+    filled: dict[str, Any] = {
+        f.name: getattr(preset, f.name)
+        for f in dataclasses.fields(Preset)
+        if f.name != "rate_bits" and getattr(config, f.name) is None
+    }
+    if config.sigma2 is None and config.rate_bits is None:
+        if config.preset == "paper-rate":
+            filled["rate_bits"] = preset.rate_bits
+        else:
+            filled["sigma2"] = DEFAULT_SIGMA2
+    if config.likelihood is not None and config.likelihood != preset.likelihood:
+        filled.setdefault("binarization", "none")
+        if config.binarization is None:
+            filled["binarization"] = "none"
+    given = dataclasses.asdict(config)
+    resolved = RunConfig(**{**given, **filled, "image_shape": data.image_shape})
+    assert resolved.num_prototypes is not None
+    assert resolved.batch_size is not None
+    if resolved.supervised:
+        if data.train_labels is None:
+            raise ConfigError(f"supervised needs labels, and {data.name} has none")
+        classes = int(data.train_labels.max()) + 1
+        if classes > resolved.num_prototypes:
+            raise ConfigError(
+                f"num_prototypes must be at least the number of classes {classes} with "
+                f"supervised, got {resolved.num_prototypes}"
+            )
+    if resolved.batch_size > len(data.train):
+        raise ConfigError(
+            f"batch_size must be at most the {len(data.train)} training images, "
+            f"got {resolved.batch_size}"
+        )
+    if resolved.likelihood != "bernoulli" and resolved.binarization != "none":
+        raise ConfigError(
+            f"binarization must be none with the {resolved.likelihood} likelihood, "
+            f"got {resolved.binarization}"
+        )
+    return resolved
+
+
+# Setting: the least value allowed, and whether that value itself is allowed.
+_BOUNDS: dict[str, tuple[float, bool]] = {
+    "image_size": (8, True),
+    "latent_dim": (1, True),
+    "num_prototypes": (2, True),
+    "sigma2": (0, False),
+    "rate_bits": (0, True),
+    "prior_sigma2": (0, True),
+    "mmd_weight": (0, True),
+    "margin_weight": (0, True),
+    "margin": (0, True),
+    "reseed_dead": (0, True),
+    "width": (1, True),
+    "denoise_variance": (0, True),
+    "epochs": (1, True),
+    "max_steps": (1, True),
+    "batch_size": (2, True),
+    "lr": (0, False),
+    "clip_grad_norm": (0, False),
+    "log_every": (1, True),
+    "checkpoint_every": (1, True),
+    "nll_images": (1, True),
+    "nll_samples": (1, True),
+}
+
+
+def check(config: TrainConfig) -> None:
+    """Check what can be checked without the data; raise ConfigError."""
+    if config.sigma2 is not None and config.rate_bits is not None:
+        raise ConfigError(
+            f"give sigma2 or rate_bits, not both; got sigma2={config.sigma2} and "
+            f"rate_bits={config.rate_bits}"
+        )
+    if config.resume and config.overwrite:
+        raise ConfigError("give resume or overwrite, not both")
+    try:
+        for name, (bound, included) in _BOUNDS.items():
+            value = getattr(config, name)
+            if value is not None:
+                limit = {"at_least": bound} if included else {"above": bound}
+                check_number(name, value, **limit)
+        if not isinstance(config.bandwidth, str):
+            check_number("bandwidth", config.bandwidth, above=0)
+        check_name(config.backend)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if config.power == "unit" and config.sigma2 is not None and config.sigma2 > 1:
+        raise ConfigError(f"power=unit needs sigma2 <= 1, got {config.sigma2}")
+    if config.likelihood is not None and config.likelihood not in LIKELIHOODS:
+        raise ConfigError(
+            f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {config.likelihood!r}"
+        )
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """A JSON-ready dictionary of every setting that describes the run, not how it was called."""
+    values = dataclasses.asdict(config)
+    for transient in ("resume", "overwrite", "download"):
+        del values[transient]
+    return values
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is out of range.
+    """
+    known = {f.name for f in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"config holds unknown settings: {', '.join(unknown)}")
+    config = RunConfig(**{**values, "image_shape": tuple(values["image_shape"])})
+    check(config)
+    return config

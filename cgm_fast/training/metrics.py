@@ -1,0 +1,137 @@
+"""What a run logs: averages over a window of steps, as CSV rows and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgm_fast.extras import require
+from cgm_fast.models.cgm import CGM, CGMOutput
+from cgm_fast.models.latent import gaussian_rate_bound
+from cgm_fast.training.runs import EVENTS, METRICS, RunError, write_whole
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "reconstruction",
+    "mmd_weighted",
+    "margin_weighted",
+    "rate_bits",
+    "usage_bits",
+    "grad_norm",
+    "images_per_second",
+)
+
+
+class Window:
+    """Sums since the last row: losses, and moments of the codes for the rate.
+
+    Its state is part of a checkpoint, so that a resumed run logs what an uninterrupted one does.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64)  # loss, its three terms, gradient norm
+        self.moments = torch.zeros(2, latent_dim, dtype=torch.float64)
+        self.steps = 0
+        self.images = 0
+
+    def add(self, model: CGM, output: CGMOutput, grad_norm: float) -> None:
+        """Count one step."""
+        options = model.latent_loss
+        terms = torch.stack(
+            (
+                output.loss.detach(),
+                output.reconstruction,
+                options.mmd_weight * output.mmd,
+                options.margin_weight * output.margin,
+            )
+        )
+        self.sums[:4] += terms.double().cpu()
+        self.sums[4] += grad_norm
+        r = output.r.double().cpu()
+        self.moments += torch.stack((r.sum(0), r.square().sum(0)))
+        self.steps += 1
+        self.images += len(r)
+
+    def rate_bits(self, sigma2: float) -> float:
+        """The Gaussian bound of the rate over the window's codes, in bits."""
+        if self.images == 0:
+            return math.nan
+        mean, square = self.moments / self.images
+        return gaussian_rate_bound((square - mean.square()).clamp_min(0), sigma2)
+
+    def row(self, model: CGM) -> dict[str, float]:
+        """Averages of the window, to be logged; the caller adds step, epoch and speed."""
+        names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "grad_norm")
+        row = dict(zip(names, (self.sums / self.steps).tolist(), strict=True))
+        row["rate_bits"] = self.rate_bits(model.sigma2)
+        usage = model.usage.double().cpu()
+        usage = usage / usage.sum()
+        row["usage_bits"] = float(-(usage * usage.clamp_min(1e-300).log2()).sum())
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "sums": self.sums,
+            "moments": self.moments,
+            "steps": self.steps,
+            "images": self.images,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.sums, self.moments = state["sums"].clone(), state["moments"].clone()
+        self.steps, self.images = state["steps"], state["images"]
+
+
+class MetricsLog:
+    """metrics.csv and TensorBoard events of a run folder.
+
+    Args:
+        path: The run folder.
+        step: The step from which the run goes on; later rows of an interrupted run are dropped.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.file = path / METRICS
+        rows: list[list[str]] = []
+        if self.file.exists():
+            with self.file.open(newline="") as file:
+                rows = [
+                    row
+                    for row in csv.reader(file)
+                    if len(row) == len(COLUMNS) and row[0].isdigit() and int(row[0]) <= step
+                ]
+        text = "\n".join(",".join(row) for row in [list(COLUMNS), *rows]) + "\n"
+        write_whole(self.file, text.encode())
+        writer = require("torch.utils.tensorboard", "TensorBoard events").SummaryWriter
+        self.events = writer(str(path / EVENTS), purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append one row."""
+        try:
+            with self.file.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(
+                    [row[name] if name in ("step", "epoch") else f"{row[name]:.6g}"
+                     for name in COLUMNS]
+                )  # fmt: skip
+            for name in COLUMNS[2:]:
+                self.events.add_scalar(name, row[name], row["step"])
+        except OSError as error:
+            raise RunError(f"{self.file} could not be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Flush the events."""
+        self.events.close()
+
+
+def all_finite(*values: Tensor) -> bool:
+    """Whether every value is finite; one synchronisation for all."""
+    return bool(torch.stack([torch.isfinite(value).all() for value in values]).all())

@@ -1,0 +1,232 @@
+"""The run folder: its files, writing them whole or not at all, and building its model again."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cgm_fast.extras import require
+from cgm_fast.models import CGM, DCGANDecoder, DCGANEncoder, make_likelihood
+from cgm_fast.training.config import ConfigError, RunConfig, TrainConfig, from_dict, to_dict
+
+CONFIG, METRICS, MODEL, CHECKPOINT = (
+    "config.json",
+    "metrics.csv",
+    "model.safetensors",
+    "checkpoint.pt",
+)
+EVALUATION, EVENTS = "evaluation.json", "events"
+PICTURES = ("reconstructions.png", "samples.png", "latents.png")
+FORMAT = 1  # of checkpoints
+
+
+class RunError(RuntimeError):
+    """A run folder or checkpoint that cannot be used or written; the message says why."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, either the old or the new one is there, complete.
+
+    Raises:
+        RunError: the disk is full or refuses; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "no space left" if full else error.strerror
+        raise RunError(f"{path} could not be written: {reason}; the old one stands") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def default_out(config: TrainConfig) -> Path:
+    """runs/<data>-<cgm1 or cgm2>."""
+    kind = "cgm2" if config.supervised else "cgm1"
+    return Path("runs") / f"{Path(config.data).stem or 'data'}-{kind}"
+
+
+def open_run(config: TrainConfig) -> tuple[Path, TrainConfig]:
+    """Decide on the run folder before anything is written to it.
+
+    Returns:
+        The folder, and the settings: with `resume`, those of the run that is there, but for
+        `epochs`, `max_steps` and `device`, which may be given anew.
+
+    Raises:
+        RunError: it holds another run and neither resume nor overwrite is given, or it holds
+            something else, or there is no run to resume.
+    """
+    path = Path(config.out) if config.out is not None else default_out(config)
+    holds_run = (path / CONFIG).exists()
+    if config.resume:
+        if not holds_run:
+            raise RunError(f"{path} holds no run to resume ({CONFIG} is not there)")
+        saved = read_config(path)
+        longer = {
+            name: value
+            for name in ("epochs", "max_steps")
+            if (value := getattr(config, name)) is not None
+        }
+        return path, dataclasses.replace(saved, **longer, device=config.device, resume=True)
+    if holds_run and not config.overwrite:
+        raise RunError(
+            f"{path} already holds a run: pass --resume to go on with it, --overwrite to replace "
+            "it, or --out for another folder"
+        )
+    if not holds_run and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} exists and is not a run folder: pass --out for another one")
+    return path, config
+
+
+def create(path: Path, config: RunConfig) -> None:
+    """Make the run folder, removing the files of a run that is there; the config comes last."""
+    for name in (CONFIG, METRICS, MODEL, CHECKPOINT, EVALUATION, *PICTURES):
+        (path / name).unlink(missing_ok=True)
+    shutil.rmtree(path / EVENTS, ignore_errors=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path} could not be made: {error.strerror}") from error
+    write_json(path / CONFIG, to_dict(config))
+
+
+def read_config(path: Path) -> RunConfig:
+    """The settings of the run in a folder.
+
+    Raises:
+        RunError: there is no run, or its config is damaged.
+    """
+    try:
+        values = json.loads((path / CONFIG).read_text())
+        return from_dict(values)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} holds no run: there is no {CONFIG}") from error
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        ConfigError,
+        TypeError,
+        AttributeError,
+        KeyError,
+    ) as e:
+        raise RunError(f"{path / CONFIG} is not the config of a run: {e}") from e
+
+
+def build_model(config: RunConfig) -> CGM:
+    """The model that resolved settings describe, with fresh weights."""
+    shape, latent_dim, width = config.image_shape, config.latent_dim, config.width
+    assert latent_dim is not None
+    assert width is not None
+    assert config.num_prototypes is not None
+    assert config.likelihood is not None
+    assert config.mmd_weight is not None
+    likelihood = make_likelihood(config.likelihood)
+    out_shape = (shape[0] * likelihood.params_per_channel, *shape[1:])
+    return CGM(
+        DCGANEncoder(shape, latent_dim, width),
+        DCGANDecoder(latent_dim, out_shape, width),
+        latent_dim=latent_dim,
+        num_prototypes=config.num_prototypes,
+        likelihood=likelihood,
+        descriptor=config.descriptor,
+        sigma2=config.sigma2,
+        rate_bits=config.rate_bits,
+        prior_sigma2=config.prior_sigma2,
+        mmd_weight=config.mmd_weight,
+        margin_weight=config.margin_weight,
+        margin=config.margin,
+        bandwidth=config.bandwidth,
+        power=config.power,
+        reseed_dead=config.reseed_dead,
+        backend=config.backend,
+    )
+
+
+def save_model(path: Path, model: nn.Module) -> None:
+    """Write the weights as safetensors, whole or not at all."""
+    safetensors = require("safetensors.torch", "saving a model")
+    state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    write_whole(path / MODEL, safetensors.save(state))
+
+
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[CGM, RunConfig]:
+    """The trained model of a run folder, in evaluation mode, and its settings.
+
+    Raises:
+        RunError: the folder holds no trained model, or its files are damaged or do not match.
+    """
+    path = Path(path)
+    config = read_config(path)
+    safetensors = require("safetensors", "loading a model")
+    load = require("safetensors.torch", "loading a model").load_file
+    if not (path / MODEL).exists():
+        raise RunError(f"{path} holds no {MODEL}: the run has not finished; go on with --resume")
+    model = build_model(config)
+    try:
+        state = load(str(path / MODEL))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise RunError(f"{path / MODEL} is damaged or no safetensors file: {error}") from error
+    _load_state(path / MODEL, model.load_state_dict, state)
+    return model.to(device).eval(), config
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a resumable checkpoint, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_whole(path / CHECKPOINT, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values, so a stranger's file runs no code.
+
+    Raises:
+        RunError: it is missing, truncated, or not a checkpoint of this package.
+    """
+    file = path / CHECKPOINT
+    if not file.exists():
+        raise RunError(f"{path} holds no {CHECKPOINT} to resume from")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise classes of their own
+        raise RunError(f"{file} is damaged or not a checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{file} is not a checkpoint of this version (format {FORMAT})")
+    return content
+
+
+def restore(path: Path, load: Callable[[Any], Any], state: Any) -> None:
+    """Give a checkpoint's part to the object it belongs to; raise RunError if it does not fit."""
+    _load_state(path / CHECKPOINT, load, state)
+
+
+def _load_state(file: Path, load: Callable[[Any], Any], state: Any) -> None:
+    try:
+        load(state)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} does not fit this run's config: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

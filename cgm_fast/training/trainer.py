@@ -1,0 +1,319 @@
+"""The trainer: Adam on eq. 6, in a loop that can be read from top to bottom.
+
+One process, or several under torchrun (DistributedDataParallel; each computes the MMD of its own
+batch). The order of images depends on (seed, epoch) alone and every random state is in the
+checkpoint, so on a CPU a resumed run equals an uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgm_fast.data import ImageData, prepare
+from cgm_fast.models.cgm import CGM, CGMOutput
+from cgm_fast.training.config import RunConfig
+from cgm_fast.training.metrics import MetricsLog, Window, all_finite
+from cgm_fast.training.runs import (
+    CHECKPOINT,
+    RunError,
+    create,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    save_model,
+)
+from cgm_fast.training.workers import Workers
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met NaN or infinity; the message names the step and the term."""
+
+
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+class Trainer:
+    """Trains a model on images and keeps its run folder.
+
+    Args:
+        model: On the CPU; it is moved to the workers' device.
+        data: What to train on.
+        config: Resolved settings.
+        path: The run folder; made by `fit` if it is a new run.
+        workers: The processes that train together, and this one's device.
+        report: Called after each step with (step, total steps, latest averages).
+    """
+
+    def __init__(
+        self,
+        model: CGM,
+        data: ImageData,
+        config: RunConfig,
+        path: Path,
+        workers: Workers,
+        report: Report | None = None,
+    ) -> None:
+        assert config.batch_size is not None
+        assert config.lr is not None
+        assert config.epochs is not None
+        self.config, self.path, self.workers, self.report = config, path, workers, report
+        self.model = model.to(workers.device)
+        self.network: nn.Module = workers.wrap(self.model)
+        self.images = workers.place(data.train)
+        self.labels = (
+            workers.place(data.train_labels)
+            if config.supervised and data.train_labels is not None
+            else None
+        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        # Batches are full (drop_last), so that the bias of the MMD is the same at every step.
+        self.steps_per_epoch = len(data.train) // (config.batch_size * workers.count)
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"batch_size {config.batch_size} times {workers.count} processes exceeds the "
+                f"{len(data.train)} training images"
+            )
+        self.total_steps = config.epochs * self.steps_per_epoch
+        if config.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_steps)
+        self.step = 0
+        self.window = Window(self.model.latent_dim)
+        self.latest: dict[str, float] = {}
+
+    def fit(self) -> int | None:
+        """Train to the end, or until a signal asks to stop.
+
+        Returns:
+            None at the end; the number of the signal that stopped the run, after saving.
+
+        Raises:
+            NonFiniteError: a term or the gradient is not finite. The state before that step is
+                saved; the step is not applied.
+            RunError: the run folder cannot be written or resumed.
+        """
+        resumed = self.config.resume and (self.path / CHECKPOINT).exists()
+        if resumed:
+            self._load()
+        else:
+            if self.workers.first:
+                create(self.path, self.config)
+            self.workers.barrier()
+            torch.manual_seed(self.config.seed + self.workers.rank)
+            self._initialise_prototypes()
+            self._save()
+        log = MetricsLog(self.path, self.step) if self.workers.first else None
+        try:
+            with StopSignals() as signals:
+                return self._loop(log, signals)
+        finally:
+            if log is not None:
+                log.close()
+
+    def _loop(self, log: MetricsLog | None, signals: StopSignals) -> int | None:
+        config = self.config
+        checkpoint_every = config.checkpoint_every or self.steps_per_epoch
+        self.model.train()
+        started, since = time.perf_counter(), self.step
+        order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+        while self.step < self.total_steps:
+            epoch = self.step // self.steps_per_epoch
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            output, grad_norm = self._train_step(order)
+            self.step += 1
+            self.window.add(self.model, output, grad_norm)
+            done = self.step == self.total_steps
+            if self.step % config.log_every == 0 or done:
+                elapsed = time.perf_counter() - started
+                images = (self.step - since) * self._batch * self.workers.count
+                self.latest = {
+                    "step": self.step,
+                    "epoch": epoch,
+                    "images_per_second": images / elapsed,
+                    **self.window.row(self.model),
+                }
+                if log is not None:
+                    log.write(self.latest)
+                self.window = Window(self.model.latent_dim)
+                started, since = time.perf_counter(), self.step
+            stop = self.workers.any(signals.received)
+            if self.step % checkpoint_every == 0 or done or stop:
+                self._save()
+            if self.report is not None:
+                self.report(self.step, self.total_steps, self.latest)
+            if stop:
+                return stop
+        if self.workers.first:
+            save_model(self.path, self.model)
+        return None
+
+    @property
+    def _batch(self) -> int:
+        assert self.config.batch_size is not None
+        return self.config.batch_size
+
+    def _order(self, epoch: int) -> Tensor:
+        """This process's images of an epoch, in order; the same whoever asks, whenever."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        return order[self.workers.rank :: self.workers.count]
+
+    def _train_step(self, order: Tensor) -> tuple[CGMOutput, float]:
+        position = self.step % self.steps_per_epoch * self._batch
+        index = order[position : position + self._batch].to(self.images.device)
+        x, target = self._prepare(self.images[index].to(self.workers.device))
+        labels = None
+        if self.labels is not None:
+            labels = self.labels[index].to(self.workers.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            self.workers.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+        ):
+            output: CGMOutput = self.network(x, labels, target)
+        self._stop_if(self._non_finite_term(output))
+        output.loss.backward()
+        limit = self.config.clip_grad_norm
+        norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), math.inf if limit is None else limit
+        )
+        self._stop_if(None if all_finite(norm) else f"the gradient's norm is {float(norm)}")
+        self.optimizer.step()
+        self.model.after_step(output)
+        return output, float(norm)
+
+    def _prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder sees and what the decoder must explain."""
+        assert self.config.binarization is not None
+        target = prepare(images, self.config.binarization, self.model.likelihood.continuous)
+        if self.config.denoise_variance == 0:
+            return target, target
+        noise = torch.randn_like(target) * math.sqrt(self.config.denoise_variance)
+        return target + noise, target
+
+    def _non_finite_term(self, output: CGMOutput) -> str | None:
+        """Which part of the objective is NaN or infinite, in words; None if none is."""
+        terms = {
+            "the reconstruction term": output.reconstruction,
+            "the MMD term": output.mmd,
+            "the margin term": output.margin,
+            "the loss": output.loss,
+        }
+        if all_finite(*terms.values()):
+            return None
+        for name, value in terms.items():
+            if not math.isfinite(float(value.detach())):
+                return f"{name} is {float(value.detach())}"
+        return None
+
+    def _stop_if(self, reason: str | None) -> None:
+        """Save the state before this step and stop, in every process, if any has a reason."""
+        if not self.workers.any(reason is not None):
+            return
+        self._save()
+        raise NonFiniteError(
+            f"step {self.step + 1}: {reason or 'another process met a value that is not finite'}; "
+            f"the step was not applied and the state before it is in {self.path / CHECKPOINT}"
+        )
+
+    @torch.no_grad()
+    def _initialise_prototypes(self) -> None:
+        if self.config.prototype_init != "kmeans++":
+            return
+        from cgm_fast.evaluation.codes import encode_images
+        from cgm_fast.extras import require
+
+        cluster = require("sklearn.cluster", "prototype_init=kmeans++")
+        count = min(len(self.images), max(4096, 10 * self.model.num_prototypes))
+        self.model.eval()
+        r = encode_images(self.model, self.images[:count], self.config.binarization or "none")
+        centres, _ = cluster.kmeans_plusplus(
+            r.double().cpu().numpy(), self.model.num_prototypes, random_state=self.config.seed
+        )
+        for k, centre in enumerate(torch.from_numpy(centres)):
+            self.model.descriptor.move(k, centre.to(self.model.prototypes))
+
+    def _save(self) -> None:
+        """Write a checkpoint: the first process writes, with every process's random state."""
+        states = self.workers.gather(_random_state(self.workers.device))
+        if not self.workers.first:
+            return
+        save_checkpoint(
+            self.path,
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "window": self.window.state_dict(),
+                "latest": self.latest,
+                "random": states,
+            },
+        )
+
+    def _load(self) -> None:
+        content = load_checkpoint(self.path)
+        try:
+            self.step, self.latest = content["step"], content["latest"]
+            random = content["random"]
+            parts = [content[name] for name in ("model", "optimizer", "window")]
+        except KeyError as error:
+            raise RunError(f"{self.path / CHECKPOINT} lacks its part {error}") from error
+        restore(self.path, self.model.load_state_dict, parts[0])
+        restore(self.path, self.optimizer.load_state_dict, parts[1])
+        restore(self.path, self.window.load_state_dict, parts[2])
+        if len(random) == self.workers.count:
+            _set_random_state(random[self.workers.rank], self.workers.device)
+        else:  # another number of processes: the run goes on, with noise of its own
+            torch.manual_seed(self.config.seed + self.step * self.workers.count + self.workers.rank)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StopSignals:
+    """While active, SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
