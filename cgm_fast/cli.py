@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +163,7 @@ def _run(command: Any) -> int:
     if isinstance(command, Doctor):
         print(doctor_report())
         return 0
-    actions = {
+    actions: dict[type, Callable[[Any], None]] = {
         Evaluate: _evaluate,
         Generate: _generate,
         Reconstruct: _reconstruct,

@@ -195,7 +195,7 @@ class _readable_root:
         if not complete:
             return self.root, False
         try:
-            probe = tempfile.TemporaryFile(dir=raw)  # noqa: SIM115
+            probe = tempfile.TemporaryFile(dir=raw)
         except OSError:
             self.copy = tempfile.TemporaryDirectory()
             target = Path(self.copy.name) / self.folder
@@ -289,9 +289,8 @@ def _with_test(
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_SEED))
         held_out = max(1, round(HELD_OUT * len(images)))
         kept, aside = order[held_out:].sort().values, order[:held_out].sort().values
-        labelled = labels is not None
-        test_images, test_labels = images[aside], labels[aside] if labelled else None
-        images, labels = images[kept], labels[kept] if labelled else None
+        test_images, test_labels = images[aside], None if labels is None else labels[aside]
+        images, labels = images[kept], None if labels is None else labels[kept]
     else:
         test_images, test_labels, _ = test
         if test_images.shape[1:] != images.shape[1:]:

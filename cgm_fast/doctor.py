@@ -44,11 +44,9 @@ def report() -> str:
         devices.append("mps")
         lines.append("  mps         available")
     lines += ["", "implementations"]
-    for name, reason in availability().items():
-        served = "any device" if BACKENDS[name].devices is None else ", ".join(
-            BACKENDS[name].devices or ()
-        )  # fmt: skip
-        lines.append(f"  {name:<11} {'usable' if reason is None else reason} ({served})")
+    for name, why_not in availability().items():
+        served = ", ".join(BACKENDS[name].devices or ("any device",))
+        lines.append(f"  {name:<11} {why_not or 'usable'} ({served})")
     chosen = ", ".join(f"{device}: {choose('auto', torch.device(device))}" for device in devices)
     lines.append(f"  automatic   {chosen}")
     lines += ["", "compiled module", *_build_lines()]

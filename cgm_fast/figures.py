@@ -17,7 +17,7 @@ PIXELS = 48  # least side of one image in a grid, on paper
 
 def image_grid(images: Tensor, columns: int) -> np.ndarray[Any, Any]:
     """Images [n, c, h, w] in [0, 1], row by row, as one array [H, W, 3] with thin white lines."""
-    n, c, h, w = images.shape
+    n, _, h, w = images.shape
     rows = -(-n // columns)
     canvas = np.ones((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), dtype=np.float32)
     pixels = images.detach().float().clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()

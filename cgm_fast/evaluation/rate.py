@@ -24,7 +24,7 @@ def monte_carlo_rate(r: Tensor, sigma2: float, seed: int = 0) -> float:
     Returns:
         The rate of the n images as a source: at most log2 n, however fine the code.
     """
-    n, latent_dim = r.shape
+    n = len(r)
     # Only differences count, so one origin serves all; products in float64 are exact enough.
     r = r.double().cpu()
     r = r - r.mean(0)

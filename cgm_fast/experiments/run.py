@@ -85,7 +85,11 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate and draw a finished run again; what is None comes from its own settings."""
     model, config = runs.load_run(path, pick_device(device))
-    changes = {"data_root": data_root, "nll_images": nll_images, "nll_samples": nll_samples}
+    changes: dict[str, Any] = {
+        "data_root": data_root,
+        "nll_images": nll_images,
+        "nll_samples": nll_samples,
+    }
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     check(config)
     return evaluate_model(model, load_data(config), config, Path(path))
@@ -137,7 +141,7 @@ def draw_reconstructions(model: CGM, images: Tensor, config: RunConfig, path: Pa
 
 
 def draw_samples(
-    model: CGM, data: ImageData, config: RunConfig, path: Path, seed: int | None = None
+    model: CGM, data: ImageData | None, config: RunConfig, path: Path, seed: int | None = None
 ) -> None:
     """A row of generated images per category, the most used categories first if there are many."""
     generator = torch.Generator(model.usage.device)
@@ -168,8 +172,7 @@ def draw_latents(model: CGM, data: ImageData, config: RunConfig, path: Path) -> 
     assert config.binarization is not None
     r = encode_images(model, data.test[:5000], config.binarization, config.seed)
     labelled = data.test_labels is not None
-    categories = data.test_labels[:5000] if labelled else model.assign(r)
-    assert categories is not None
+    categories = model.assign(r) if data.test_labels is None else data.test_labels[:5000]
     figures.save_latents(
         path,
         r,

@@ -20,8 +20,8 @@ from cgm_fast.models.latent import UnitPower, resolve_sigma2
 from cgm_fast.models.likelihoods import Likelihood, make_likelihood
 from cgm_fast.models.prior import MixturePrior
 from cgm_fast.ops.backends import AUTO
-from cgm_fast.ops.checks import check_choice
 from cgm_fast.ops.cgm_step.api import CGMLossResult
+from cgm_fast.ops.checks import check_choice
 from cgm_fast.ops.mmd.api import mmd
 from cgm_fast.ops.prototype_margin.api import prototype_margin
 

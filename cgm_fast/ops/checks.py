@@ -51,7 +51,7 @@ def check_all_finite(name: str, value: Tensor) -> None:
 
 
 def check_number(
-    name: str, value: float, *, above: float | None = None, at_least: float | None = None
+    name: str, value: object, *, above: float | None = None, at_least: float | None = None
 ) -> float:
     """Return `value` as a float; raise unless it is a finite number within the bound given."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -167,10 +167,10 @@ def resolve_variance(
     else:
         sigmas = [check_number("bandwidth", bandwidth, above=0)]
     limits = torch.finfo(dtype)
-    for sigma in sigmas:
-        if not limits.tiny <= sigma * sigma <= limits.max:
+    for value in sigmas:
+        if not limits.tiny <= value * value <= limits.max:
             raise ValueError(
-                f"bandwidth squared must be representable in {dtype}, got bandwidth {sigma}"
+                f"bandwidth squared must be representable in {dtype}, got bandwidth {value}"
             )
     return None, [sigma * sigma for sigma in sigmas]
 

@@ -30,7 +30,7 @@ def mmd_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    x, y = _plain(x, dtype), _plain(y, dtype)
+    x, y = x.to(dtype).contiguous(), y.to(dtype).contiguous()
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)
     cross, variance = _plain(cross, dtype), _plain(variance, dtype)
     b, n, d = x.shape
@@ -72,7 +72,7 @@ def mmd_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    x, y = _plain(x, dtype), _plain(y, dtype)
+    x, y = x.to(dtype).contiguous(), y.to(dtype).contiguous()
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)
     cross, variance = _plain(cross, dtype), _plain(variance, dtype)
     tangent_z, tangent_a = _plain(tangent_z, dtype), _plain(tangent_a, dtype)
