@@ -153,7 +153,12 @@ def _parse(args: list[str]) -> Any:
         prog="cgm-fast",
         description="Train CGM models (VAEs with a mixture of prototypes as prior) and use them.",
         args=args,
-        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
+        config=(
+            tyro.conf.PositionalRequiredArgs,
+            tyro.conf.PositionalMetavarFromFieldName,
+            tyro.conf.FlagCreatePairsOff,
+            tyro.conf.DisallowNone,
+        ),
     )
 
 
