@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,8 +40,6 @@ class OnRun:
     """The run folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    seed: int = 0
-    """Of every draw."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Generate(OnRun):
     """Draw each image's category: by its share of the training images, or all alike."""
     count: int = 100
     """How many images, where a category or mixing is given."""
+    seed: int = 0
+    """Of the draws."""
     out: str = "generated.png"
     """A .png picture, or an .npz with `images` [n, h, w, c] uint8 and `labels` [n]."""
 
@@ -90,6 +92,8 @@ class Denoise(OnRun):
     """Variance of the Gaussian noise on [0, 1] images; nothing is clipped."""
     count: int = 1000
     """How many images the measurements are over."""
+    seed: int = 0
+    """Of the noise."""
     data_root: str | None = None
     """Folder that holds torchvision's data sets; default: as in training."""
     out: str = "denoised.png"
@@ -123,6 +127,18 @@ COMMANDS: dict[str, Any] = {
 }
 
 
+# Errors whose message is all a user needs; of a folder or disk that refuses, too.
+ERRORS = (
+    ConfigError,
+    DataError,
+    UsageError,
+    MissingExtraError,
+    runs.RunError,
+    NonFiniteError,
+    OSError,
+)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run one command; the entry point of `cgm-fast`.
 
@@ -135,15 +151,12 @@ def main(args: list[str] | None = None) -> int:
     try:
         command = _parse(sys.argv[1:] if args is None else args)
         return _run(command)
-    except (ConfigError, DataError, UsageError, MissingExtraError) as error:
-        return _fail(error)
-    except (runs.RunError, NonFiniteError) as error:
-        return _fail(error)
-
-
-def _fail(error: Exception) -> int:
-    print(f"cgm-fast: {error}", file=sys.stderr)
-    return 1
+    except ERRORS as error:
+        print(f"cgm-fast: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cgm-fast: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _parse(args: list[str]) -> Any:
@@ -285,8 +298,7 @@ def _evaluate(command: Evaluate) -> None:
 def _generate(command: Generate) -> None:
     if command.category is not None and command.mixing is not None:
         raise UsageError("give category or mixing, not both")
-    if command.count < 1:
-        raise UsageError(f"count must be at least 1, got {command.count}")
+    _check_count(command.count)
     out = _output(command.out, (".png", ".npz"))
     model, config = runs.load_run(command.run, pick_device(command.device))
     if command.category is None and command.mixing is None and out.suffix == ".png":
@@ -312,30 +324,27 @@ def _generate(command: Generate) -> None:
 
 
 def _reconstruct(command: Reconstruct) -> None:
-    if command.count < 1:
-        raise UsageError(f"count must be at least 1, got {command.count}")
+    _check_count(command.count)
     out = _output(command.out, (".png",))
     model, config = runs.load_run(command.run, pick_device(command.device))
     if command.data is None:
-        images = _run_data(config, command.data_root).test
+        images = experiments.load_run_data(config, command.data_root).test
     else:
-        data = load(command.data, image_size=config.image_shape[-1])
+        root = command.data_root or config.data_root
+        data = load(command.data, root=root, image_size=config.image_shape[-1])
+        experiments.check_shape(data.image_shape, config)
         images = torch.cat((data.test, data.train))
-        if tuple(images.shape[1:]) != config.image_shape:
-            raise UsageError(
-                f"images must have the run's shape {list(config.image_shape)}, "
-                f"got {list(images.shape[1:])}"
-            )
     experiments.draw_reconstructions(model, images[: command.count], config, out)
     print(out)
 
 
 def _denoise(command: Denoise) -> None:
-    if not command.variance > 0:
-        raise UsageError(f"variance must be greater than 0, got {command.variance}")
+    _check_count(command.count)
+    if not 0 < command.variance < math.inf:
+        raise UsageError(f"variance must be a finite number > 0, got {command.variance}")
     out = _output(command.out, (".png",))
     model, config = runs.load_run(command.run, pick_device(command.device))
-    images = _run_data(config, command.data_root).test[: command.count]
+    images = experiments.load_run_data(config, command.data_root).test[: command.count]
     clean = experiments.test_batch(model, images, config)
     generator = torch.Generator(clean.device).manual_seed(command.seed)
     noisy, cleaned = denoise(model, clean, command.variance, generator)
@@ -357,7 +366,7 @@ def _denoise(command: Denoise) -> None:
 def _latents(command: Latents) -> None:
     out = _output(command.out, (".png", ".npz"))
     model, config = runs.load_run(command.run, pick_device(command.device))
-    data = _run_data(config, command.data_root)
+    data = experiments.load_run_data(config, command.data_root)
     if out.suffix == ".png":
         experiments.draw_latents(model, data, config, out)
     else:
@@ -366,13 +375,9 @@ def _latents(command: Latents) -> None:
     print(out)
 
 
-def _run_data(config: Any, data_root: str | None) -> Any:
-    return load(
-        config.data,
-        root=data_root or config.data_root,
-        test=config.test_data,
-        image_size=config.image_size,
-    )
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise UsageError(f"count must be at least 1, got {count}")
 
 
 def _output(name: str, suffixes: tuple[str, ...]) -> Path:

@@ -5,8 +5,12 @@ Everything is held as uint8 [n, c, h, w]; `prepare` turns a batch into what a li
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from cgm_fast.extras import require
 
 BINARIZATIONS = ("none", "dynamic", "threshold")
 HELD_OUT = 0.1  # share of the images kept for testing where a source has no test set of its own
+MAX_CLASSES = 2**16  # labels beyond this are taken for a mistake: there is a name for every class
 _SEED = 0  # of that split; not the run's, so that runs can be compared
 
 _MNIST_FILES = [
@@ -76,8 +81,8 @@ def load(
 
     Args:
         name: "digits", "mnist", "fashion-mnist", "cifar10", the path of an npz with `images`
-            [n, h, w, c] uint8 and optional `labels` [n], or of a folder with one folder of
-            images per class (or such folders under `train` and `test`).
+            [n, h, w, c] uint8 and optional `labels` [n] (and `names` of the classes), or of a
+            folder with one folder of images per class (or such folders under `train` and `test`).
         root: Where torchvision's sets lie, or are to be put.
         download: Whether they may be downloaded.
         test: For an npz or a folder, a second one to test on; without it a tenth is held out.
@@ -87,6 +92,8 @@ def load(
         DataError: there is no such data, or it is not as described.
         MissingExtraError: reading it needs a package that is not installed.
     """
+    if test is not None and (name == "digits" or name in _TORCHVISION):
+        raise DataError(f"test data is for an npz or a folder; {name} has test images of its own")
     if name == "digits":
         return _digits()
     if name in _TORCHVISION:
@@ -159,11 +166,10 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
     cls_name, folder = _TORCHVISION[name]
     cls = getattr(datasets, cls_name)
     try:
-        with _readable_root(root, folder) as (usable, complete):
-            # With its files at hand torchvision only checks and unpacks them.
-            train, test = (
-                cls(usable, train=part, download=download or complete) for part in (True, False)
-            )
+        with _unpacked(root, folder) as usable:
+            train, test = (cls(usable, train=part, download=download) for part in (True, False))
+    except (EOFError, ValueError, AssertionError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{name} in {root / folder} is damaged: {error}") from error
     except (RuntimeError, OSError) as error:
         if download:
             raise DataError(f"{name} could not be downloaded to {root}: {error}") from error
@@ -180,35 +186,26 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
     return ImageData(name, *tensors(train), *tensors(test), tuple(train.classes))
 
 
-class _readable_root:
-    """A folder that torchvision can unpack into: the root itself, or a copy if it is read-only."""
+@contextmanager
+def _unpacked(root: Path, folder: str) -> Iterator[Path]:
+    """The root, or a temporary one with the files unpacked that lie there as .gz.
 
-    def __init__(self, root: Path, folder: str) -> None:
-        self.root, self.folder = root, folder
-        self.copy: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> tuple[Path, bool]:
-        raw = self.root / self.folder
-        packed = [raw / f"{file}.gz" for file in _MNIST_FILES]
-        unpacked = all((raw / file).exists() for file in _MNIST_FILES)
-        complete = not unpacked and all(path.exists() for path in packed)
-        if not complete:
-            return self.root, False
-        try:
-            probe = tempfile.TemporaryFile(dir=raw)
-        except OSError:
-            self.copy = tempfile.TemporaryDirectory()
-            target = Path(self.copy.name) / self.folder
-            target.mkdir(parents=True)
-            for path in packed:
-                shutil.copy(path, target)
-            return Path(self.copy.name), True
-        probe.close()
-        return self.root, True
-
-    def __exit__(self, *exception: object) -> None:
-        if self.copy is not None:
-            self.copy.cleanup()
+    torchvision would unpack them beside the originals, which may be read-only, and would fetch
+    anew what fails its check.
+    """
+    raw = root / folder
+    packed = [raw / f"{file}.gz" for file in _MNIST_FILES]
+    unpacked = all((raw / file).exists() for file in _MNIST_FILES)
+    if unpacked or not all(path.exists() for path in packed):
+        yield root
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        target = Path(copy) / folder
+        target.mkdir(parents=True)
+        for path in packed:
+            with gzip.open(path) as file, (target / path.stem).open("wb") as out:
+                shutil.copyfileobj(file, out)
+        yield Path(copy)
 
 
 def _npz(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
@@ -233,15 +230,27 @@ def _npz(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
         raise DataError(f"'images' in {path} is empty: {list(images.shape)}")
     labels = arrays.get("labels")
     if labels is not None:
-        integers = labels.dtype.kind in "iu"
-        if labels.shape != images.shape[:1] or not integers or labels.min() < 0:
+        fits = labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+        if not fits or labels.min() < 0 or labels.max() >= MAX_CLASSES:
             raise DataError(
-                f"'labels' in {path} must be [{images.shape[0]}] integers from 0 on, got "
-                f"{list(labels.shape)} {labels.dtype}"
+                f"'labels' in {path} must be [{images.shape[0]}] integers in [0, {MAX_CLASSES}), "
+                f"got {list(labels.shape)} {labels.dtype}"
+                + (f" in [{labels.min()}, {labels.max()}]" if fits else "")
             )
-    names = tuple(str(name) for name in arrays.get("names", ()))
+    names = _names(path, arrays.get("names"), labels)
     tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return tensor, None if labels is None else torch.from_numpy(labels.astype(np.int64)), names
+
+
+def _names(path: Path, names: Any, labels: Any) -> tuple[str, ...]:
+    if names is None or labels is None:
+        return ()
+    if names.ndim != 1 or len(names) <= labels.max():
+        raise DataError(
+            f"'names' in {path} must hold one name for each of the {labels.max() + 1} classes, "
+            f"got {list(names.shape)}"
+        )
+    return tuple(str(name) for name in names)
 
 
 def _folder(path: Path, test: Path | None, image_size: int | None) -> ImageData:
@@ -258,7 +267,7 @@ def _read_folder(path: Path, image_size: int | None) -> tuple[Tensor, Tensor, tu
     transforms = require("torchvision.transforms.v2.functional", "a folder of images")
     try:
         folder = datasets.ImageFolder(path)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise DataError(
             f"{path} must hold one folder of images per class, as torchvision's ImageFolder "
             f"takes it: {error}"
@@ -267,7 +276,7 @@ def _read_folder(path: Path, image_size: int | None) -> tuple[Tensor, Tensor, tu
     for file, label in folder.samples:
         try:
             image = folder.loader(file)
-        except OSError as error:
+        except Exception as error:  # PIL also raises classes of its own
             raise DataError(f"{file} cannot be read as an image: {error}") from error
         image_size = min(image.size) if image_size is None else image_size
         square = transforms.center_crop(image, [min(image.size)] * 2)
@@ -292,15 +301,25 @@ def _with_test(
         test_images, test_labels = images[aside], None if labels is None else labels[aside]
         images, labels = images[kept], None if labels is None else labels[kept]
     else:
-        test_images, test_labels, _ = test
+        test_images, test_labels, test_names = test
         if test_images.shape[1:] != images.shape[1:]:
             raise DataError(
                 f"test images must have the training images' shape {list(images.shape[1:])}, "
                 f"got {list(test_images.shape[1:])}"
             )
+        if names and test_names and test_labels is not None:
+            test_labels = _renumbered(test_labels, test_names, names)
     if labels is not None and not names:
         highest = [part.max() for part in (labels, test_labels) if part is not None]
         names = tuple(str(i) for i in range(int(max(highest)) + 1))
     return ImageData(
         name, images.contiguous(), labels, test_images.contiguous(), test_labels, names
     )
+
+
+def _renumbered(labels: Tensor, names: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+    """Labels into `names` as labels into `wanted`: a test set need not show every class."""
+    unknown = sorted(set(names) - set(wanted))
+    if unknown:
+        raise DataError(f"test images have classes that training ones lack: {', '.join(unknown)}")
+    return torch.tensor([wanted.index(name) for name in names])[labels]

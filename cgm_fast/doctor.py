@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from cgm_fast.ops.backends import BACKENDS, availability, choose
+from cgm_fast.ops.backends import AUTO, BACKENDS, availability, choose
 
 _EXTRAS = {
     "train": ("matplotlib", "rich", "safetensors", "scikit-learn", "tensorboard", "torchvision",
@@ -47,10 +47,17 @@ def report() -> str:
     for name, why_not in availability().items():
         served = ", ".join(BACKENDS[name].devices or ("any device",))
         lines.append(f"  {name:<11} {why_not or 'usable'} ({served})")
-    chosen = ", ".join(f"{device}: {choose('auto', torch.device(device))}" for device in devices)
+    chosen = ", ".join(f"{device}: {_chosen(device)}" for device in devices)
     lines.append(f"  automatic   {chosen}")
     lines += ["", "compiled module", *_build_lines()]
     return "\n".join(lines)
+
+
+def _chosen(device: str) -> str:
+    try:
+        return choose(AUTO, torch.device(device))
+    except (ValueError, RuntimeError) as error:  # CGM_FAST_BACKEND asks for what cannot be had
+        return f"none ({error})"
 
 
 def _build_lines() -> list[str]:

@@ -81,13 +81,14 @@ def save_latents(
     """
     figure_module = require("matplotlib.figure", "pictures")
     colormaps = require("matplotlib", "pictures").colormaps
-    codes = r.double().cpu().numpy()
-    centres = prototypes.detach().double().cpu().numpy()
+    codes = r.cpu().double().numpy()
+    centres = prototypes.detach().cpu().double().numpy()
     axis_name = "dimension"
     if codes.shape[1] == 1:
         codes, centres = (np.pad(a, ((0, 0), (0, 1))) for a in (codes, centres))
     elif codes.shape[1] > 2:
-        pca = require("sklearn.decomposition", "pictures").PCA(2).fit(codes)
+        fitted = codes if len(codes) > 1 else centres
+        pca = require("sklearn.decomposition", "pictures").PCA(2).fit(fitted)
         codes, centres = pca.transform(codes), pca.transform(centres)
         axis_name = "principal component"
     figure = figure_module.Figure(figsize=(6.4, 5.2), dpi=110, layout="constrained")

@@ -17,9 +17,10 @@ def clustering_scores(assignment: Tensor, labels: Tensor) -> dict[str, float]:
     """
     optimize = require("scipy.optimize", "clustering scores")
     metrics = require("sklearn.metrics", "clustering scores")
-    found, given = assignment.cpu().numpy(), labels.cpu().numpy()
-    side = max(int(found.max()), int(given.max())) + 1
-    table = np.zeros((side, side), dtype=np.int64)
+    found, given = (
+        np.unique(each.cpu().numpy(), return_inverse=True)[1] for each in (assignment, labels)
+    )
+    table = np.zeros((found.max() + 1, given.max() + 1), dtype=np.int64)
     np.add.at(table, (found, given), 1)
     rows, columns = optimize.linear_sum_assignment(table, maximize=True)
     return {

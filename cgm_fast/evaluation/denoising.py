@@ -32,5 +32,5 @@ def denoise(
 
 def psnr(images: Tensor, clean: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of images against clean ones in [0, 1]."""
-    mse = float((images.double() - clean.double()).square().mean())
+    mse = float((images.cpu().double() - clean.cpu().double()).square().mean())
     return math.inf if mse == 0 else -10 * math.log10(mse)

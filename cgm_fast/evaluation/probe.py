@@ -24,5 +24,5 @@ def linear_probe_error(
     probe = pipeline.make_pipeline(
         preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=2000)
     )
-    probe.fit(train.double().cpu().numpy(), train_labels.cpu().numpy())
-    return float(1 - probe.score(test.double().cpu().numpy(), test_labels.cpu().numpy()))
+    probe.fit(train.cpu().double().numpy(), train_labels.cpu().numpy())
+    return float(1 - probe.score(test.cpu().double().numpy(), test_labels.cpu().numpy()))

@@ -26,7 +26,7 @@ def monte_carlo_rate(r: Tensor, sigma2: float, seed: int = 0) -> float:
     """
     n = len(r)
     # Only differences count, so one origin serves all; products in float64 are exact enough.
-    r = r.double().cpu()
+    r = r.cpu().double()
     r = r - r.mean(0)
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
@@ -44,7 +44,7 @@ def rates(r: Tensor, sigma2: float, seed: int = 0) -> dict[str, float]:
     """The nominal rate, the Gaussian bound and the Monte-Carlo estimate, for codes r [n, N]."""
     return {
         "nominal": nominal_rate(sigma2, r.shape[1]),
-        "gaussian_bound": gaussian_rate_bound(r.double().var(0, correction=0), sigma2),
+        "gaussian_bound": gaussian_rate_bound(r.cpu().double().var(0, correction=0), sigma2),
         "monte_carlo": monte_carlo_rate(r, sigma2, seed),
         "monte_carlo_ceiling": math.log2(len(r)),
     }

@@ -57,7 +57,7 @@ def evaluate(
         "rate_bits": rates(train[:RATE_CODES], model.sigma2, seed),
     }
     priors = {
-        "paper": MixturePrior.paper(model.mapper(model.prototypes.float()), model.sigma2),
+        "paper": model.prior("uniform"),
         "fitted": MixturePrior.fitted(
             model.mapper(model.prototypes.float()),
             model.mapper(train),
@@ -76,9 +76,10 @@ def evaluate(
     assignment = model.assign(test)
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
     if data.train_labels is not None and data.test_labels is not None:
-        report.update(
-            _against_labels(model, train, test, data.train_labels, data.test_labels, seed)
-        )
+        if len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
+            report["probe_error"] = _probe_errors(
+                model, train, test, data.train_labels, data.test_labels, seed
+            )
         report["clustering"] = clustering_scores(assignment, data.test_labels)
         if supervised:
             wrong = assignment.cpu() != data.test_labels
@@ -90,18 +91,18 @@ def _mse(model: CGM, images: Tensor, binarization: str, seed: int) -> float:
     """Mean squared error per pixel of noiseless reconstructions of [0, 1] images."""
     total = 0.0
     for x in prepared_batches(model, images, binarization, seed):
-        total += float((model.reconstruct(x) - x).square().double().sum())
+        total += float((model.reconstruct(x) - x).square().cpu().double().sum())
     return total / images.numel()
 
 
-def _against_labels(
+def _probe_errors(
     model: CGM,
     train: Tensor,
     test: Tensor,
     train_labels: Tensor,
     test_labels: Tensor,
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Probe errors on the means r and on noisy latents z."""
     generator = torch.Generator().manual_seed(seed)
     scale = model.sigma2**0.5
@@ -111,8 +112,6 @@ def _against_labels(
         return mapped + scale * torch.randn(mapped.shape, generator=generator)
 
     return {
-        "probe_error": {
-            "linear_r": linear_probe_error(train, train_labels, test, test_labels),
-            "linear_z": linear_probe_error(noisy(train), train_labels, noisy(test), test_labels),
-        }
+        "linear_r": linear_probe_error(train, train_labels, test, test_labels),
+        "linear_z": linear_probe_error(noisy(train), train_labels, noisy(test), test_labels),
     }

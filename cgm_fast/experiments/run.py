@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor
 
 from cgm_fast import figures
-from cgm_fast.data import ImageData, load, prepare
+from cgm_fast.data import DataError, ImageData, load, prepare
 from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.evaluation.report import evaluate
+from cgm_fast.extras import require
 from cgm_fast.models.cgm import CGM
+from cgm_fast.ops.backends import choose
 from cgm_fast.training import runs
-from cgm_fast.training.config import RunConfig, TrainConfig, check, resolve
+from cgm_fast.training.config import ConfigError, RunConfig, TrainConfig, check, resolve
 from cgm_fast.training.trainer import Report, Trainer
 from cgm_fast.training.workers import Workers, pick_device
 
@@ -45,6 +48,29 @@ def load_data(config: TrainConfig) -> ImageData:
     )
 
 
+def load_run_data(config: RunConfig, data_root: str | None = None) -> ImageData:
+    """The data set of a run, which must still have the shape that the run was trained on.
+
+    Args:
+        config: The run's settings.
+        data_root: Where torchvision's sets lie now; None for where they were.
+
+    Raises:
+        DataError: it is not there, or has another shape.
+    """
+    data = load_data(dataclasses.replace(config, data_root=data_root or config.data_root))
+    check_shape(data.image_shape, config)
+    return data
+
+
+def check_shape(shape: Sequence[int], config: RunConfig) -> None:
+    """Raise DataError unless images [c, h, w] have the shape that a run was trained on."""
+    if tuple(shape) != config.image_shape:
+        raise DataError(
+            f"images must have the run's shape {list(config.image_shape)}, got {list(shape)}"
+        )
+
+
 def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
     """Train, evaluate and draw, as `cgm-fast train` does.
 
@@ -63,8 +89,13 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
     try:
         path, given = runs.open_run(config)
         workers.barrier()  # every process has looked at the folder before the first writes to it
+        _check_backend(given.backend, workers.device)
+        if given.download and workers.first:
+            load_data(given)
+        workers.barrier()  # the first process has fetched what was missing
         data = load_data(given)
         settings = resolve(given, data)
+        _check_extras(settings)
         torch.manual_seed(settings.seed)
         model = runs.build_model(settings)
         stopped_by = Trainer(model, data, settings, path, workers, report).fit()
@@ -73,6 +104,24 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
         return TrainResult(path, None, evaluate_model(model.eval(), data, settings, path))
     finally:
         workers.close()
+
+
+def _check_backend(name: str, device: torch.device) -> None:
+    try:
+        choose(name, device)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_extras(config: RunConfig) -> None:
+    """Import now what the run would otherwise miss only at its end."""
+    modules = ["safetensors.torch", "tensorboard"]
+    if config.prototype_init == "kmeans++":
+        modules.append("sklearn.cluster")
+    if config.evaluate:
+        modules += ["sklearn.linear_model", "matplotlib.figure"]
+    for module in modules:
+        require(module, "training")
 
 
 def evaluate_run(
@@ -85,19 +134,17 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate and draw a finished run again; what is None comes from its own settings."""
     model, config = runs.load_run(path, pick_device(device))
-    changes: dict[str, Any] = {
-        "data_root": data_root,
-        "nll_images": nll_images,
-        "nll_samples": nll_samples,
-    }
+    changes: dict[str, Any] = {"nll_images": nll_images, "nll_samples": nll_samples}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     check(config)
-    return evaluate_model(model, load_data(config), config, Path(path))
+    return evaluate_model(model, load_run_data(config, data_root), config, Path(path))
 
 
 def evaluate_model(model: CGM, data: ImageData, config: RunConfig, path: Path) -> dict[str, Any]:
     """Write evaluation.json and the pictures of a model in evaluation mode; return the former."""
     assert config.binarization is not None
+    if model.usage.device.type == "mps":  # which has no float64
+        model = model.cpu()
     report = evaluate(
         model,
         data,
@@ -135,7 +182,8 @@ def draw_reconstructions(model: CGM, images: Tensor, config: RunConfig, path: Pa
     for original, decoded in zip(
         x.split(COLUMNS), model.reconstruct(x).split(COLUMNS), strict=True
     ):
-        pairs += [original, decoded]
+        blank = original.new_ones(COLUMNS - len(original), *original.shape[1:])  # fills the row
+        pairs += [original, blank, decoded, blank]
         labels += ["input", "decoded"]
     figures.save_grid(path, torch.cat(pairs), COLUMNS, row_labels=labels, title="Test images")
 

@@ -120,6 +120,11 @@ class CGM(nn.Module):
             if isinstance(descriptor, str)
             else descriptor
         )
+        if list(self.prototypes.shape) != [num_prototypes, latent_dim]:
+            raise ValueError(
+                f"the descriptor's prototypes must be [{num_prototypes}, {latent_dim}], got "
+                f"{list(self.prototypes.shape)}"
+            )
         self.latent_loss = CGMLoss(
             self.sigma2,
             prior_sigma2=prior_sigma2,

@@ -45,9 +45,15 @@ def resolve_sigma2(sigma2: float | None, rate_bits: float | None, latent_dim: in
         raise ValueError(
             f"give sigma2 or rate_bits, not both; got sigma2={sigma2} and rate_bits={rate_bits}"
         )
-    if rate_bits is not None:
-        return sigma2_of_rate(rate_bits, latent_dim)
-    return check_number("sigma2", DEFAULT_SIGMA2 if sigma2 is None else sigma2, above=0)
+    if rate_bits is None:
+        return check_number("sigma2", DEFAULT_SIGMA2 if sigma2 is None else sigma2, above=0)
+    found = sigma2_of_rate(rate_bits, latent_dim)
+    if found == 0:
+        raise ValueError(
+            f"rate_bits must leave a noise variance 4^(-I/N) above 0 in float64, got {rate_bits} "
+            f"for {latent_dim} dimensions"
+        )
+    return found
 
 
 class UnitPower(nn.Module):

@@ -54,7 +54,8 @@ def check_number(
     name: str, value: object, *, above: float | None = None, at_least: float | None = None
 ) -> float:
     """Return `value` as a float; raise unless it is a finite number within the bound given."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # A tuple, not `int | float`: the Dynamo of torch 2.6 cannot trace that.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     bad = not math.isfinite(value)
     bad = bad or (above is not None and not value > above)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cgm_fast.data import ImageData
-from cgm_fast.models.latent import DEFAULT_SIGMA2
-from cgm_fast.models.likelihoods import LIKELIHOODS
+from cgm_fast.models.latent import DEFAULT_SIGMA2, resolve_sigma2
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import check_number
 
@@ -122,7 +122,7 @@ class TrainConfig:
     nll_images: int = 1000
     """Test images for the importance-sampled likelihood."""
     nll_samples: int = 128
-    """Latents per image for it."""
+    """Latents per image for it (at least 2)."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,9 @@ class Preset:
     likelihood: str
     binarization: str
 
+
+# A rate is one of two ways to give the noise, so it is not filled in like the others.
+PRESET_SETTINGS = tuple(f.name for f in dataclasses.fields(Preset) if f.name != "rate_bits")
 
 _MNIST = Preset(10, 10, 1000.0, 64, 15.0, 200, 1e-4, 64, "bernoulli", "dynamic")
 PRESETS = {
@@ -177,9 +180,7 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
     check(config)
     preset = preset_for(data)
     filled: dict[str, Any] = {
-        f.name: getattr(preset, f.name)
-        for f in dataclasses.fields(Preset)
-        if f.name != "rate_bits" and getattr(config, f.name) is None
+        name: getattr(preset, name) for name in PRESET_SETTINGS if getattr(config, name) is None
     }
     if config.prototype_init is None:
         filled["prototype_init"] = "xavier" if config.supervised else "kmeans++"
@@ -188,14 +189,22 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
             filled["rate_bits"] = preset.rate_bits
         else:
             filled["sigma2"] = DEFAULT_SIGMA2
-    if config.likelihood is not None and config.likelihood != preset.likelihood:
-        filled.setdefault("binarization", "none")
-        if config.binarization is None:
-            filled["binarization"] = "none"
+    if config.binarization is None and config.likelihood not in (None, preset.likelihood):
+        filled["binarization"] = "none"
     given = dataclasses.asdict(config)
     resolved = RunConfig(**{**given, **filled, "image_shape": data.image_shape})
+    assert resolved.latent_dim is not None
     assert resolved.num_prototypes is not None
     assert resolved.batch_size is not None
+    try:
+        resolve_sigma2(resolved.sigma2, resolved.rate_bits, resolved.latent_dim)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if min(data.image_shape[1:]) < LEAST_SIDE:
+        raise ConfigError(
+            f"data must hold images of at least {LEAST_SIDE} x {LEAST_SIDE} pixels, got "
+            f"{data.image_shape[1]} x {data.image_shape[2]}"
+        )
     if resolved.supervised:
         if data.train_labels is None:
             raise ConfigError(f"supervised needs labels, and {data.name} has none")
@@ -210,6 +219,11 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
             f"batch_size must be at most the {len(data.train)} training images, "
             f"got {resolved.batch_size}"
         )
+    if resolved.prototype_init == "kmeans++" and resolved.num_prototypes > len(data.train):
+        raise ConfigError(
+            f"num_prototypes must be at most the {len(data.train)} training images with "
+            f"prototype_init kmeans++, got {resolved.num_prototypes}"
+        )
     if resolved.likelihood != "bernoulli" and resolved.binarization != "none":
         raise ConfigError(
             f"binarization must be none with the {resolved.likelihood} likelihood, "
@@ -218,14 +232,17 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
     return resolved
 
 
+LEAST_SIDE = 8  # of images, in pixels; what the networks take
+MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
+
 # Setting: the least value allowed, and whether that value itself is allowed.
 _BOUNDS: dict[str, tuple[float, bool]] = {
-    "image_size": (8, True),
+    "image_size": (LEAST_SIDE, True),
     "latent_dim": (1, True),
     "num_prototypes": (2, True),
     "sigma2": (0, False),
     "rate_bits": (0, True),
-    "prior_sigma2": (0, True),
+    "prior_sigma2": (0, False),
     "mmd_weight": (0, True),
     "margin_weight": (0, True),
     "margin": (0, True),
@@ -237,15 +254,18 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "batch_size": (2, True),
     "lr": (0, False),
     "clip_grad_norm": (0, False),
+    "seed": (0, True),
     "log_every": (1, True),
     "checkpoint_every": (1, True),
     "nll_images": (1, True),
-    "nll_samples": (1, True),
+    "nll_samples": (2, True),
 }
 
 
 def check(config: TrainConfig) -> None:
     """Check what can be checked without the data; raise ConfigError."""
+    for name, hint in get_type_hints(TrainConfig).items():
+        _check_type(name, getattr(config, name), hint)
     if config.sigma2 is not None and config.rate_bits is not None:
         raise ConfigError(
             f"give sigma2 or rate_bits, not both; got sigma2={config.sigma2} and "
@@ -262,14 +282,36 @@ def check(config: TrainConfig) -> None:
         if not isinstance(config.bandwidth, str):
             check_number("bandwidth", config.bandwidth, above=0)
         check_name(config.backend)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
+    if config.seed > MAX_SEED:
+        raise ConfigError(f"seed must be at most {MAX_SEED}, got {config.seed}")
     if config.power == "unit" and config.sigma2 is not None and config.sigma2 > 1:
         raise ConfigError(f"power=unit needs sigma2 <= 1, got {config.sigma2}")
-    if config.likelihood is not None and config.likelihood not in LIKELIHOODS:
-        raise ConfigError(
-            f"likelihood must be one of {', '.join(LIKELIHOODS)}, got {config.likelihood!r}"
-        )
+
+
+_WORDS = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "none",
+}
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    """Raise ConfigError unless a value is what its annotation says."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    types = [kind for kind in kinds if get_origin(kind) is not Literal]
+    accepted = (*types, *((int,) if float in types else ()))
+    if value in choices or (
+        isinstance(value, accepted) and isinstance(value, bool) == (bool in types)
+    ):
+        return
+    words = [*choices, *(_WORDS[kind] for kind in types)]
+    listed = " or ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
+    raise ConfigError(f"{name} must be {listed}, got {value!r}")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -292,4 +334,15 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(f"config holds unknown settings: {', '.join(unknown)}")
     config = RunConfig(**{**values, "image_shape": tuple(values["image_shape"])})
     check(config)
+    absent = [
+        name for name in (*PRESET_SETTINGS, "prototype_init") if getattr(config, name) is None
+    ]
+    if absent:
+        raise ConfigError(f"config lacks values of {', '.join(absent)}")
+    shape = config.image_shape
+    whole = len(shape) == 3 and all(isinstance(size, int) for size in shape)
+    if not whole or shape[0] < 1 or min(shape[1:]) < LEAST_SIDE:
+        raise ConfigError(
+            f"image_shape must be [c, h, w] with sides of at least {LEAST_SIDE}, got {list(shape)}"
+        )
     return config

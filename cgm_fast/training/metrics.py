@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ class Window:
                 options.margin_weight * output.margin,
             )
         )
-        self.sums[:4] += terms.double().cpu()
+        self.sums[:4] += terms.cpu().double()
         self.sums[4] += grad_norm
-        r = output.r.double().cpu()
+        r = output.r.cpu().double()
         self.moments += torch.stack((r.sum(0), r.square().sum(0)))
         self.steps += 1
         self.images += len(r)
@@ -71,7 +72,7 @@ class Window:
         names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "grad_norm")
         row = dict(zip(names, (self.sums / self.steps).tolist(), strict=True))
         row["rate_bits"] = self.rate_bits(model.sigma2)
-        usage = model.usage.double().cpu()
+        usage = model.usage.cpu().double()
         usage = usage / usage.sum()
         row["usage_bits"] = float(-(usage * usage.clamp_min(1e-300).log2()).sum())
         return row
@@ -103,14 +104,15 @@ class MetricsLog:
         self.file = path / METRICS
         rows: list[list[str]] = []
         if self.file.exists():
-            with self.file.open(newline="") as file:
-                rows = [
-                    row
-                    for row in csv.reader(file)
-                    if len(row) == len(COLUMNS) and row[0].isdigit() and int(row[0]) <= step
-                ]
+            lines = self.file.read_text(errors="replace").splitlines()
+            rows = [
+                row
+                for row in (line.split(",") for line in lines)
+                if len(row) == len(COLUMNS) and row[0].isdecimal() and int(row[0]) <= step
+            ]
         text = "\n".join(",".join(row) for row in [list(COLUMNS), *rows]) + "\n"
         write_whole(self.file, text.encode())
+        require("tensorboard", "TensorBoard events")
         writer = require("torch.utils.tensorboard", "TensorBoard events").SummaryWriter
         self.events = writer(str(path / EVENTS), purge_step=step + 1 if step else None)
 
@@ -128,8 +130,9 @@ class MetricsLog:
             raise RunError(f"{self.file} could not be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Flush the events."""
-        self.events.close()
+        """Flush the events; a full disk has been reported elsewhere."""
+        with suppress(OSError):
+            self.events.close()
 
 
 def all_finite(*values: Tensor) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import nn
 
 from cgm_fast.extras import require
 from cgm_fast.models import CGM, DCGANDecoder, DCGANEncoder, make_likelihood
-from cgm_fast.training.config import ConfigError, RunConfig, TrainConfig, from_dict, to_dict
+from cgm_fast.training.config import RunConfig, TrainConfig, from_dict, to_dict
 
 CONFIG, METRICS, MODEL, CHECKPOINT = (
     "config.json",
@@ -26,6 +28,7 @@ CONFIG, METRICS, MODEL, CHECKPOINT = (
 )
 EVALUATION, EVENTS = "evaluation.json", "events"
 PICTURES = ("reconstructions.png", "samples.png", "latents.png")
+FILES = (CHECKPOINT, MODEL, METRICS, EVALUATION, *PICTURES, CONFIG)
 FORMAT = 1  # of checkpoints
 
 
@@ -47,15 +50,27 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "no space left" if full else error.strerror
         raise RunError(f"{path} could not be written: {reason}; the old one stands") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # not there after the renaming
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files of processes that were killed while they wrote to a run folder."""
+    return [file for name in FILES for file in path.glob(f".{name}.*.tmp")]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+    """Write JSON, whole or not at all; NaN and infinity, which JSON lacks, become null."""
+    write_whole(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def default_out(config: TrainConfig) -> Path:
@@ -69,7 +84,7 @@ def open_run(config: TrainConfig) -> tuple[Path, TrainConfig]:
 
     Returns:
         The folder, and the settings: with `resume`, those of the run that is there, but for
-        `epochs`, `max_steps` and `device`, which may be given anew.
+        `epochs`, `max_steps`, `device` and `download`, which may be given anew.
 
     Raises:
         RunError: it holds another run and neither resume nor overwrite is given, or it holds
@@ -86,26 +101,47 @@ def open_run(config: TrainConfig) -> tuple[Path, TrainConfig]:
             for name in ("epochs", "max_steps")
             if (value := getattr(config, name)) is not None
         }
-        return path, dataclasses.replace(saved, **longer, device=config.device, resume=True)
+        return path, dataclasses.replace(
+            saved, **longer, device=config.device, download=config.download, resume=True
+        )
     if holds_run and not config.overwrite:
         raise RunError(
             f"{path} already holds a run: pass --resume to go on with it, --overwrite to replace "
             "it, or --out for another folder"
         )
-    if not holds_run and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not holds_run and path.exists() and not _is_empty(path):
         raise RunError(f"{path} exists and is not a run folder: pass --out for another one")
     return path, config
 
 
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and set(path.iterdir()) <= set(leftovers(path))
+
+
 def create(path: Path, config: RunConfig) -> None:
-    """Make the run folder, removing the files of a run that is there; the config comes last."""
-    for name in (CONFIG, METRICS, MODEL, CHECKPOINT, EVALUATION, *PICTURES):
-        (path / name).unlink(missing_ok=True)
-    shutil.rmtree(path / EVENTS, ignore_errors=True)
+    """Make the run folder, or empty it of the run that is there, whose config goes last.
+
+    So a process killed in between leaves a run that can be resumed (from its first step) or
+    overwritten. Files that are not a run's own stay.
+
+    Raises:
+        RunError: the folder cannot be made or written to.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for file in (*(path / name for name in FILES if name != CONFIG), *leftovers(path)):
+            file.unlink(missing_ok=True)
+        if (path / EVENTS).exists():
+            shutil.rmtree(path / EVENTS)
     except OSError as error:
-        raise RunError(f"{path} could not be made: {error.strerror}") from error
+        raise RunError(f"{path} could not be made or emptied: {error.strerror}") from error
+    write_json(path / CONFIG, to_dict(config))
+
+
+def reopen(path: Path, config: RunConfig) -> None:
+    """Note the settings with which a run goes on, and clear what a killed process left."""
+    for file in leftovers(path):
+        file.unlink(missing_ok=True)
     write_json(path / CONFIG, to_dict(config))
 
 
@@ -120,15 +156,8 @@ def read_config(path: Path) -> RunConfig:
         return from_dict(values)
     except FileNotFoundError as error:
         raise RunError(f"{path} holds no run: there is no {CONFIG}") from error
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        ConfigError,
-        TypeError,
-        AttributeError,
-        KeyError,
-    ) as e:
-        raise RunError(f"{path / CONFIG} is not the config of a run: {e}") from e
+    except (OSError, ValueError, TypeError, KeyError) as error:  # JSON's, ours, and missing keys
+        raise RunError(f"{path / CONFIG} is not the config of a run: {error}") from error
 
 
 def build_model(config: RunConfig) -> CGM:
@@ -209,8 +238,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} holds no {CHECKPOINT} to resume from")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose advice is to trust the file
+        raise RunError(
+            f"{file} is damaged or not a checkpoint: it holds more than tensors and plain values, "
+            "or none"
+        ) from error
     except Exception as error:  # pickle, zip and torch each raise classes of their own
-        raise RunError(f"{file} is damaged or not a checkpoint: {_first_line(error)}") from error
+        raise RunError(f"{file} is damaged or not a checkpoint: {_brief(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{file} is not a checkpoint of this version (format {FORMAT})")
     return content
@@ -224,9 +258,11 @@ def restore(path: Path, load: Callable[[Any], Any], state: Any) -> None:
 def _load_state(file: Path, load: Callable[[Any], Any], state: Any) -> None:
     try:
         load(state)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} does not fit this run's config: {_first_line(error)}") from error
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} does not fit this run's config: {_brief(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _brief(error: Exception) -> str:
+    """Its first two lines: torch's first says only that a state does not fit."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[:2])

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from cgm_fast.data import ImageData, prepare
 from cgm_fast.models.cgm import CGM, CGMOutput
-from cgm_fast.training.config import RunConfig
+from cgm_fast.training.config import ConfigError, RunConfig
 from cgm_fast.training.metrics import MetricsLog, Window, all_finite
 from cgm_fast.training.runs import (
     CHECKPOINT,
     RunError,
     create,
     load_checkpoint,
+    reopen,
     restore,
     save_checkpoint,
     save_model,
@@ -52,6 +53,9 @@ class Trainer:
         path: The run folder; made by `fit` if it is a new run.
         workers: The processes that train together, and this one's device.
         report: Called after each step with (step, total steps, latest averages).
+
+    Raises:
+        ConfigError: the processes together need more images per step than there are.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Trainer:
         # Batches are full (drop_last), so that the bias of the MMD is the same at every step.
         self.steps_per_epoch = len(data.train) // (config.batch_size * workers.count)
         if self.steps_per_epoch == 0:
-            raise ValueError(
+            raise ConfigError(
                 f"batch_size {config.batch_size} times {workers.count} processes exceeds the "
                 f"{len(data.train)} training images"
             )
@@ -104,6 +108,8 @@ class Trainer:
         resumed = self.config.resume and (self.path / CHECKPOINT).exists()
         if resumed:
             self._load()
+            if self.workers.first:
+                reopen(self.path, self.config)
         else:
             if self.workers.first:
                 create(self.path, self.config)
@@ -169,6 +175,7 @@ class Trainer:
         return order[self.workers.rank :: self.workers.count]
 
     def _train_step(self, order: Tensor) -> tuple[CGMOutput, float]:
+        before = self._changed_by_forward()
         position = self.step % self.steps_per_epoch * self._batch
         index = order[position : position + self._batch].to(self.images.device)
         x, target = self._prepare(self.images[index].to(self.workers.device))
@@ -180,16 +187,27 @@ class Trainer:
             self.workers.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         ):
             output: CGMOutput = self.network(x, labels, target)
-        self._stop_if(self._non_finite_term(output))
+        self._stop_if(self._non_finite_term(output), before)
         output.loss.backward()
         limit = self.config.clip_grad_norm
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), math.inf if limit is None else limit
         )
-        self._stop_if(None if all_finite(norm) else f"the gradient's norm is {float(norm)}")
+        reason = None if all_finite(norm) else f"the gradient's norm is {float(norm)}"
+        self._stop_if(reason, before)
         self.optimizer.step()
-        self.model.after_step(output)
+        self._after_step(output)
         return output, float(norm)
+
+    def _after_step(self, output: CGMOutput) -> None:
+        """Update what the model counts from all processes' batches, so that it stays the same."""
+        everywhere = output._replace(
+            r=self.workers.concatenate(output.r),
+            assignment=self.workers.concatenate(output.assignment),
+        )
+        self.model.after_step(everywhere)
+        if self.config.reseed_dead:  # at codes that each process drew for itself
+            self.workers.share(self.model.prototypes)
 
     def _prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder sees and what the decoder must explain."""
@@ -215,10 +233,20 @@ class Trainer:
                 return f"{name} is {float(value.detach())}"
         return None
 
-    def _stop_if(self, reason: str | None) -> None:
+    def _changed_by_forward(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Copies of what a forward pass changes: running statistics and random state."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        return buffers, _random_state(self.workers.device)
+
+    @torch.no_grad()
+    def _stop_if(self, reason: str | None, before: tuple[list[Tensor], dict[str, Tensor]]) -> None:
         """Save the state before this step and stop, in every process, if any has a reason."""
         if not self.workers.any(reason is not None):
             return
+        buffers, random = before
+        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        _set_random_state(random, self.workers.device)
         self._save()
         raise NonFiniteError(
             f"step {self.step + 1}: {reason or 'another process met a value that is not finite'}; "
@@ -234,13 +262,17 @@ class Trainer:
 
         cluster = require("sklearn.cluster", "prototype_init=kmeans++")
         count = min(len(self.images), max(4096, 10 * self.model.num_prototypes))
+        generator = torch.Generator().manual_seed(self.config.seed)
+        chosen = torch.randperm(len(self.images), generator=generator)[:count].sort().values
+        images = self.images[chosen.to(self.images.device)]
         self.model.eval()
-        r = encode_images(self.model, self.images[:count], self.config.binarization or "none")
+        r = encode_images(self.model, images, self.config.binarization or "none")
         centres, _ = cluster.kmeans_plusplus(
-            r.double().cpu().numpy(), self.model.num_prototypes, random_state=self.config.seed
+            r.cpu().double().numpy(), self.model.num_prototypes, random_state=self.config.seed
         )
         for k, centre in enumerate(torch.from_numpy(centres)):
             self.model.descriptor.move(k, centre.to(self.model.prototypes))
+        self.workers.share(self.model.prototypes)
 
     def _save(self) -> None:
         """Write a checkpoint: the first process writes, with every process's random state."""
@@ -261,17 +293,22 @@ class Trainer:
 
     def _load(self) -> None:
         content = load_checkpoint(self.path)
-        try:
-            self.step, self.latest = content["step"], content["latest"]
-            random = content["random"]
-            parts = [content[name] for name in ("model", "optimizer", "window")]
-        except KeyError as error:
-            raise RunError(f"{self.path / CHECKPOINT} lacks its part {error}") from error
-        restore(self.path, self.model.load_state_dict, parts[0])
-        restore(self.path, self.optimizer.load_state_dict, parts[1])
-        restore(self.path, self.window.load_state_dict, parts[2])
-        if len(random) == self.workers.count:
-            _set_random_state(random[self.workers.rank], self.workers.device)
+        parts: dict[str, Callable[[Any], Any]] = {
+            "model": self.model.load_state_dict,
+            "optimizer": self.optimizer.load_state_dict,
+            "window": self.window.load_state_dict,
+            "random": self._load_random_state,
+        }
+        absent = {"step", "latest", *parts} - set(content)
+        if absent:
+            raise RunError(f"{self.path / CHECKPOINT} lacks its part {', '.join(sorted(absent))}")
+        self.step, self.latest = content["step"], content["latest"]
+        for name, load in parts.items():
+            restore(self.path, load, content[name])
+
+    def _load_random_state(self, states: list[dict[str, Tensor]]) -> None:
+        if len(states) == self.workers.count:
+            _set_random_state(states[self.workers.rank], self.workers.device)
         else:  # another number of processes: the run goes on, with noise of its own
             torch.manual_seed(self.config.seed + self.step * self.workers.count + self.workers.rank)
 

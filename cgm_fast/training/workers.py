@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from cgm_fast.training.config import ConfigError
+
 
 class Workers:
     """One process, or those that torchrun started.
@@ -17,7 +19,7 @@ class Workers:
             the device of its local rank.
 
     Raises:
-        ValueError: no such device here.
+        ConfigError: no such device here.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -28,7 +30,7 @@ class Workers:
         if self.count == 1:
             return
         if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            self.device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             torch.cuda.set_device(self.device)
         if not distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -71,6 +73,19 @@ class Workers:
         distributed.gather_object(value, values)
         return values or []
 
+    def concatenate(self, value: Tensor) -> Tensor:
+        """Every process's rows, in order of rank, on every process; all have the same number."""
+        if self.count == 1:
+            return value
+        parts = [torch.zeros_like(value) for _ in range(self.count)]
+        distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    def share(self, value: Tensor) -> None:
+        """Replace a tensor's content by what the first process has."""
+        if self.count > 1:
+            distributed.broadcast(value.detach(), 0)
+
     def barrier(self) -> None:
         """Wait for the others."""
         if self.count > 1:
@@ -87,7 +102,7 @@ def pick_device(name: str) -> torch.device:
     """The device of this name; "auto" is CUDA, then MPS, then the CPU.
 
     Raises:
-        ValueError: the name is unknown, or there is no such device here.
+        ConfigError: the name is unknown, or there is no such device here.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -95,13 +110,16 @@ def pick_device(name: str) -> torch.device:
         if torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
-    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise ValueError(f"device {name!r} is not available here")
-    return device
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    kind, _, index = name.partition(":")
+    if kind not in present or not (index or "0").isdecimal():
+        raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if int(index or 0) >= present[kind]:
+        raise ConfigError(
+            f"device {name!r} is not available here ({kind} devices: {present[kind]})"
+        )
+    return torch.device(kind, int(index)) if index else torch.device(kind)

@@ -15,7 +15,7 @@ MAX_LEVELS = 4
 
 
 def _sides(height: int, width: int) -> list[tuple[int, int]]:
-    """The image's sides at every level, from the full image down to between 2 and 7 pixels."""
+    """The image's sides at every level: halved while they stay at least 2, or MAX_LEVELS times."""
     if min(height, width) < 8:
         raise ValueError(f"images must be at least 8 x 8 pixels, got {height} x {width}")
     levels = min(MAX_LEVELS, min(height, width).bit_length() - 2)

@@ -119,7 +119,7 @@ def mmd_fwd(
             if begin < end:
                 keep = slice(begin - i0, end - i0)
                 w = (a * by_u)[:, keep]
-                pull = w.sum(-1, keepdim=True) * chunk.rows[:, keep] - w @ chunk.z
+                pull = _pull(w, chunk.rows[:, keep], chunk.z, x.shape[1])
                 grad = 4 * chunk.a_rows[:, keep, None] * pull
                 grad_z[c, begin - row_begin : end - row_begin] = grad
     return loss.to(dtype), grad_z, grad_a, grad_p.to(dtype)
@@ -169,6 +169,7 @@ def mmd_bwd(
 
             u_dot = (chunk.rows * t_rows).sum(-1)[:, :, None] + (chunk.z * t).sum(-1)[:, None, :]
             u_dot = 2 * (u_dot - chunk.rows @ t.mT - t_rows @ chunk.z.mT)
+            u_dot.diagonal(i0, -2, -1).zero_()  # and stays so, exactly
             minus_one, by_u, by_h = chunk.kernel()
             minus_one_dot, by_u_dot, by_h_dot = chunk.kernel_along(
                 u_dot, None if h_dot is None else h_dot[c]
@@ -190,8 +191,8 @@ def mmd_bwd(
                 keep = slice(begin - i0, end - i0)
                 w = (r * pair * by_u)[:, keep]
                 w_dot = (coefficient_dot * by_u + r * pair * by_u_dot)[:, keep]
-                out = w_dot.sum(-1, keepdim=True) * chunk.rows[:, keep] - w_dot @ chunk.z
-                out = out + w.sum(-1, keepdim=True) * t_rows[:, keep] - w @ t
+                out = _pull(w_dot, chunk.rows[:, keep], chunk.z, x.shape[1])
+                out = out + _pull(w, t_rows[:, keep], t, x.shape[1])
                 out_z[c, begin - row_begin : end - row_begin] = 4 * out
     return out_z, out_a, out_p.to(dtype)
 
@@ -246,6 +247,14 @@ def _chunks(
                     batch, i0, i1, z[batch], rows, a[batch], a[batch, i0:i1],
                     relation, across, h.expand(b, -1)[batch], kernel_weights, u,
                 )  # fmt: skip
+
+
+def _pull(w: Tensor, rows: Tensor, z: Tensor, n: int) -> Tensor:
+    """Σ_j w_ij (rows_i - z_j), [b, c, d]: one sample at a time, for their sums nearly cancel."""
+    sizes = (n, z.shape[-2] - n)
+    parts = zip(w.split(sizes, -1), z.split(sizes, -2), strict=True)
+    first, second = (part.sum(-1, keepdim=True) * rows - part @ of for part, of in parts)
+    return first + second
 
 
 def _wide(x: Tensor) -> torch.dtype:
