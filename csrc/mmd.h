@@ -11,11 +11,20 @@
 
 namespace cgm_fast {
 
+enum class Dtype { float16, bfloat16, float32, float64 };
+
+// A batch of samples [batch, rows, d] as the caller has it; strides in elements.
+struct Samples {
+  const void* data;
+  Dtype dtype;
+  int64_t item_stride, row_stride, feature_stride;
+};
+
 template <typename T>
 struct MmdInput {
   int64_t batch, n, m, d, scales;
-  const T* x;               // [batch, n, d]
-  const T* y;               // [batch, m, d]
+  Samples x;                // [batch, n, d]
+  Samples y;                // [batch, m, d]
   const T* x_weights;       // [batch, n], or null for ones; times x_scale
   const T* y_weights;       // [batch, m], or null for ones; times y_scale
   double x_scale, y_scale;  // 1/n and 1/m for the biased estimator

@@ -1,380 +1,345 @@
-// MMD² with its gradient and Hessian product on the CPU: one visit to every ordered pair of rows.
+// MMD² and its gradient on the CPU: the driver of the visits in mmd_kernel.cpp.
 //
-// Each thread owns a range of rows and streams all columns past each row, in panels laid out
-// feature by feature so that the inner loops run over columns. Distances are plain differences:
-// nothing cancels however far from the origin the data lies. Sums over columns are in T within a
-// panel and in double across panels; sums over rows are in double and in row order.
+// The unit of work is a block of rows against every tile of columns. Unless derivatives in the
+// weights are wanted, a pair of rows is visited once and serves both orders. What a part of the
+// work covers depends on the number of parts alone, and parts are added in order: results are
+// reproducible bit for bit for a given number of threads.
+//
+// Sums run in T over a few hundred pairs and in double beyond. See cgm_fast/ops/mmd/README.md.
 #include "mmd.h"
 
 #include <algorithm>
-#include <limits>
+#include <memory>
+#include <numeric>
 #include <vector>
 
-#include "cpu/exp.h"
-#include "cpu/parallel.h"
+#include "cpu/isa.h"
+#include "cpu/layout.h"
+#include "cpu/threads.h"
 
 namespace cgm_fast {
 namespace {
 
-constexpr int kLanes = 64;  // columns of a panel
+constexpr int kTilesPerSum = 4;      // tiles whose sums stay in T
+constexpr int64_t kRowsPerSum = 256;  // rows whose sums over columns' lanes stay in T
 
-// phi(t) = exp(-t), the Gaussian kernel as a function of t = |a - b|^2 / 2h. A radial kernel is
-// this one function: its value less one, and its first two derivatives.
-struct Gaussian {
-  template <typename T>
-  static void evaluate(T t, T& minus_one, T& first, T& second) {
-    T value;
-    exp_neg(t, value, minus_one);
-    first = -value;
-    second = value;
-  }
+// What one part of the work adds up.
+template <typename T>
+struct Part {
+  Part(const Layout<T>& layout, bool with_gradient)
+      : totals(with_gradient ? layout.padded * (layout.in.d + 1) : 0, 0.0),
+        variance(layout.in.scales, 0.0) {}
+
+  double within = 0, across = 0;  // sums of c_ij (k_ij - shift)
+  std::vector<double> totals;     // tile by tile [d + 1, columns]: a_i sum_j slope_ij a_j (z_j, 1)
+  std::vector<double> variance;   // per bandwidth, sum of c_ij t k_s
 };
 
-// Columns [begin, begin + kLanes) of one sample, transposed; lanes past the end weigh nothing.
 template <typename T>
-struct Panels {
-  Panels(int64_t n, int64_t m, int64_t d)
-      : d(d), x_panels((n + kLanes - 1) / kLanes), y_panels((m + kLanes - 1) / kLanes) {
-    z.resize(count() * d * kLanes);
-    a.resize(count() * kLanes);
+class Worker {
+ public:
+  Worker(const Layout<T>& layout, const MmdGradient<T>& out, bool symmetric, Part<T>& part)
+      : layout_(layout),
+        out_(out),
+        part_(part),
+        symmetric_(symmetric),
+        d_(layout.in.d),
+        row_width_(d_ < kFeatureLanes ? d_ * kTileAlign : layout.features),
+        column_size_(out.row_end > out.row_begin ? layout.padded * (d_ + 1) : 0),
+        w_(kBlockRows * widest(layout.tiles)),
+        value_sums_(kBlockRows * kTileAlign),
+        slope_sums_(kBlockRows * kTileAlign),
+        variance_sums_(layout.in.scales * kTileAlign),
+        row_values_(kBlockRows * row_width_),
+        column_values_(column_size_) {
+    std::fill_n(value_sums_.data, kBlockRows * kTileAlign, T(0));
+    std::fill_n(slope_sums_.data, kBlockRows * kTileAlign, T(0));
+    std::fill_n(variance_sums_.data, layout.in.scales * kTileAlign, T(0));
+    std::fill_n(row_values_.data, kBlockRows * row_width_, T(0));
+    std::fill_n(column_values_.data, column_size_, T(0));
   }
 
-  int64_t count() const { return x_panels + y_panels; }
-  bool of_x(int64_t panel) const { return panel < x_panels; }
-  const T* columns(int64_t panel) const { return z.data() + panel * d * kLanes; }
-  const T* weights(int64_t panel) const { return a.data() + panel * kLanes; }
-
-  // Fills both from row-major samples; a null sample or weight reads as `fill`.
-  void load(const T* x, const T* y, const T* ax, const T* ay, T scale_x, T scale_y, int64_t n,
-            int64_t m, T fill) {
-    load_sample(x, ax, scale_x, n, 0, fill);
-    load_sample(y, ay, scale_y, m, x_panels, fill);
+  // Rows [begin, end) of a tile against every tile from it on, or every tile at all.
+  void visit_block(size_t tile, int64_t begin, int64_t end) {
+    const Tile& own = layout_.tiles[tile];
+    const bool with_rows = wanted(own);
+    const int rows = int(round_up(end - begin, 4));
+    MmdVisit<T> v = of_rows(own, begin, rows);
+    double values[kBlockRows] = {}, slopes[kBlockRows] = {};
+    int pending = 0;
+    for (size_t other = symmetric_ ? tile : 0; other < layout_.tiles.size(); ++other) {
+      const Tile& columns = layout_.tiles[other];
+      const bool across = columns.of_y != own.of_y;
+      const bool twice = symmetric_ && other != tile;
+      v.columns = columns.columns;
+      v.panel = layout_.panels.data + columns.start * d_;
+      v.column_rows = layout_.rows.data + columns.start * layout_.features;
+      v.column_bias = layout_.bias.data + columns.start;
+      v.column_weight = (across ? layout_.cross_weight : layout_.weight).data + columns.start;
+      v.with_rows = with_rows;
+      v.with_columns = twice && wanted(columns);
+      v.column_values = column_values_.data + columns.start * (d_ + 1);
+      visit_(v);
+      if (v.with_columns) {
+        touched_begin_ = std::min(touched_begin_, columns.start);
+        touched_end_ = std::max(touched_end_, columns.start + columns.columns);
+      }
+      // Sums pass to double every few tiles, and wherever what they count for changes.
+      const bool change = other == tile || other + 1 == layout_.tiles.size() ||
+                          layout_.tiles[other + 1].of_y != columns.of_y;
+      if (++pending < kTilesPerSum && !change) continue;
+      pending = 0;
+      take_sums(own, begin, rows, across, twice ? 2 : 1, values, slopes);
+      if (with_rows) take_rows(own, begin, rows);
+    }
+    if (with_rows) {
+      double* sums = part_.totals.data() + (own.start * (d_ + 1) + d_ * own.columns + begin);
+      for (int r = 0; r < rows; ++r) sums[r] += slopes[r] * weight(own, begin + r);
+    }
+    if (out_.grad_a) {  // for now the sum itself; `finish` makes it a derivative
+      T* grad = out_.grad_a + layout_.item * (layout_.in.n + layout_.in.m) +
+                (own.of_y ? layout_.in.n : 0) + own.row + begin;
+      for (int64_t r = 0; r < end - begin; ++r) grad[r] = T(values[r]);
+    }
+    rows_since_sum_ += rows;
+    if (rows_since_sum_ >= kRowsPerSum) take_columns();
   }
 
-  int64_t d, x_panels, y_panels;
-  std::vector<T> z, a;
+  // Passes the columns' sums to double.
+  void take_columns() {
+    rows_since_sum_ = 0;
+    for (int64_t i = touched_begin_ * (d_ + 1); i < touched_end_ * (d_ + 1); ++i) {
+      part_.totals[i] += double(column_values_.data[i]);
+      column_values_.data[i] = 0;
+    }
+    touched_begin_ = layout_.padded;
+    touched_end_ = 0;
+  }
 
  private:
-  void load_sample(const T* rows, const T* weights, T scale, int64_t n, int64_t first, T fill) {
-    for (int64_t j = 0; j < (n + kLanes - 1) / kLanes * kLanes; ++j) {
-      const int64_t panel = first + j / kLanes, lane = j % kLanes;
-      const bool inside = j < n;
-      a[panel * kLanes + lane] = inside ? scale * (weights ? weights[j] : fill) : T(0);
-      for (int64_t f = 0; f < d; ++f)
-        z[(panel * d + f) * kLanes + lane] = inside && rows ? rows[j * d + f] : T(0);
+  static int64_t widest(const std::vector<Tile>& tiles) {
+    int64_t width = 0;
+    for (const Tile& tile : tiles) width = std::max(width, tile.columns);
+    return width;
+  }
+
+  double weight(const Tile& tile, int64_t row) const {
+    return double(layout_.weight.data[tile.start + row]);
+  }
+
+  // Whether the gradient of some row of a tile is asked for.
+  bool wanted(const Tile& tile) const {
+    const int64_t first = (tile.of_y ? layout_.in.n : 0) + tile.row;
+    return first < out_.row_end && first + tile.rows > out_.row_begin;
+  }
+
+  MmdVisit<T> of_rows(const Tile& own, int64_t begin, int rows) {
+    MmdVisit<T> v = {};
+    const int64_t at = own.start + begin;
+    v.d = d_;
+    v.features = layout_.features;
+    v.rows = rows;
+    v.rows_z = layout_.rows.data + at * layout_.features;
+    v.row_bias = layout_.bias.data + at;
+    v.rows_weighted = layout_.weighted.data + at * (d_ + 1);
+    v.scales = layout_.in.scales;
+    v.ratio = layout_.ratio.data();
+    v.value_weight = layout_.value_weight.data();
+    v.slope_weight = layout_.slope_weight.data();
+    v.shift = layout_.shift;
+    v.differences = layout_.differences;
+    v.with_variance = out_.grad_p != nullptr;
+    v.w = w_.data;
+    v.value_sums = value_sums_.data;
+    v.slope_sums = slope_sums_.data;
+    v.variance_sums = variance_sums_.data;
+    v.row_values = row_values_.data;
+    return v;
+  }
+
+  static double take_lanes(T* lanes) {
+    const double sum = std::accumulate(lanes, lanes + kTileAlign, 0.0);
+    std::fill_n(lanes, kTileAlign, T(0));
+    return sum;
+  }
+
+  void take_sums(const Tile& own, int64_t begin, int rows, bool across, int times, double* values,
+                 double* slopes) {
+    const bool one_sum = !uses_scales(layout_.in.scales, out_.grad_p != nullptr);
+    double sum = 0;
+    for (int r = 0; r < rows; ++r) {
+      const double value = take_lanes(value_sums_.data + r * kTileAlign);
+      slopes[r] += one_sum ? value * double(layout_.slope_weight[0])
+                           : take_lanes(slope_sums_.data + r * kTileAlign);
+      values[r] += value * (one_sum ? double(layout_.value_weight[0]) : 1.0);
+      sum += weight(own, begin + r) * value * (one_sum ? double(layout_.value_weight[0]) : 1.0);
+    }
+    (across ? part_.across : part_.within) += times * sum;
+    if (!out_.grad_p) return;
+    for (int64_t s = 0; s < layout_.in.scales; ++s)
+      part_.variance[s] += times * take_lanes(variance_sums_.data + s * kTileAlign);
+  }
+
+  void take_rows(const Tile& own, int64_t begin, int rows) {
+    double* sums = part_.totals.data() + own.start * (d_ + 1) + begin;
+    for (int r = 0; r < rows; ++r) {
+      const double a = weight(own, begin + r);
+      T* row = row_values_.data + r * row_width_;
+      if (d_ < kFeatureLanes) {
+        for (int64_t f = 0; f < d_; ++f)
+          sums[f * own.columns + r] += a * take_lanes(row + f * kTileAlign);
+      } else {
+        for (int64_t f = 0; f < d_; ++f) sums[f * own.columns + r] += a * double(row[f]);
+        std::fill_n(row, row_width_, T(0));
+      }
     }
   }
+
+  const Layout<T>& layout_;
+  const MmdGradient<T>& out_;
+  Part<T>& part_;
+  const bool symmetric_;
+  const int64_t d_, row_width_, column_size_;
+  Buffer<T> w_, value_sums_, slope_sums_, variance_sums_, row_values_, column_values_;
+  const MmdVisitFunction<T> visit_ = mmd_visit_function<T>();
+  int64_t rows_since_sum_ = 0, touched_begin_ = layout_.padded, touched_end_ = 0;
 };
 
-// |a - b|^2 / 2h, kept finite: 0 * inf would turn a vanished kernel into NaN.
+// Turns the sums of all parts into loss and gradients, in the caller's units.
 template <typename T>
-inline T scaled(T u, T inverse) {
-  const T t = u * inverse, largest = std::numeric_limits<T>::max();
-  return largest < t ? largest : t;
-}
-
-// The inputs of one batch item, ready to be visited.
-template <typename T>
-struct Item {
-  Item(const MmdInput<T>& in, int64_t b)
-      : in(in),
-        x(in.x + b * in.n * in.d),
-        y(in.y + b * in.m * in.d),
-        variance(in.scales),
-        cross(T(in.cross_scale) * (in.cross ? in.cross[b] : T(1))),
-        panels(in.n, in.m, in.d) {
-    panels.load(x, y, in.x_weights ? in.x_weights + b * in.n : nullptr,
-                in.y_weights ? in.y_weights + b * in.m : nullptr, T(in.x_scale), T(-in.y_scale),
-                in.n, in.m, T(1));
-    for (int64_t s = 0; s < in.scales; ++s)
-      variance[s] = in.variance ? in.variance[b * in.scales + s] : T(in.variances[s]);
+void finish(const Layout<T>& layout, const MmdGradient<T>& out,
+            const std::vector<std::unique_ptr<Part<T>>>& parts, int threads) {
+  const MmdInput<T>& in = layout.in;
+  const double cross = layout.cross, shift = double(layout.shift);
+  const double* mass = layout.mass;
+  const double values = std::accumulate(in.kernel_weights, in.kernel_weights + in.scales, 0.0);
+  double slopes = 0;
+  for (T weight : layout.slope_weight) slopes += double(weight);
+  // The op's sums are over k - 1, the kernel's over k - shift.
+  double within = -(1 - shift) * values * (mass[0] * mass[0] + mass[1] * mass[1]);
+  double across = -(1 - shift) * values * 2 * cross * mass[0] * mass[1];
+  for (const auto& part : parts) {
+    within += part->within;
+    across += part->across;
   }
-
-  const T* row(int64_t i) const { return i < in.n ? x + i * in.d : y + (i - in.n) * in.d; }
-  // Where row i's weight (or any per-row value laid out in panels) lies.
-  int64_t lane(int64_t i) const { return i < in.n ? i : panels.x_panels * kLanes + (i - in.n); }
-  T weight(int64_t i) const { return panels.a[lane(i)]; }
-  T relation(int64_t i, int64_t panel) const {
-    return (i < in.n) == panels.of_x(panel) ? T(1) : cross;
-  }
-
-  const MmdInput<T>& in;
-  const T *x, *y;
-  std::vector<T> variance;
-  T cross;
-  Panels<T> panels;
-};
-
-template <typename T>
-void squared_distances(const T* row, const T* columns, int64_t d, T* u) {
-  std::fill(u, u + kLanes, T(0));
-  for (int64_t f = 0; f < d; ++f) {
-    const T value = row[f];
-    const T* column = columns + f * kLanes;
-#pragma omp simd
-    for (int j = 0; j < kLanes; ++j) {
-      const T difference = value - column[j];
-      u[j] += difference * difference;
-    }
-  }
-}
-
-template <typename T>
-T dot(const T* a, const T* b) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int j = 0; j < kLanes; ++j) sum += a[j] * b[j];
-  return sum;
-}
-
-// sums[f] += r * sum_j w_j (row_f - column_fj), four features at a time: one sum alone would wait
-// for its own previous addition at every step.
-template <typename T>
-void add_weighted_differences(const T* row, const T* columns, const T* w, int64_t d, double r,
-                              double* sums) {
-  int64_t f = 0;
-  for (; f + 4 <= d; f += 4) {
-    const T *c = columns + f * kLanes, *z = row + f;
-    T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int j = 0; j < kLanes; ++j) {
-      s0 += w[j] * (z[0] - c[j]);
-      s1 += w[j] * (z[1] - c[j + kLanes]);
-      s2 += w[j] * (z[2] - c[j + 2 * kLanes]);
-      s3 += w[j] * (z[3] - c[j + 3 * kLanes]);
-    }
-    sums[f] += r * s0;
-    sums[f + 1] += r * s1;
-    sums[f + 2] += r * s2;
-    sums[f + 3] += r * s3;
-  }
-  for (; f < d; ++f) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < kLanes; ++j) sum += w[j] * (row[f] - columns[f * kLanes + j]);
-    sums[f] += r * sum;
-  }
-}
-
-// The kernel and its derivatives in u and in each h for one row of distances.
-template <typename T>
-struct KernelRow {
-  explicit KernelRow(int64_t scales) : by_variance(scales * kLanes) {}
-
-  template <typename Kernel>
-  void evaluate(const MmdInput<T>& in, const T* variance, const T* u, bool with_variance) {
-    std::fill(minus_one, minus_one + kLanes, T(0));
-    std::fill(by_u, by_u + kLanes, T(0));
+  out.loss[layout.item] = T(within + across);
+  if (out.grad_p) {
+    T* grad = out.grad_p + layout.item * (in.scales + 1);
     for (int64_t s = 0; s < in.scales; ++s) {
-      const T inverse = T(0.5) / variance[s], weight = T(in.kernel_weights[s]);
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        T value, first, second;
-        Kernel::evaluate(scaled(u[j], inverse), value, first, second);
-        minus_one[j] += weight * value;
-        by_u[j] += weight * inverse * first;
-      }
-      if (!with_variance) continue;
-      T* row = by_variance.data() + s * kLanes;
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        T value, first, second;
-        const T t = scaled(u[j], inverse);
-        Kernel::evaluate(t, value, first, second);
-        row[j] = -weight * first * t * (T(2) * inverse);
-      }
+      double sum = 0;
+      for (const auto& part : parts) sum += part->variance[s];
+      grad[s] = T(in.kernel_weights[s] * sum / layout.h[s]);
+    }
+    grad[in.scales] = T(across / cross);
+  }
+  if (out.grad_a) {
+    T* grad = out.grad_a + layout.item * (in.n + in.m);
+    for (int64_t i = 0; i < in.n + in.m; ++i) {
+      const double around = mass[i >= in.n] + cross * mass[i < in.n];
+      grad[i] = T(2 * (double(grad[i]) - (1 - shift) * values * around));
     }
   }
-
-  // Directional derivatives along (u', h'): of k - 1, of dk/du and of each dk/dh.
-  template <typename Kernel>
-  void differentiate(const MmdInput<T>& in, const T* variance, const T* u, const T* u_dot,
-                     const T* h_dot) {
-    std::fill(minus_one_dot, minus_one_dot + kLanes, T(0));
-    std::fill(by_u_dot, by_u_dot + kLanes, T(0));
-    for (int64_t s = 0; s < in.scales; ++s) {
-      const T h = variance[s], inverse = T(0.5) / h, weight = T(in.kernel_weights[s]);
-      const T dh = h_dot ? h_dot[s] : T(0);
-      T* row = by_variance_dot.data() + s * kLanes;
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        T value, first, second;
-        const T t = scaled(u[j], inverse);
-        Kernel::evaluate(t, value, first, second);
-        const T t_dot = (u_dot[j] - T(2) * t * dh) * inverse;
-        minus_one_dot[j] += weight * first * t_dot;
-        by_u_dot[j] += weight * inverse * (second * t_dot - first * dh / h);
-        row[j] = -weight * ((second * t + first) * t_dot - first * t * dh / h) / h;
+  if (out.row_end <= out.row_begin) return;
+  // dL/dz_i = -(2/h) [S_i z_i - V_i], with k = (k - shift) + shift in both sums.
+  const double factor = -2 / (layout.h[0] * layout.scale);
+  const int64_t d = in.d;
+  parallel_parts(int(layout.tiles.size()), threads, [&](int index) {
+    const Tile& tile = layout.tiles[index];
+    const double* own = layout.total.data() + tile.of_y * d;
+    const double* other = layout.total.data() + !tile.of_y * d;
+    for (int64_t lane = 0; lane < tile.rows; ++lane) {
+      const int64_t row = (tile.of_y ? in.n : 0) + tile.row + lane;
+      if (row < out.row_begin || row >= out.row_end) continue;
+      const double a = double(layout.weight.data[tile.start + lane]) * shift * slopes;
+      const T* z = layout.rows.data + (tile.start + lane) * layout.features;
+      const int64_t at = tile.start * (d + 1) + lane;
+      double s = a * (mass[tile.of_y] + cross * mass[!tile.of_y]);
+      for (const auto& part : parts) s += part->totals[at + d * tile.columns];
+      T* grad = out.grad_z +
+                (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
+      for (int64_t f = 0; f < d; ++f) {
+        double v = a * (own[f] + cross * other[f]);
+        for (const auto& part : parts) v += part->totals[at + f * tile.columns];
+        grad[f] = T(factor * (s * double(z[f]) - v));
       }
-    }
-  }
-
-  T minus_one[kLanes], by_u[kLanes], minus_one_dot[kLanes], by_u_dot[kLanes];
-  std::vector<T> by_variance, by_variance_dot;
-};
-
-template <typename T>
-void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t b, int threads) {
-  const Item<T> item(in, b);
-  const int64_t rows = in.n + in.m, wanted = out.row_end - out.row_begin, p = in.scales + 1;
-  std::vector<double> row_loss(rows), row_p(out.grad_p ? rows * p : 0);
-  const double work = double(rows) * rows * (in.d + 20.0 * in.scales);
-  split_rows(rows, useful_threads(work, threads), [&](int, int64_t begin, int64_t end) {
-    KernelRow<T> kernel(in.scales);
-    std::vector<double> sums(in.d);
-    alignas(64) T u[kLanes], w[kLanes];
-    for (int64_t i = begin; i < end; ++i) {
-      const T* z = item.row(i);
-      const bool with_z = i >= out.row_begin && i < out.row_end;
-      std::fill(sums.begin(), sums.end(), 0.0);
-      double inside = 0;
-      for (int64_t panel = 0; panel < item.panels.count(); ++panel) {
-        const T* columns = item.panels.columns(panel);
-        const T* a = item.panels.weights(panel);
-        const double r = item.relation(i, panel);
-        squared_distances(z, columns, in.d, u);
-        kernel.template evaluate<Gaussian>(in, item.variance.data(), u, out.grad_p != nullptr);
-        const double part = dot(a, kernel.minus_one);
-        inside += r * part;
-        if (out.grad_p) {
-          double* row = row_p.data() + i * p;
-          for (int64_t s = 0; s < in.scales; ++s)
-            row[s] += item.weight(i) * r * dot(a, kernel.by_variance.data() + s * kLanes);
-          if ((i < in.n) != item.panels.of_x(panel)) row[in.scales] += item.weight(i) * part;
-        }
-        if (!with_z) continue;
-#pragma omp simd
-        for (int j = 0; j < kLanes; ++j) w[j] = a[j] * kernel.by_u[j];
-        add_weighted_differences(z, columns, w, in.d, r, sums.data());
-      }
-      row_loss[i] = item.weight(i) * inside;
-      if (out.grad_a) out.grad_a[b * rows + i] = T(2 * inside);
-      if (!with_z) continue;
-      T* grad = out.grad_z + (b * wanted + i - out.row_begin) * in.d;
-      for (int64_t f = 0; f < in.d; ++f) grad[f] = T(4 * item.weight(i) * sums[f]);
     }
   });
-  double loss = 0;
-  for (double value : row_loss) loss += value;
-  out.loss[b] = T(loss);
-  if (!out.grad_p) return;
-  for (int64_t s = 0; s < p; ++s) {
-    double sum = 0;
-    for (int64_t i = 0; i < rows; ++i) sum += row_p[i * p + s];
-    out.grad_p[b * p + s] = T(sum);
-  }
 }
 
 template <typename T>
-void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t b, int threads) {
-  const Item<T> item(in, b);
-  const int64_t rows = in.n + in.m, wanted = tangent.row_end - tangent.row_begin;
-  const int64_t p = in.scales + 1;
-  const T* tz = tangent.z ? tangent.z + b * rows * in.d : nullptr;
-  const T* ta = tangent.a ? tangent.a + b * rows : nullptr;
-  const T* tp = tangent.p ? tangent.p + b * p : nullptr;
-  const T cross_dot = tp ? tp[in.scales] : T(0);
-  const std::vector<T> zero(in.d, T(0));
-  Panels<T> dots(in.n, in.m, in.d);  // the tangent, laid out like the data
-  dots.load(tz, tz ? tz + in.n * in.d : nullptr, ta, ta ? ta + in.n : nullptr, T(1), T(1), in.n,
-            in.m, T(0));
-  std::vector<double> row_p(tangent.out_p ? rows * p : 0);
-  const double work = double(rows) * rows * (2 * in.d + 40.0 * in.scales);
-  split_rows(rows, useful_threads(work, threads), [&](int, int64_t begin, int64_t end) {
-    KernelRow<T> kernel(in.scales);
-    kernel.by_variance_dot.resize(in.scales * kLanes);
-    std::vector<double> sums(in.d);
-    alignas(64) T u[kLanes], u_dot[kLanes], w[kLanes], w_dot[kLanes], c_dot[kLanes];
-    for (int64_t i = begin; i < end; ++i) {
-      const T *z = item.row(i), *z_dot = tz ? tz + i * in.d : zero.data();
-      const T a_i = item.weight(i), a_i_dot = dots.a[item.lane(i)];
-      std::fill(sums.begin(), sums.end(), 0.0);
-      double inside = 0;
-      for (int64_t panel = 0; panel < item.panels.count(); ++panel) {
-        const T *columns = item.panels.columns(panel), *columns_dot = dots.columns(panel);
-        const T *a = item.panels.weights(panel), *a_dot = dots.weights(panel);
-        const bool across = (i < in.n) != item.panels.of_x(panel);
-        const T r = across ? item.cross : T(1), r_dot = across ? cross_dot : T(0);
-        squared_distances(z, columns, in.d, u);
-        std::fill(u_dot, u_dot + kLanes, T(0));
-        for (int64_t f = 0; f < in.d; ++f)
-#pragma omp simd
-          for (int j = 0; j < kLanes; ++j)
-            u_dot[j] +=
-                T(2) * (z[f] - columns[f * kLanes + j]) * (z_dot[f] - columns_dot[f * kLanes + j]);
-        kernel.template evaluate<Gaussian>(in, item.variance.data(), u, tangent.out_p != nullptr);
-        kernel.template differentiate<Gaussian>(in, item.variance.data(), u, u_dot, tp);
-#pragma omp simd
-        for (int j = 0; j < kLanes; ++j) {
-          c_dot[j] = r * (a_i_dot * a[j] + a_i * a_dot[j]) + r_dot * a_i * a[j];
-          w[j] = r * a_i * a[j] * kernel.by_u[j];
-          w_dot[j] = c_dot[j] * kernel.by_u[j] + r * a_i * a[j] * kernel.by_u_dot[j];
-        }
-        for (int j = 0; j < kLanes; ++j)
-          inside += (r_dot * a[j] + r * a_dot[j]) * kernel.minus_one[j] +
-                    r * a[j] * kernel.minus_one_dot[j];
-        for (int64_t f = 0; f < in.d; ++f) {
-          T sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int j = 0; j < kLanes; ++j)
-            sum += w_dot[j] * (z[f] - columns[f * kLanes + j]) +
-                   w[j] * (z_dot[f] - columns_dot[f * kLanes + j]);
-          sums[f] += sum;
-        }
-        if (!tangent.out_p) continue;
-        double* row = row_p.data() + i * p;
-        for (int64_t s = 0; s < in.scales; ++s)
-          for (int j = 0; j < kLanes; ++j)
-            row[s] += c_dot[j] * kernel.by_variance[s * kLanes + j] +
-                      r * a_i * a[j] * kernel.by_variance_dot[s * kLanes + j];
-        if (across)
-          for (int j = 0; j < kLanes; ++j)
-            row[in.scales] += (a_i_dot * a[j] + a_i * a_dot[j]) * kernel.minus_one[j] +
-                              a_i * a[j] * kernel.minus_one_dot[j];
-      }
-      if (tangent.out_a) tangent.out_a[b * rows + i] = T(2 * inside);
-      if (i < tangent.row_begin || i >= tangent.row_end) continue;
-      T* out = tangent.out_z + (b * wanted + i - tangent.row_begin) * in.d;
-      for (int64_t f = 0; f < in.d; ++f) out[f] = T(4 * sums[f]);
+void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item, int threads) {
+  const Layout<T> layout(in, item);
+  const bool with_gradient = out.row_end > out.row_begin, symmetric = out.grad_a == nullptr;
+  struct Block {
+    size_t tile;
+    int64_t begin, end;
+  };
+  std::vector<Block> blocks;
+  for (size_t tile = 0; tile < layout.tiles.size(); ++tile)
+    for (int64_t begin = 0; begin < layout.tiles[tile].rows; begin += kBlockRows)
+      blocks.push_back({tile, begin, std::min(begin + kBlockRows, layout.tiles[tile].rows)});
+  const double pairs = double(in.n + in.m) * double(in.n + in.m);
+  const double work = pairs * (2.0 * double(in.d) + 16.0 * double(in.scales));
+  // Waking a thread takes some microseconds, in which one core does about this much.
+  const int useful = int(std::min(double(threads), 1 + work / 1e6));
+  const int count = int(std::min<int64_t>(useful, int64_t(blocks.size())));
+  std::vector<std::unique_ptr<Part<T>>> parts(count);
+  parallel_parts(count, threads, [&](int index) {
+    parts[index] = std::make_unique<Part<T>>(layout, with_gradient);
+    Worker<T> worker(layout, out, symmetric, *parts[index]);
+    // Dealt out back and forth: with each pair visited once, early blocks have more to do.
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const int turn = int(i % (2 * size_t(count)));
+      if ((turn < count ? turn : 2 * count - 1 - turn) == index)
+        worker.visit_block(blocks[i].tile, blocks[i].begin, blocks[i].end);
     }
+    worker.take_columns();
   });
-  if (!tangent.out_p) return;
-  for (int64_t s = 0; s < p; ++s) {
-    double sum = 0;
-    for (int64_t i = 0; i < rows; ++i) sum += row_p[i * p + s];
-    tangent.out_p[b * p + s] = T(sum);
-  }
-}
-
-// Many small problems: a thread takes whole ones. Few: the threads share the rows of each.
-template <typename T, typename Visit>
-void for_each_item(const MmdInput<T>& in, int threads, const Visit& visit) {
-  const double rows = double(in.n + in.m);
-  const double work = in.batch * rows * rows * (in.d + 20.0 * in.scales);
-  if (in.batch >= threads && threads > 1) {
-    split_rows(in.batch, useful_threads(work, threads), [&](int, int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) visit(b, 1);
-    });
-  } else {
-    for (int64_t b = 0; b < in.batch; ++b) visit(b, threads);
-  }
+  finish(layout, out, parts, threads);
 }
 
 }  // namespace
 
 template <typename T>
 void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads) {
-  for_each_item(in, threads, [&](int64_t b, int inner) { forward_item(in, out, b, inner); });
-}
-
-template <typename T>
-void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads) {
-  for_each_item(in, threads, [&](int64_t b, int inner) { backward_item(in, tangent, b, inner); });
+  if (in.batch >= threads && threads > 1) {  // many problems: each thread takes whole ones
+    parallel_parts(int(in.batch), threads, [&](int item) { forward_item(in, out, item, 1); });
+  } else {
+    for (int64_t item = 0; item < in.batch; ++item) forward_item(in, out, item, threads);
+  }
 }
 
 template void mmd_fwd_cpu(const MmdInput<float>&, const MmdGradient<float>&, int);
 template void mmd_fwd_cpu(const MmdInput<double>&, const MmdGradient<double>&, int);
-template void mmd_bwd_cpu(const MmdInput<float>&, const MmdTangent<float>&, int);
-template void mmd_bwd_cpu(const MmdInput<double>&, const MmdTangent<double>&, int);
+
+// One set of kernels per instruction set, each compiled from mmd_kernel.cpp.
+#define CGM_FAST_DECLARE(name)                      \
+  namespace name {                                  \
+  void mmd_visit_float(const MmdVisit<float>&);     \
+  void mmd_visit_double(const MmdVisit<double>&);   \
+  }
+CGM_FAST_DECLARE(baseline)
+#ifdef CGM_FAST_X86
+CGM_FAST_DECLARE(avx2)
+CGM_FAST_DECLARE(avx512)
+#endif
+
+template <>
+MmdVisitFunction<float> mmd_visit_function<float>() {
+#ifdef CGM_FAST_X86
+  if (isa() == Isa::avx512) return avx512::mmd_visit_float;
+  if (isa() == Isa::avx2) return avx2::mmd_visit_float;
+#endif
+  return baseline::mmd_visit_float;
+}
+
+template <>
+MmdVisitFunction<double> mmd_visit_function<double>() {
+#ifdef CGM_FAST_X86
+  if (isa() == Isa::avx512) return avx512::mmd_visit_double;
+  if (isa() == Isa::avx2) return avx2::mmd_visit_double;
+#endif
+  return baseline::mmd_visit_double;
+}
 
 }  // namespace cgm_fast

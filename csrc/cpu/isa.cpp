@@ -1,0 +1,47 @@
+#include "cpu/isa.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace cgm_fast {
+namespace {
+
+Isa best() {
+#if defined(CGM_FAST_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+Isa choose() {
+  const Isa usable = best();
+  const char* wanted = std::getenv("CGM_FAST_ISA");
+  if (wanted == nullptr) return usable;
+  for (Isa candidate : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (std::strcmp(wanted, isa_name(candidate)) == 0 && candidate <= usable) return candidate;
+  return usable;
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+}  // namespace cgm_fast

@@ -1,0 +1,123 @@
+#include "cpu/threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+namespace cgm_fast {
+namespace {
+
+struct Job {
+  void (*body)(void*, int);
+  void* context;
+  int parts;
+  std::atomic<int> next{0}, done{0};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+
+  void work() {
+    for (int part; (part = next.fetch_add(1)) < parts;) {
+      try {
+        body(context, part);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(error_mutex);
+        if (!error) error = std::current_exception();
+      }
+      done.fetch_add(1);
+    }
+  }
+};
+
+// Workers live as long as the process. A pool is never destroyed: at exit its threads may still be
+// waiting, and in a forked child they do not exist, so the child begins another pool.
+class Pool {
+ public:
+  void run(Job& job, int threads) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (workers_ < threads - 1) {
+        try {
+          std::thread(&Pool::serve, this).detach();
+        } catch (const std::system_error&) {
+          break;  // no more threads to be had: fewer do the work
+        }
+        ++workers_;
+      }
+      job_ = &job;
+      wanted_ = threads - 1;
+      ++generation_;
+    }
+    wake_.notify_all();
+    job.work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;  // a worker that wakes late finds nothing
+    idle_.wait(lock, [&] { return busy_ == 0; });
+  }
+
+  std::mutex callers;  // one job at a time
+
+ private:
+  void serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    unsigned seen = generation_ - 1;
+    for (;;) {
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      if (job_ == nullptr || wanted_ == 0) continue;
+      --wanted_;
+      ++busy_;
+      Job* job = job_;
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (--busy_ == 0) idle_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  Job* job_ = nullptr;
+  int workers_ = 0, wanted_ = 0, busy_ = 0;
+  unsigned generation_ = 0;
+};
+
+std::atomic<Pool*> pool{nullptr};
+
+Pool& current_pool() {
+  Pool* found = pool.load();
+  if (found) return *found;
+#ifndef _WIN32
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+  (void)registered;
+#endif
+  Pool* fresh = new Pool;
+  if (pool.compare_exchange_strong(found, fresh)) return *fresh;
+  delete fresh;
+  return *found;
+}
+
+}  // namespace
+
+void run_parts(int parts, int threads, void (*body)(void*, int), void* context) {
+  Job job;
+  job.body = body;
+  job.context = context;
+  job.parts = parts;
+  Pool& workers = current_pool();
+  std::unique_lock<std::mutex> alone(workers.callers, std::try_to_lock);
+  if (alone.owns_lock()) {
+    workers.run(job, threads < parts ? threads : parts);
+  } else {
+    job.work();  // another call has the pool; the parts, and so the result, are the same
+  }
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace cgm_fast

@@ -1,0 +1,24 @@
+// A small pool of threads, woken for each call. Not OpenMP: a second run-time beside torch's would
+// fight it for the cores, and would not survive a fork.
+#pragma once
+
+namespace cgm_fast {
+
+// Calls body(context, part) once for every part in [0, parts), on up to `threads` threads, the
+// caller's among them. What a part does must not depend on which thread does it; then results
+// depend on `parts` alone. Called while the pool is busy, or in a forked child, it still works.
+void run_parts(int parts, int threads, void (*body)(void*, int), void* context);
+
+template <typename Body>
+void parallel_parts(int parts, int threads, const Body& body) {
+  if (threads <= 1 || parts <= 1) {
+    for (int part = 0; part < parts; ++part) body(part);
+    return;
+  }
+  run_parts(
+      parts, threads,
+      [](void* context, int part) { (*static_cast<const Body*>(context))(part); },
+      const_cast<Body*>(&body));
+}
+
+}  // namespace cgm_fast
