@@ -4,9 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "mmd.h"
 #include "prototype_margin.h"
 
@@ -29,10 +31,18 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
+// (address, dtype as its place in Dtype, strides of item, row and feature in elements)
+using PySamples = std::tuple<Address, int, int64_t, int64_t, int64_t>;
+
+cf::Samples samples(const PySamples& given) {
+  return {at<const void>(std::get<0>(given)), static_cast<cf::Dtype>(std::get<1>(given)),
+          std::get<2>(given), std::get<3>(given), std::get<4>(given)};
+}
+
 template <typename T>
-cf::MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, Address x, Address y,
-                          Address x_weights, Address y_weights, double x_scale, double y_scale,
-                          Address cross, double cross_scale, Address variance,
+cf::MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, const PySamples& x,
+                          const PySamples& y, Address x_weights, Address y_weights, double x_scale,
+                          double y_scale, Address cross, double cross_scale, Address variance,
                           const std::vector<double>& variances,
                           const std::vector<double>& kernel_weights) {
   cf::MmdInput<T> in;
@@ -41,8 +51,8 @@ cf::MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, Addres
   in.m = m;
   in.d = d;
   in.scales = static_cast<int64_t>(kernel_weights.size());
-  in.x = at<const T>(x);
-  in.y = at<const T>(y);
+  in.x = samples(x);
+  in.y = samples(y);
   in.x_weights = at<const T>(x_weights);
   in.y_weights = at<const T>(y_weights);
   in.x_scale = x_scale;
@@ -113,6 +123,7 @@ py::dict build_info() {
   info["compiler"] = "unknown";
 #endif
   info["flags"] = CGM_FAST_FLAGS;
+  info["instruction_set"] = cf::isa_name(cf::isa());
   info["cuda_compiler"] = CGM_FAST_CUDA_COMPILER;
   info["cuda_kernels"] = false;
   return info;

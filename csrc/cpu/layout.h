@@ -94,6 +94,7 @@ struct Layout {
     shift = T(2 * kLn2 * mean * widest < 1 ? 1 : 0);
     // |a|^2 + |b|^2 - 2ab loses what |a|^2 has over the distance: not where the data is wide.
     differences = largest * widest > 24;
+    several = in.scales > 1 || in.kernel_weights[0] != 1.0;
     scale = std::sqrt(1 / (2 * kLn2 * h[0])) * (differences ? 1.0 : std::sqrt(2.0));
     fill(centre);
   }
@@ -101,14 +102,14 @@ struct Layout {
   const MmdInput<T>& in;
   int64_t item;
   std::vector<Tile> tiles;
-  int64_t padded;    // rows of all tiles
-  int64_t features;  // length of a row of `rows`
+  int64_t padded;                                                // rows of all tiles
+  int64_t features;                                              // length of a row of `rows`
   Buffer<T> rows, weighted, panels, bias, weight, cross_weight;  // as MmdVisit describes them
   std::vector<double> h;
   std::vector<T> ratio, value_weight, slope_weight;
   double cross, scale;  // z in the kernel is (z - centre) * scale
   T shift;
-  bool differences;
+  bool differences, several;  // several: bandwidths, or one of weight other than 1
   double mass[2] = {0, 0};    // sum of a_j over x and over y
   std::vector<double> total;  // sum of a_j z_j over x [d] and over y [d]
 

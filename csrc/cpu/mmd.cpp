@@ -20,7 +20,7 @@
 namespace cgm_fast {
 namespace {
 
-constexpr int kTilesPerSum = 4;      // tiles whose sums stay in T
+constexpr int kTilesPerSum = 4;       // tiles whose sums stay in T
 constexpr int64_t kRowsPerSum = 256;  // rows whose sums over columns' lanes stay in T
 
 // What one part of the work adds up.
@@ -43,6 +43,7 @@ class Worker {
         out_(out),
         part_(part),
         symmetric_(symmetric),
+        scaled_(layout.several || out.grad_p != nullptr),
         d_(layout.in.d),
         row_width_(d_ < kFeatureLanes ? d_ * kTileAlign : layout.features),
         column_size_(out.row_end > out.row_begin ? layout.padded * (d_ + 1) : 0),
@@ -149,6 +150,7 @@ class Worker {
     v.shift = layout_.shift;
     v.differences = layout_.differences;
     v.with_variance = out_.grad_p != nullptr;
+    v.scaled = scaled_;
     v.w = w_.data;
     v.value_sums = value_sums_.data;
     v.slope_sums = slope_sums_.data;
@@ -165,14 +167,12 @@ class Worker {
 
   void take_sums(const Tile& own, int64_t begin, int rows, bool across, int times, double* values,
                  double* slopes) {
-    const bool one_sum = !uses_scales(layout_.in.scales, out_.grad_p != nullptr);
     double sum = 0;
     for (int r = 0; r < rows; ++r) {
       const double value = take_lanes(value_sums_.data + r * kTileAlign);
-      slopes[r] += one_sum ? value * double(layout_.slope_weight[0])
-                           : take_lanes(slope_sums_.data + r * kTileAlign);
-      values[r] += value * (one_sum ? double(layout_.value_weight[0]) : 1.0);
-      sum += weight(own, begin + r) * value * (one_sum ? double(layout_.value_weight[0]) : 1.0);
+      slopes[r] += scaled_ ? take_lanes(slope_sums_.data + r * kTileAlign) : value;
+      values[r] += value;
+      sum += weight(own, begin + r) * value;
     }
     (across ? part_.across : part_.within) += times * sum;
     if (!out_.grad_p) return;
@@ -198,7 +198,7 @@ class Worker {
   const Layout<T>& layout_;
   const MmdGradient<T>& out_;
   Part<T>& part_;
-  const bool symmetric_;
+  const bool symmetric_, scaled_;
   const int64_t d_, row_width_, column_size_;
   Buffer<T> w_, value_sums_, slope_sums_, variance_sums_, row_values_, column_values_;
   const MmdVisitFunction<T> visit_ = mmd_visit_function<T>();
@@ -255,8 +255,8 @@ void finish(const Layout<T>& layout, const MmdGradient<T>& out,
       const int64_t at = tile.start * (d + 1) + lane;
       double s = a * (mass[tile.of_y] + cross * mass[!tile.of_y]);
       for (const auto& part : parts) s += part->totals[at + d * tile.columns];
-      T* grad = out.grad_z +
-                (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
+      T* grad =
+          out.grad_z + (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
       for (int64_t f = 0; f < d; ++f) {
         double v = a * (own[f] + cross * other[f]);
         for (const auto& part : parts) v += part->totals[at + f * tile.columns];
@@ -313,10 +313,10 @@ template void mmd_fwd_cpu(const MmdInput<float>&, const MmdGradient<float>&, int
 template void mmd_fwd_cpu(const MmdInput<double>&, const MmdGradient<double>&, int);
 
 // One set of kernels per instruction set, each compiled from mmd_kernel.cpp.
-#define CGM_FAST_DECLARE(name)                      \
-  namespace name {                                  \
-  void mmd_visit_float(const MmdVisit<float>&);     \
-  void mmd_visit_double(const MmdVisit<double>&);   \
+#define CGM_FAST_DECLARE(name)                    \
+  namespace name {                                \
+  void mmd_visit_float(const MmdVisit<float>&);   \
+  void mmd_visit_double(const MmdVisit<double>&); \
   }
 CGM_FAST_DECLARE(baseline)
 #ifdef CGM_FAST_X86

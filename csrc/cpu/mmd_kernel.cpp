@@ -2,7 +2,7 @@
 // cgm_fast::CGM_FAST_ISA::mmd_visit.
 //
 // Three small matrix products and an exponential, on data that stays in L1 and L2:
-//   1. e = bias_i + bias_j + 2 z_i . z_j, k = 2^e, w = a_j (k - shift): registers hold 4 rows by 4
+//   1. e = bias_i + bias_j + z_i . z_j, k = 2^e, w = a_j (k - shift): registers hold 4 rows by 4
 //      vectors of columns, one load of a panel serves 4 rows;
 //   2. row_values += w z (rows of the block);
 //   3. column_values += w^T (a z) (columns of the tile), for pairs visited once for both orders.
@@ -15,20 +15,22 @@ namespace {
 
 constexpr int kR = 4;  // rows in registers
 
+// e for 4 rows and C vectors of columns, over features [begin, end): what earlier features left in
+// w, and the biases with the last ones. Sums stay short, so that thousands of features round like
+// few.
 template <typename T, int C, bool kDifferences>
-CGM_INLINE void exponents(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T> (&e)[kR][C]) {
+CGM_INLINE void exponents(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin, int64_t end,
+                          Vec<T> (&e)[kR][C]) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int r = 0; r < kR; ++r)
-    for (int c = 0; c < C; ++c)
-      e[r][c] = kDifferences ? Vec<T>{}
-                             : load(v.column_bias + j + c * kLanes) + splat(v.row_bias[i + r]);
-  const T* row = v.rows_z + i * v.d;
-  const T* column = v.panel + j;
-  for (int64_t f = 0; f < v.d; ++f, column += v.columns) {
+    for (int c = 0; c < C; ++c) e[r][c] = Vec<T>{};
+  const T* row = v.rows_z + i * v.features;
+  const T* column = v.panel + begin * v.columns + j;
+  for (int64_t f = begin; f < end; ++f, column += v.columns) {
     Vec<T> z[C];
     for (int c = 0; c < C; ++c) z[c] = load(column + c * kLanes);
     for (int r = 0; r < kR; ++r) {
-      const Vec<T> value = splat(row[r * v.d + f]);
+      const Vec<T> value = splat(row[r * v.features + f]);
       for (int c = 0; c < C; ++c) {
         if (kDifferences) {
           const Vec<T> difference = value - z[c];
@@ -39,17 +41,28 @@ CGM_INLINE void exponents(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T> (&e
       }
     }
   }
+  for (int r = 0; r < kR; ++r) {
+    for (int c = 0; c < C; ++c) {
+      if (begin > 0) e[r][c] += load(v.w + (i + r) * v.columns + j + c * kLanes);
+      if (end == v.d && !kDifferences)
+        e[r][c] += load(v.column_bias + j + c * kLanes) + v.row_bias[i + r];
+    }
+  }
 }
 
-// Step 1 for 4 rows and C vectors of columns.
+// Step 1 for 4 rows and C vectors of columns, up to feature `end`.
 template <typename T, int C, bool kDifferences>
-CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j) {
+CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> e[kR][C];
-  exponents<T, C, kDifferences>(v, i, j, e);
+  exponents<T, C, kDifferences>(v, i, j, begin, end, e);
   for (int r = 0; r < kR; ++r) {
     T* sums = v.value_sums + (i + r) * kTileAlign;
     T* w = v.w + (i + r) * v.columns + j;
+    if (end < v.d) {
+      for (int c = 0; c < C; ++c) store(w + c * kLanes, e[r][c]);
+      continue;
+    }
     Vec<T> sum = load(sums);
     for (int c = 0; c < C; ++c) {
       const Vec<T> value = exp2_minus(e[r][c], v.shift) * load(v.column_weight + j + c * kLanes);
@@ -62,16 +75,22 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j) {
 
 // Step 1 with several bandwidths, or with derivatives in them.
 template <typename T, int C, bool kDifferences>
-CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j) {
+CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
+                                  int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr T kLn2 = T(0.69314718055994530942);
   Vec<T> e[kR][C];
-  exponents<T, C, kDifferences>(v, i, j, e);
+  exponents<T, C, kDifferences>(v, i, j, begin, end, e);
   for (int r = 0; r < kR; ++r) {
     T* value_sums = v.value_sums + (i + r) * kTileAlign;
     T* slope_sums = v.slope_sums + (i + r) * kTileAlign;
+    T* w = v.w + (i + r) * v.columns + j;
     const T a_i = v.rows_weighted[(i + r) * (v.d + 1) + v.d];
     for (int c = 0; c < C; ++c) {
+      if (end < v.d) {
+        store(w + c * kLanes, e[r][c]);
+        continue;
+      }
       const Vec<T> a_j = load(v.column_weight + j + c * kLanes);
       Vec<T> value = {}, slope = {};
       for (int64_t s = 0; s < v.scales; ++s) {
@@ -87,29 +106,34 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j) {
       }
       store(value_sums, load(value_sums) + value * a_j);
       store(slope_sums, load(slope_sums) + slope * a_j);
-      store(v.w + (i + r) * v.columns + j + c * kLanes, slope * a_j);
+      store(w + c * kLanes, slope * a_j);
     }
   }
 }
 
-template <typename T, bool kDifferences, bool kScales>
+template <typename T, int C, bool kDifferences, bool kScaled>
+CGM_INLINE void weights_of_rows(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
+                                int64_t end) {
+  if (kScaled)
+    weights_of_scales<T, C, kDifferences>(v, i, j, begin, end);
+  else
+    weights<T, C, kDifferences>(v, i, j, begin, end);
+}
+
+template <typename T, bool kDifferences, bool kScaled>
 CGM_INLINE void all_weights(const MmdVisit<T>& v) {
   constexpr int kLanes = Simd<T>::kLanes;
   // Vectors of columns in registers beside 4 rows: 16 sums, and the rest for operands.
   constexpr int kC = kVectorBytes == 64 ? 4 : 2;
-  for (int64_t i = 0; i < v.rows; i += kR) {
-    int64_t j = 0;
-    for (; j + kC * kLanes <= v.columns; j += kC * kLanes) {
-      if (kScales)
-        weights_of_scales<T, kC, kDifferences>(v, i, j);
-      else
-        weights<T, kC, kDifferences>(v, i, j);
-    }
-    for (; j < v.columns; j += kLanes) {
-      if (kScales)
-        weights_of_scales<T, 1, kDifferences>(v, i, j);
-      else
-        weights<T, 1, kDifferences>(v, i, j);
+  constexpr int64_t kChunk = 512;  // features whose panel stays near
+  for (int64_t begin = 0; begin < v.d; begin += kChunk) {
+    const int64_t end = begin + kChunk < v.d ? begin + kChunk : v.d;
+    for (int64_t i = 0; i < v.rows; i += kR) {
+      int64_t j = 0;
+      for (; j + kC * kLanes <= v.columns; j += kC * kLanes)
+        weights_of_rows<T, kC, kDifferences, kScaled>(v, i, j, begin, end);
+      for (; j < v.columns; j += kLanes)
+        weights_of_rows<T, 1, kDifferences, kScaled>(v, i, j, begin, end);
     }
   }
 }
@@ -213,11 +237,10 @@ CGM_INLINE void all_columns(const MmdVisit<T>& v) {
 
 template <typename T>
 void visit(const MmdVisit<T>& v) {
-  const bool scales = v.scales > 1 || v.with_variance;
   if (v.differences) {
-    scales ? all_weights<T, true, true>(v) : all_weights<T, true, false>(v);
+    v.scaled ? all_weights<T, true, true>(v) : all_weights<T, true, false>(v);
   } else {
-    scales ? all_weights<T, false, true>(v) : all_weights<T, false, false>(v);
+    v.scaled ? all_weights<T, false, true>(v) : all_weights<T, false, false>(v);
   }
   if (v.with_rows) all_rows(v);
   if (v.with_columns) all_columns(v);

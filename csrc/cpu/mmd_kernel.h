@@ -1,38 +1,41 @@
 // One visit of the fast MMD² pass: a block of rows against a tile of columns.
 //
 // The driver (mmd.cpp) lays the data out and calls; the kernel (mmd_kernel.cpp) is compiled once
-// per instruction set. Coordinates are centred and scaled so that u log2(e) / 2h = |z_i - z_j|^2 for
-// the first bandwidth h; with e_ij = -|z_i - z_j|^2 the kernel is 2^e_ij.
+// per instruction set. The kernel is 2^e. Coordinates are centred and scaled: e_ij = -|z_i - z_j|^2
+// / 2 for the first bandwidth, as bias_i + bias_j + z_i . z_j; or, where the data is wide and that
+// would cancel, e_ij = -|z_i - z_j|^2.
 #pragma once
 
 #include <stdint.h>
 
 namespace cgm_fast {
 
-constexpr int kBlockRows = 16;    // rows of a visit
-constexpr int kTileAlign = 16;    // columns of a tile are a multiple of this
+constexpr int kBlockRows = 16;     // rows of a visit
+constexpr int kTileAlign = 16;     // columns of a tile are a multiple of this
 constexpr int kFeatureLanes = 32;  // from this d on, lanes run over features in `add_to_rows`
 
 template <typename T>
 struct MmdVisit {
   int64_t d;         // features
   int64_t columns;   // of the tile, padded; padding weighs 0
-  int64_t features;  // length of a row of column_rows: d, padded to kTileAlign
+  int64_t features;  // length of a row of rows_z and column_rows: d, or padded to kTileAlign
   int rows;          // up to kBlockRows, a multiple of 4; padding weighs 0
 
-  const T* rows_z;           // [rows, d]: 2 z_i, or z_i where `differences`
-  const T* row_bias;         // [rows]: -|z_i|^2
-  const T* rows_weighted;    // [rows, d + 1]: a_i z_i and a_i
-  const T* panel;            // [d, columns]: z_j, transposed
-  const T* column_rows;      // [columns, features]: z_j, row by row; read from kFeatureLanes on
-  const T* column_bias;      // [columns]: -|z_j|^2
-  const T* column_weight;    // [columns]: a_j, times `cross` across the samples
+  const T* rows_z;         // [rows, features]: z_i
+  const T* row_bias;       // [rows]: -|z_i|^2 / 2
+  const T* rows_weighted;  // [rows, d + 1]: a_i z_i and a_i
+  const T* panel;          // [d, columns]: z_j, transposed
+  const T* column_rows;    // [columns, features]: z_j, row by row; read from kFeatureLanes on
+  const T* column_bias;    // [columns]: -|z_j|^2 / 2
+  const T* column_weight;  // [columns]: a_j, times `cross` across the samples
 
-  // Bandwidths after the first: exponents e * ratio; weights of k in the loss and of k in -4 dk/du.
+  // Bandwidths: exponents e * ratio, weights of each k in the loss and in its slope -2 h_0 dk/du.
+  // Not `scaled`: there is one, of weight 1, and no derivative in it.
+  bool scaled;
   int64_t scales;
-  const T* ratio;        // [scales], h_0 / h_s
-  const T* value_weight;   // [scales], kernel weight
-  const T* slope_weight;   // [scales], kernel weight times h_0 / h_s
+  const T* ratio;         // [scales], h_0 / h_s
+  const T* value_weight;  // [scales], kernel weight
+  const T* slope_weight;  // [scales], kernel weight times h_0 / h_s
 
   T shift;           // 0 or 1: sums are over k - shift
   bool differences;  // distances by plain differences: the data is many bandwidths wide

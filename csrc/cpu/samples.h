@@ -54,8 +54,8 @@ T read(const Samples& samples, int64_t item, int64_t row, int64_t feature) {
 template <typename T>
 void read_row(const Samples& samples, int64_t item, int64_t row, int64_t d, T* out) {
   if (samples.dtype == (sizeof(T) == 4 ? Dtype::float32 : Dtype::float64)) {
-    const T* from = static_cast<const T*>(samples.data) + item * samples.item_stride +
-                    row * samples.row_stride;
+    const T* from =
+        static_cast<const T*>(samples.data) + item * samples.item_stride + row * samples.row_stride;
     for (int64_t f = 0; f < d; ++f) out[f] = from[f * samples.feature_stride];
   } else {
     for (int64_t f = 0; f < d; ++f) out[f] = read<T>(samples, item, row, f);

@@ -16,8 +16,7 @@ void parallel_parts(int parts, int threads, const Body& body) {
     return;
   }
   run_parts(
-      parts, threads,
-      [](void* context, int part) { (*static_cast<const Body*>(context))(part); },
+      parts, threads, [](void* context, int part) { (*static_cast<const Body*>(context))(part); },
       const_cast<Body*>(&body));
 }
 

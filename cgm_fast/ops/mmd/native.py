@@ -30,20 +30,20 @@ def mmd_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    x, y = x.to(dtype).contiguous(), y.to(dtype).contiguous()
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)
     cross, variance = _plain(cross, dtype), _plain(variance, dtype)
     b, n, d = x.shape
     m, s = y.shape[1], len(kernel_weights)
-    loss = x.new_empty((b,))
-    grad_z = x.new_empty((b, row_end - row_begin, d))
-    grad_a = x.new_empty((b, n + m) if with_a else (0,))
-    grad_p = x.new_empty((b, s + 1) if with_p else (0,))
+    loss = x.new_empty((b,), dtype=dtype)
+    grad_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
+    grad_a = x.new_empty((b, n + m) if with_a else (0,), dtype=dtype)
+    grad_p = x.new_empty((b, s + 1) if with_p else (0,), dtype=dtype)
     _FWD[dtype](
         row_begin, row_end,
-        loss.data_ptr(), grad_z.data_ptr(), grad_a.data_ptr(), grad_p.data_ptr(),
+        loss.data_ptr(), grad_z.data_ptr(),
+        grad_a.data_ptr() if with_a else 0, grad_p.data_ptr() if with_p else 0,
         torch.get_num_threads(),
-        b, n, m, d, x.data_ptr(), y.data_ptr(), _address(x_weights), _address(y_weights),
+        b, n, m, d, _samples(x), _samples(y), _address(x_weights), _address(y_weights),
         x_scale, y_scale, _address(cross), cross_scale, _address(variance),
         variances, kernel_weights,
     )  # fmt: skip
@@ -72,29 +72,37 @@ def mmd_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    x, y = x.to(dtype).contiguous(), y.to(dtype).contiguous()
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)
     cross, variance = _plain(cross, dtype), _plain(variance, dtype)
     tangent_z, tangent_a = _plain(tangent_z, dtype), _plain(tangent_a, dtype)
     tangent_p = _plain(tangent_p, dtype)
     b, n, d = x.shape
     m, s = y.shape[1], len(kernel_weights)
-    out_z = x.new_empty((b, row_end - row_begin, d))
-    out_a = x.new_empty((b, n + m) if with_a else (0,))
-    out_p = x.new_empty((b, s + 1) if with_p else (0,))
+    out_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
+    out_a = x.new_empty((b, n + m) if with_a else (0,), dtype=dtype)
+    out_p = x.new_empty((b, s + 1) if with_p else (0,), dtype=dtype)
     _BWD[dtype](
         row_begin, row_end, _address(tangent_z), _address(tangent_a), _address(tangent_p),
-        out_z.data_ptr(), out_a.data_ptr(), out_p.data_ptr(),
+        out_z.data_ptr(),
+        out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,
         torch.get_num_threads(),
-        b, n, m, d, x.data_ptr(), y.data_ptr(), _address(x_weights), _address(y_weights),
+        b, n, m, d, _samples(x), _samples(y), _address(x_weights), _address(y_weights),
         x_scale, y_scale, _address(cross), cross_scale, _address(variance),
         variances, kernel_weights,
     )  # fmt: skip
     return out_z, out_a, out_p
 
 
+_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+
+
+def _samples(value: Tensor) -> tuple[int, int, int, int, int]:
+    """Where a batch of samples lies: the kernels read any dtype with any strides."""
+    return (value.data_ptr(), _DTYPES[value.dtype], *value.stride())
+
+
 def _plain(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The layout that the kernels read: contiguous, float32 or float64."""
+    """Weights and tangents as the kernels read them: contiguous, float32 or float64."""
     return None if value is None else value.to(dtype).contiguous()
 
 
