@@ -210,8 +210,8 @@ def _unpacked(root: Path, folder: str) -> Iterator[Path]:
 
 def _npz(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in ("images", "labels", "names")}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            arrays = {key: found[key] for key in ("images", "labels", "names") if key in found}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (OSError, ValueError, EOFError, KeyError) as error:

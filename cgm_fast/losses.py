@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cgm_fast.ops.backends import AUTO, check_name, last_backend
 from cgm_fast.ops.cgm_step.api import CGMLossResult, cgm_loss
 from cgm_fast.ops.checks import check_choice, check_float_tensor, check_number
-from cgm_fast.ops.mmd.api import ESTIMATORS, KERNEL_AGGS, mmd
+from cgm_fast.ops.mmd.api import BANDWIDTHS, ESTIMATORS, KERNEL_AGGS, mmd
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, REDUCTIONS, prototype_margin
 
 
@@ -42,18 +42,16 @@ class MMDLoss(nn.Module):
         backend: str = AUTO,
     ) -> None:
         super().__init__()
-        if isinstance(bandwidth, nn.Parameter):
+        if isinstance(bandwidth, Tensor):
             check_float_tensor("bandwidth", bandwidth)
-            self.bandwidth = bandwidth
-        elif isinstance(bandwidth, Tensor):
-            check_float_tensor("bandwidth", bandwidth)
-            self.register_buffer("bandwidth", bandwidth.detach().clone())
-        elif isinstance(bandwidth, str):
-            self.bandwidth = check_choice("bandwidth", bandwidth, ("paper", "infovae"))
-        elif isinstance(bandwidth, Sequence):
-            self.bandwidth = tuple(check_number("bandwidth", s, above=0) for s in bandwidth)
+            if bandwidth.device.type == "cpu" and bandwidth.numel():
+                check_number("bandwidth", float(bandwidth.detach().min()), above=0)
+            if isinstance(bandwidth, nn.Parameter):
+                self.bandwidth = bandwidth
+            else:
+                self.register_buffer("bandwidth", bandwidth.detach().clone())
         else:
-            self.bandwidth = check_number("bandwidth", bandwidth, above=0)
+            self.bandwidth = _checked_bandwidth(bandwidth)
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
         self.kernel_agg = check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
         self.check_finite = check_finite
@@ -90,6 +88,19 @@ class MMDLoss(nn.Module):
         if isinstance(bandwidth, Tensor):
             bandwidth = f"tensor{list(bandwidth.shape)}"
         return f"bandwidth={bandwidth}, estimator={self.estimator}, backend={self.backend}"
+
+
+def _checked_bandwidth(
+    bandwidth: str | float | Sequence[float],
+) -> str | float | tuple[float, ...]:
+    """Check a bandwidth that is no tensor, as far as that goes without the data."""
+    if isinstance(bandwidth, str):
+        return check_choice("bandwidth", bandwidth, BANDWIDTHS)
+    if isinstance(bandwidth, Sequence):
+        if not bandwidth:
+            raise ValueError("bandwidth must hold at least one number, got an empty sequence")
+        return tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
+    return check_number("bandwidth", bandwidth, above=0)
 
 
 class PrototypeLoss(nn.Module):
@@ -196,7 +207,7 @@ class CGMLoss(nn.Module):
         self.mmd_weight = check_number("mmd_weight", mmd_weight, at_least=0)
         self.margin_weight = check_number("margin_weight", margin_weight, at_least=0)
         self.margin = check_number("margin", margin, at_least=0)
-        self.bandwidth = bandwidth
+        self.bandwidth = _checked_bandwidth(bandwidth)
         self.kernel_agg = check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
         self.negatives = check_choice("negatives", negatives, NEGATIVES)
         self.detach_prior = detach_prior

@@ -145,7 +145,7 @@ def _mmd_blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Coefficients c_ij and kernel values k_ij = phi(−u_ij / 2σ²) of the blocks xx, yy and xy."""
     x, y = x.to(dtype), y.to(dtype)
-    sigma = torch.as_tensor(sigma, device=x.device).to(dtype)
+    sigma = torch.as_tensor(sigma, dtype=dtype, device=x.device)
     sigma = sigma if sigma.dim() == 2 else sigma.reshape(1, -1)  # [b or 1, s]
     if x.dim() == 2:
         sigma = sigma[0]
@@ -237,7 +237,7 @@ def prototype_margin_formula(
     distance = _pairs(r.to(dtype), g.to(dtype))  # [B, k]
     assignment = distance.argmin(1) if labels is None else labels
     own = torch.nn.functional.one_hot(assignment.long(), g.shape[0]).bool()
-    hinge = (margin - distance).clamp_min(0).masked_fill(own, 0).sum(1)
+    hinge = (margin - distance).relu().masked_fill(own, 0).sum(1)  # on the margin: no slope
     if negatives == "mean":
         hinge = hinge / (g.shape[0] - 1)
     loss = distance[own] + hinge
@@ -372,8 +372,14 @@ def assert_error_budget(
 ) -> None:
     """Assert that a kernel errs at most `factor` times as much as eager PyTorch, plus one rounding.
 
-    Both in the largest element and in the L2 norm. `eager` is the plain formula in the dtype that
-    the kernel computes in, by products; `oracle` is in float64, from differences. The usual factors: 2 for values, 3 for gradients.
+    Both in the largest element and in the L2 norm. The usual factors: 2 for values, 3 for
+    gradients.
+
+    Args:
+        value: What the kernel computed.
+        oracle: The formula in float64, from differences.
+        eager: The formula in the dtype that the kernel computes in, by products.
+        factor: How much worse than eager PyTorch a kernel may be.
     """
     step = torch.finfo(value.dtype).eps
     oracle = oracle.double()
@@ -406,7 +412,10 @@ def poisoned_memory(package: str) -> Iterator[None]:
             out = allocate(*args, **kwargs)
             if torch.compiler.is_compiling() or type(out) is not Tensor or out.is_meta:
                 return out
-            caller = sys._getframe(1).f_globals.get("__name__", "")
+            frame = sys._getframe(1)
+            while frame.f_back is not None and frame.f_globals is globals():  # nested poison
+                frame = frame.f_back
+            caller = frame.f_globals.get("__name__", "")
             if caller == package or caller.startswith(package + "."):
                 with torch.no_grad():
                     out.fill_(_poison_of(out.dtype))

@@ -3,7 +3,8 @@
 log p(x) ≈ log (1/S) Σ_s p(x given z_s) p(z_s) / q̃(z_s). The proposal q̃ is the encoder's own
 N(r, σ²) where the prior's components are no wider than that (τ² = σ²: the ratio's moments are all
 finite), and the defensive mixture ½ N(r, σ²) + ½ N(r, τ²) where they are, half of the samples
-from each part.
+from each part. With components of unequal width τ² is the largest, whatever the image's category:
+a tail that any component has must be one of the proposal's too.
 """
 
 from __future__ import annotations
@@ -79,19 +80,16 @@ def likelihoods(
     device = model.usage.device
     generator = torch.Generator(device).manual_seed(seed)
     prior = prior.to(torch.float64)
+    tau2 = float(prior.variances[prior.weights > 0].max())
     rows = []
     for x in prepared_batches(model, images, binarization, seed):
         target = x
         if not model.likelihood.continuous and binarization == "none":
             draw = torch.rand(x.shape, device=device, generator=generator)
             target = (draw < x).float()
-        r = model.encode(x)
-        tau2 = prior.variances[model.assign(r)]
-        code = model.mapper(r).double()
+        code = model.mapper(model.encode(x)).double()
         for i in range(len(x)):
-            rows.append(
-                _one_image(model, target[i], code[i], float(tau2[i]), prior, samples, generator)
-            )
+            rows.append(_one_image(model, target[i], code[i], tau2, prior, samples, generator))
     table = torch.stack(rows)  # [n, 4]: log p, effective samples, reconstruction, elbo
     log_p, effective, reconstruction, elbo = table.mean(0).tolist()
     spread = float(table[:, 0].std()) if len(table) > 1 else math.nan

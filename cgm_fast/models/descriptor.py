@@ -109,13 +109,16 @@ class AttentionDescriptor(BatchMeanDescriptor):
 
     def pool(self, r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Attention-weighted mean per category, and the number of its codes."""
-        scores = self.score(r).squeeze(1)
-        weights = (scores - scores.max().detach()).exp()
         k = len(self.prototypes)
+        scores = self.score(r).squeeze(1)
+        highest = scores.new_zeros(k).scatter_reduce(
+            0, labels, scores.detach(), "amax", include_self=False
+        )
+        weights = (scores - highest[labels]).exp()  # the highest of a category weighs 1
         total = weights.new_zeros(k).index_add(0, labels, weights)
         summed = r.new_zeros(k, r.shape[1]).index_add(0, labels, weights.unsqueeze(1) * r)
         counts = torch.bincount(labels, minlength=k)
-        return summed / total.clamp_min(torch.finfo(total.dtype).tiny).unsqueeze(1), counts
+        return summed / total.clamp_min(1).unsqueeze(1), counts
 
 
 def category_means(r: Tensor, categories: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 AUTO = "auto"
+ENVIRONMENT = "CGM_FAST_BACKEND"
 
 
 def _why_no_native() -> str | None:
@@ -72,11 +73,11 @@ def last_backend(op: str = "mmd") -> str | None:
     return _last.get(op)
 
 
-def check_name(backend: str) -> str:
+def check_name(backend: str, source: str = "backend") -> str:
     """Return `backend` if it is "auto" or an implementation's name; raise ValueError otherwise."""
     if backend != AUTO and backend not in BACKENDS:
         names = ", ".join(repr(name) for name in (AUTO, *BACKENDS))
-        raise ValueError(f"backend must be one of {names}, got {backend!r}")
+        raise ValueError(f"{source} must be one of {names}, got {backend!r}")
     return backend
 
 
@@ -87,8 +88,10 @@ def choose(backend: str, device: torch.device) -> str:
         ValueError: unknown name, or an implementation that does not serve this device.
         RuntimeError: the implementation asked for cannot run here; the message says why.
     """
+    source = "backend"
     if backend == AUTO:
-        backend = os.environ.get("CGM_FAST_BACKEND", AUTO)
+        source = ENVIRONMENT
+        backend = os.environ.get(ENVIRONMENT) or AUTO
     reasons = _availability or availability()
     if backend == AUTO:
         return next(
@@ -96,12 +99,12 @@ def choose(backend: str, device: torch.device) -> str:
             for name, candidate in BACKENDS.items()
             if candidate.serves(device.type) and reasons[name] is None
         )
-    check_name(backend)
+    check_name(backend, source)
     if reasons[backend] is not None:
-        raise RuntimeError(f"backend={backend!r} cannot run here: {reasons[backend]}")
+        raise RuntimeError(f"{source}={backend!r} cannot run here: {reasons[backend]}")
     if not BACKENDS[backend].serves(device.type):
         devices = ", ".join(BACKENDS[backend].devices or ())
-        raise ValueError(f"backend={backend!r} runs on {devices} tensors, got {device.type}")
+        raise ValueError(f"{source}={backend!r} runs on {devices} tensors, got {device.type}")
     return backend
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,8 +108,9 @@ def cgm_loss(
     scales = len(variances)
     kernel_weights = [1.0 / scales if kernel_agg == "mean" else 1.0] * scales
     if noise is None:
-        dtype = compute_dtype(r.dtype)
-        noise = torch.randn((2, b, d), dtype=dtype, device=r.device, generator=generator)
+        # torch.compile takes no generator, not even None, where a size is a symbol.
+        source: dict[str, Any] = {} if generator is None else {"generator": generator}
+        noise = torch.randn((2, b, d), dtype=compute_dtype(r.dtype), device=r.device, **source)
     else:
         check_float_tensor("noise", noise)
         if list(noise.shape) != [2, b, d]:

@@ -44,7 +44,8 @@ def cgm_step_fwd(
         grad_r += mmd_weight * grad_z[0, :b]
     if with_g and not detach_prior:
         grad_g += mmd_weight * _sum_by_prototype(grad_z[0, -b:], assignment, g.shape[0])
-    return loss, torch.stack((value[0], pull)), assignment, z.to(r.dtype), grad_r, grad_g
+    z = z.to(r.dtype).contiguous()  # as registered: whatever the layout of r
+    return loss, torch.stack((value[0], pull)), assignment, z, grad_r, grad_g
 
 
 def cgm_step_bwd(

@@ -23,6 +23,7 @@ from cgm_fast.ops.mmd.ops import mmd_fwd
 
 Bandwidth = str | float | Sequence[float] | Tensor
 
+BANDWIDTHS = ("paper", "infovae")
 ESTIMATORS = ("biased", "unbiased")
 KERNEL_AGGS = ("mean", "sum")
 
@@ -152,27 +153,28 @@ def resolve_variance(
                 f"{list(bandwidth.shape)}"
             )
         if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling():
-            lowest = float(bandwidth.detach().min())
-            check_number("bandwidth", lowest, above=0)
+            for bound in bandwidth.detach().to(torch.float64).aminmax():
+                _variance(float(bound), dtype)
         sigma = bandwidth.to(dtype)
         sigma = sigma if sigma.dim() == 2 else sigma.reshape(1, -1).expand(b, -1)
         return sigma * sigma, []
     if isinstance(bandwidth, str):
-        check_choice("bandwidth", bandwidth, ("paper", "infovae"))
+        check_choice("bandwidth", bandwidth, BANDWIDTHS)
         return None, [float(d) if bandwidth == "paper" else 0.5 * d * d]
     if isinstance(bandwidth, Sequence):
         if not bandwidth:
             raise ValueError("bandwidth must hold at least one number, got an empty sequence")
-        sigmas = [check_number("bandwidth", sigma, above=0) for sigma in bandwidth]
-    else:
-        sigmas = [check_number("bandwidth", bandwidth, above=0)]
-    limits = torch.finfo(dtype)
-    for value in sigmas:
-        if not limits.tiny <= value * value <= limits.max:
-            raise ValueError(
-                f"bandwidth squared must be representable in {dtype}, got bandwidth {value}"
-            )
-    return None, [sigma * sigma for sigma in sigmas]
+        return None, [_variance(sigma, dtype) for sigma in bandwidth]
+    return None, [_variance(bandwidth, dtype)]
+
+
+def _variance(sigma: Any, dtype: torch.dtype) -> float:
+    """σ²; raise unless σ is a positive number and σ² one that `dtype` holds."""
+    sigma = check_number("bandwidth", sigma, above=0)
+    variance = sigma * sigma
+    if not torch.finfo(dtype).tiny <= variance <= torch.finfo(dtype).max:
+        raise ValueError(f"bandwidth squared must be representable in {dtype}, got {sigma}")
+    return variance
 
 
 def _row_weights(

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cgm_fast.ops.mmd.ops import mmd_bwd, mmd_fwd
+from cgm_fast.ops.scaling import last_derivative
 
 # Tensor inputs, in order: x, y, x_weights, y_weights, cross, variance.
 _TENSORS = 6
@@ -116,7 +116,7 @@ class MMDGradient(torch.autograd.Function):
         return tuple(_scaled(grad_loss, inputs, gradient, needs, plan, constants))
 
     @staticmethod
-    @once_differentiable
+    @last_derivative
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
         """Hessian times the tangents, and the tangents' share of dL."""
         grad_loss, *rest = ctx.saved_tensors

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cgm_fast.ops.prototype_margin.ops import prototype_margin_bwd, prototype_margin_fwd
-from cgm_fast.ops.scaling import scale_each
+from cgm_fast.ops.scaling import last_derivative, scale_each
 
 
 class PrototypeMargin(torch.autograd.Function):
@@ -55,7 +54,7 @@ class PrototypeMarginGradient(torch.autograd.Function):
         return scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
 
     @staticmethod
-    @once_differentiable
+    @last_derivative
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
         """Hessian times the tangents, and the tangents' share of dL."""
         grad_loss, r, g, assignment, grad_r, grad_g = ctx.saved_tensors

@@ -1,0 +1,41 @@
+"""Fixtures for all tests: every implementation, every device, memory that starts as NaN."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from cgm_fast.ops import backends
+from cgm_fast.testing import poisoned_memory
+
+# The same examples on every run: a failure in CI is a failure everywhere.
+settings.register_profile("cgm_fast", derandomize=True, deadline=None, max_examples=20)
+settings.load_profile("cgm_fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poison():
+    """An output that an implementation did not write shows as NaN."""
+    with poisoned_memory("cgm_fast"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=list(backends.BACKENDS))
+def backend(request, device):
+    """Name of an implementation that can run here; the others are skipped, with the reason."""
+    name = request.param
+    reason = backends.availability()[name]
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    if not backends.BACKENDS[name].serves(device):
+        pytest.skip(f"{name} does not serve {device}")
+    return name

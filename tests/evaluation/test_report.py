@@ -1,0 +1,93 @@
+import json
+import math
+
+import pytest
+import torch
+from tiny import CLASSES, linear_model, pixels
+
+from cgm_fast.data import ImageData
+from cgm_fast.evaluation import report as report_module
+from cgm_fast.evaluation.codes import encode_images
+from cgm_fast.evaluation.report import evaluate
+from cgm_fast.models import MixturePrior
+
+
+def _data(labels=True, classes=CLASSES):
+    images = torch.from_numpy(pixels(60)).permute(0, 3, 1, 2).contiguous()
+    given = torch.arange(60) % classes
+    train, test = (given[:40], given[40:]) if labels else (None, None)
+    names = tuple(str(i) for i in range(classes)) if labels else ()
+    return ImageData("tiny", images[:40], train, images[40:], test, names)
+
+
+def _evaluate(model=None, data=None, **options):
+    defaults = {"supervised": False, "nll_images": 6, "nll_samples": 4}
+    model = (linear_model() if model is None else model).eval()
+    return evaluate(model, _data() if data is None else data, "none", **{**defaults, **options})
+
+
+def test_what_it_holds():
+    model = linear_model()
+    report = _evaluate(model)
+    json.dumps(report, allow_nan=False)
+    assert (report["train_images"], report["test_images"]) == (40, 20)
+    assert set(report["nats_per_image"]) == {"prior_paper", "prior_fitted"}
+    for part in report["nats_per_image"].values():
+        assert (part["images"], part["samples"]) == (6, 4)
+        assert "bits_per_dim" not in part  # a Bernoulli likelihood is no density
+    x = _data().test.float() / 255
+    expected = float((model.reconstruct(x) - x).square().mean())
+    assert report["mean_squared_error"] == pytest.approx(expected, rel=1e-6)
+    assert (
+        report["test_usage"] == torch.bincount(model.assign(model.encode(x)), minlength=3).tolist()
+    )
+    assert report["rate_bits"]["monte_carlo_ceiling"] == math.log2(40)
+    assert set(report["probe_error"]) == {"linear_r", "linear_z"}
+    assert "nearest_prototype_error" not in report
+    assert _evaluate(model) == report
+
+
+def test_bits_per_dim_of_densities():
+    report = _evaluate(linear_model(likelihood="gaussian"))
+    for part in report["nats_per_image"].values():
+        assert part["bits_per_dim"] == pytest.approx(part["nll"] / (64 * math.log(2)) + 8)
+
+
+def test_the_supervised_error_is_of_the_nearest_prototype():
+    model, data = linear_model(), _data()
+    report = _evaluate(model, data, supervised=True)
+    wrong = model.assign(encode_images(model, data.test, "none")) != data.test_labels
+    assert report["nearest_prototype_error"] == pytest.approx(
+        float(wrong.double().mean()), rel=1e-6
+    )
+
+
+def test_priors_are_the_models_own_and_one_fitted_on_training_images(monkeypatch):
+    seen = []
+    original = report_module.likelihoods
+
+    def recorded(model, images, binarization, prior, **options):
+        seen.append(prior)
+        return original(model, images, binarization, prior, **options)
+
+    monkeypatch.setattr(report_module, "likelihoods", recorded)
+    model, data = linear_model(prior_sigma2=0.5, mapper=torch.nn.Linear(3, 3)), _data()
+    model.usage.copy_(torch.tensor([0.1, 0.2, 0.7]))  # of batches; the priors do not use it
+    _evaluate(model, data)
+    r = encode_images(model, data.train, "none")
+    means = model.mapper(model.prototypes)
+    fitted = MixturePrior.fitted(means, model.mapper(r), model.assign(r), model.sigma2)
+    for found, expected in zip(seen, (MixturePrior.paper(means, 0.5), fitted), strict=True):
+        for name in ("means", "weights", "variances"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+def test_without_labels():
+    report = _evaluate(data=_data(labels=False), supervised=False)
+    assert not {"probe_error", "clustering", "nearest_prototype_error"} & set(report)
+
+
+def test_one_class_leaves_nothing_to_probe():
+    report = _evaluate(data=_data(classes=1))
+    assert "probe_error" not in report
+    assert 0 < report["clustering"]["accuracy"] <= 1

@@ -1,0 +1,91 @@
+"""Whole processes to train in, that signals, limits and faults can be tried on."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Imports once, then forks a process per request: no second is spent on each child's imports.
+SERVER = """
+import json, os, sys
+import safetensors.torch, sklearn.cluster, torch._dynamo, torch.utils.tensorboard
+from cgm_fast.cli import main
+for line in sys.stdin:
+    request = json.loads(line)
+    if "wait" in request:
+        status = os.waitpid(request["wait"], 0)[1]
+        print(os.waitstatus_to_exitcode(status), flush=True)
+        continue
+    pid = os.fork()
+    if pid == 0:
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ.update(request["environment"])
+        exec(request["first"])
+        sys.exit(main(request["arguments"]))
+    print(pid, flush=True)
+"""
+
+
+@dataclass
+class Child:
+    """A process that runs `cgm-fast` with some arguments."""
+
+    pid: int
+    log: Path
+    server: subprocess.Popen
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code; negative for the signal that killed it."""
+        return int(_ask(self.server, {"wait": self.pid}))
+
+    def until(self, condition, seconds=60):
+        """Wait for something that it brings about."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.001)
+
+
+def _ask(server, request):
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return server.stdout.readline()
+
+
+@pytest.fixture(scope="session")
+def server():
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+@pytest.fixture
+def launch(server, tmp_path):
+    """Start `cgm-fast` in a process of its own, after running some Python first."""
+    children = []
+
+    def start(*arguments, first="", **environment) -> Child:
+        log = tmp_path / f"{len(children)}.log"
+        request = {
+            "arguments": [str(each) for each in arguments],
+            "log": str(log),
+            "first": first,
+            "environment": environment,
+        }
+        children.append(Child(int(_ask(server, request)), log, server))
+        return children[-1]
+
+    return start

@@ -1,0 +1,119 @@
+"""Settings and data that cannot be used: the message says why, and nothing is written."""
+
+import sys
+
+import numpy as np
+import pytest
+from tiny import run, settings, write_npz
+
+from cgm_fast.data import DataError
+from cgm_fast.experiments.run import train
+from cgm_fast.extras import MissingExtraError
+from cgm_fast.training.config import ConfigError
+from cgm_fast.training.runs import RunError
+
+BAD = [
+    ({"sigma2": 0.1, "rate_bits": 3.0}, "give sigma2 or rate_bits, not both"),
+    ({"sigma2": 0.0}, "sigma2 must be a finite number > 0"),
+    ({"rate_bits": -1.0}, "rate_bits must be a finite number >= 0"),
+    ({"rate_bits": 1e6}, "rate_bits must leave a noise variance"),
+    ({"prior_sigma2": 0.0}, "prior_sigma2 must be a finite number > 0"),
+    ({"num_prototypes": 1}, "num_prototypes must be a finite number >= 2, got 1"),
+    ({"num_prototypes": 37}, "num_prototypes must be at most the 36 training images"),
+    ({"supervised": True, "num_prototypes": 2}, "at least the number of classes 3"),
+    ({"latent_dim": 0}, "latent_dim must be"),
+    ({"batch_size": 1}, "batch_size must be a finite number >= 2"),
+    ({"batch_size": 37}, "batch_size must be at most the 36 training images, got 37"),
+    ({"batch_size": 2.5}, "batch_size must be an integer or none, got 2.5"),
+    ({"bandwidth": 0.0}, "bandwidth must be a finite number > 0, got 0"),
+    ({"bandwidth": float("inf")}, "bandwidth must be a finite number > 0, got inf"),
+    ({"bandwidth": "wide"}, "bandwidth must be paper, infovae or a number, got 'wide'"),
+    ({"power": "unit", "sigma2": 1.5}, "power=unit needs sigma2 <= 1, got 1.5"),
+    ({"power": "double"}, "power must be free or unit, got 'double'"),
+    ({"descriptor": "median"}, "descriptor must be learned, ema, .* got 'median'"),
+    ({"prototype_init": "zeros"}, "prototype_init must be xavier, .* got 'zeros'"),
+    ({"preset": "paper"}, "preset must be paper-text or paper-rate, got 'paper'"),
+    ({"precision": "fp16"}, "precision must be float32 or bf16, got 'fp16'"),
+    ({"likelihood": "poisson"}, "likelihood must be bernoulli, .* got 'poisson'"),
+    ({"binarization": "static"}, "binarization must be none, .* got 'static'"),
+    ({"likelihood": "gaussian", "binarization": "threshold"}, "binarization must be none with"),
+    ({"lr": 0.0}, "lr must be a finite number > 0"),
+    ({"lr": float("nan")}, "lr must be a finite number > 0, got nan"),
+    ({"clip_grad_norm": 0.0}, "clip_grad_norm must be"),
+    ({"denoise_variance": -0.5}, "denoise_variance must be"),
+    ({"epochs": 0}, "epochs must be"),
+    ({"max_steps": 0}, "max_steps must be"),
+    ({"log_every": 0}, "log_every must be"),
+    ({"checkpoint_every": 0}, "checkpoint_every must be"),
+    ({"nll_samples": 1}, "nll_samples must be a finite number >= 2, got 1"),
+    ({"seed": -1}, "seed must be a finite number >= 0"),
+    ({"seed": 2**32}, "seed must be at most 4294967295"),
+    ({"resume": True, "overwrite": True}, "give resume or overwrite, not both"),
+    ({"backend": "fpga"}, "backend must be one of 'auto', .* got 'fpga'"),
+    ({"device": "tpu"}, "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
+    ({"device": "cuda:77"}, "device 'cuda:77' is not available here"),
+    ({"device": "cpu:1"}, "device 'cpu:1' is not available here"),
+    ({"evaluate": "yes"}, "evaluate must be true or false, got 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[str(changes) for changes, _ in BAD])
+def test_bad_settings_leave_no_folder(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, **changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.npz"]
+
+
+def test_a_missing_backend_leaves_no_folder(tmp_path, monkeypatch):
+    for variable in ("fpga", "native"):
+        monkeypatch.setenv("CGM_FAST_BACKEND", variable)
+        monkeypatch.setattr(
+            "cgm_fast.ops.backends._availability", {"native": "gone", "reference": None}
+        )
+        with pytest.raises(ConfigError, match=r"(?i)backend"):
+            run(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+BAD_DATA = [
+    ({"data": "imagenet"}, "data must be one of"),
+    ({"data": "gone.npz"}, "does not exist"),
+    ({"data": "mnist"}, "mnist is not in"),
+    ({"data": "pictures.npz"}, "no array named 'images'"),
+    ({"test_data": "gone.npz"}, "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_DATA)
+def test_bad_data_leaves_no_folder(tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    np.savez("pictures.npz", pictures=np.zeros((3, 8, 8, 1), np.uint8))
+    with pytest.raises(DataError, match=message):
+        run(tmp_path, data_root="nowhere", **changes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures.npz", "tiny.npz"]
+
+
+def test_supervised_needs_labels_and_images_need_eight_pixels(tmp_path):
+    data = write_npz(tmp_path / "bare.npz", labels=False)
+    with pytest.raises(ConfigError, match=r"supervised needs labels, and .*bare\.npz has none"):
+        run(tmp_path, data=str(data), supervised=True)
+    data = write_npz(tmp_path / "small.npz", side=7)
+    with pytest.raises(ConfigError, match="at least 8 x 8 pixels, got 7 x 7"):
+        run(tmp_path, data=str(data))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", ["safetensors.torch", "tensorboard", "sklearn.cluster"])
+def test_missing_packages_are_met_before_anything_is_written(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'cgm-fast\[train\]'"):
+        run(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_folder(tmp_path):
+    config = settings(tmp_path, out=str(tmp_path / "file" / "run"))
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RunError, match="could not be made"):
+        train(config)
+    assert (tmp_path / "file").read_text() == "not a folder"

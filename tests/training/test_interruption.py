@@ -1,0 +1,97 @@
+"""Signals, kill -9 and a full disk, met by processes of their own."""
+
+import os
+import signal
+import time
+
+import pytest
+from tiny import arguments, checkpoint, metrics, run, same
+
+from cgm_fast.training.trainer import StopSignals
+
+ENDLESS = {"epochs": 10**6, "max_steps": 10**6}
+
+
+def _assert_resumes(folder, **options):
+    """Going on for three steps gives what a run without interruption gives."""
+    started = (folder / "run" / "checkpoint.pt").exists()
+    step = checkpoint(folder)["step"] if started else 0
+    options = {**ENDLESS, **options, "max_steps": step + 3}
+    assert run(folder, resume=True, **options).stopped_by is None
+    run(folder, out=str(folder / "whole"), **options)
+    assert same(checkpoint(folder), checkpoint(folder, "whole"))
+    assert metrics(folder) == metrics(folder, "whole")
+    assert sorted(os.listdir(folder / "run")) == sorted(os.listdir(folder / "whole"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_step_saves_and_exits(tmp_path, launch, number):
+    options = {**ENDLESS, "log_every": 2, "checkpoint_every": 10**6}
+    child = launch(*arguments(tmp_path, **options))
+    child.until(lambda: (tmp_path / "run" / "metrics.csv").exists())
+    child.until(lambda: len(metrics(tmp_path)) > 2)
+    child.signal(number)
+    assert child.wait() == 128 + number
+    assert f"stopped by signal {int(number)} after saving" in child.log.read_text()
+    assert "Traceback" not in child.log.read_text()
+    assert checkpoint(tmp_path)["step"] >= 6
+    _assert_resumes(tmp_path, **options)
+
+
+@pytest.mark.parametrize("wait_for", ["run", "run/config.json", "run/checkpoint.pt"])
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.1])
+def test_kill_at_any_moment(tmp_path, launch, wait_for, delay):
+    options = {**ENDLESS, "log_every": 1, "checkpoint_every": 1}
+    child = launch(*arguments(tmp_path, **options))
+    child.until(lambda: (tmp_path / wait_for).exists())
+    time.sleep(delay)
+    child.signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    if not (tmp_path / "run" / "config.json").exists():  # there is no run yet
+        run(tmp_path, **{**options, "max_steps": 1})
+    _assert_resumes(tmp_path, **options)
+
+
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+
+
+def test_files_that_may_not_grow(tmp_path, launch):
+    """What a quota or a full disk does, by a limit on a file's size."""
+    run(tmp_path, max_steps=6)
+    file = tmp_path / "run" / "checkpoint.pt"
+    before = file.read_bytes()
+    limit = len(before) // 2
+    assert (tmp_path / "run" / "config.json").stat().st_size < limit
+    child = launch(*arguments(tmp_path, resume=True), first=LIMIT.format(limit))
+    assert child.wait() == 1
+    assert child.log.read_text().splitlines()[-1].startswith("cgm-fast: ")
+    assert "checkpoint.pt could not be written: no space left" in child.log.read_text()
+    assert "Traceback" not in child.log.read_text()
+    assert file.read_bytes() == before
+    assert not [name for name in os.listdir(tmp_path / "run") if name.endswith(".tmp")]
+    assert run(tmp_path, resume=True).stopped_by is None
+
+
+def test_no_room_for_a_start(tmp_path, launch):
+    child = launch(*arguments(tmp_path), first=LIMIT.format(600))
+    assert child.wait() == 1
+    assert "config.json could not be written: no space left" in child.log.read_text()
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_second_signal_is_obeyed():
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as signals:
+        assert signals.received == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopSignals():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

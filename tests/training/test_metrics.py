@@ -1,0 +1,108 @@
+import csv
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import linear_model, run
+
+from cgm_fast.training.metrics import COLUMNS, MetricsLog, Window, all_finite
+
+X = torch.linspace(0, 1, 12 * 64).reshape(12, 1, 8, 8)
+
+
+def _rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_window_averages_its_steps():
+    model, window = linear_model(mmd_weight=10.0, margin_weight=0.5), Window(3)
+    outputs = [model(X) for _ in range(3)]
+    for i, output in enumerate(outputs):
+        window.add(model, output, grad_norm=i)
+    row = window.row(model)
+    expected = {
+        "loss": sum(float(o.loss.detach()) for o in outputs) / 3,
+        "reconstruction": sum(float(o.reconstruction) for o in outputs) / 3,
+        "mmd_weighted": 10 * sum(float(o.mmd) for o in outputs) / 3,
+        "margin_weighted": 0.5 * sum(float(o.margin) for o in outputs) / 3,
+        "grad_norm": 1.0,
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, rel=1e-6)  # weights are applied in float32
+    parts = row["reconstruction"] + row["mmd_weighted"] + row["margin_weighted"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-6)
+    r = torch.cat([output.r for output in outputs]).double()
+    rate = 0.5 * float(torch.log2(1 + r.var(0, correction=0) / model.sigma2).sum())
+    assert row["rate_bits"] == pytest.approx(rate, rel=1e-9)
+    assert math.isnan(Window(3).rate_bits(0.02))
+
+
+@pytest.mark.parametrize(
+    ("usage", "bits"), [((1, 1, 1), math.log2(3)), ((1, 1, 0), 1), ((1, 0, 0), 0)]
+)
+def test_usage_bits(usage, bits):
+    model, window = linear_model(), Window(3)
+    window.add(model, model(X), 0.0)
+    model.usage.copy_(torch.tensor(usage) / sum(usage))
+    assert window.row(model)["usage_bits"] == pytest.approx(bits, abs=1e-6)
+
+
+def test_a_windows_state():
+    model, window, other = linear_model(), Window(3), Window(3)
+    window.add(model, model(X), 1.0)
+    other.load_state_dict(window.state_dict())
+    assert other.row(model) == window.row(model)
+    other.add(model, model(X), 2.0)
+    assert window.steps == 1  # the state was copied
+
+
+def test_rows_are_averages_of_log_every_steps_and_of_what_remains(tmp_path):
+    run(tmp_path, max_steps=9, log_every=4)
+    rows = _rows(tmp_path / "run" / "metrics.csv")
+    assert [int(row["step"]) for row in rows] == [4, 8, 9]
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert tuple(rows[0]) == COLUMNS
+    run(tmp_path, max_steps=9, log_every=1, out=str(tmp_path / "every"))
+    every = _rows(tmp_path / "every" / "metrics.csv")
+    mean = sum(float(row["reconstruction"]) for row in every[:4]) / 4
+    assert float(rows[0]["reconstruction"]) == pytest.approx(mean, rel=1e-5)  # of six digits
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    run(tmp_path, max_steps=4, log_every=2)
+    run(tmp_path, max_steps=6, resume=True)
+    events = EventAccumulator(str(tmp_path / "run" / "events")).Reload()
+    assert set(events.Tags()["scalars"]) == set(COLUMNS[2:])
+    rows = _rows(tmp_path / "run" / "metrics.csv")
+    for name in ("loss", "rate_bits"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [2, 4, 6]
+        assert [value for _, value in found] == pytest.approx(
+            [float(row[name]) for row in rows], rel=1e-5
+        )
+
+
+def test_a_resumed_log_drops_later_and_broken_rows(tmp_path):
+    row = ["1"] * (len(COLUMNS) - 1)
+    lines = [
+        ",".join(COLUMNS),
+        *(",".join([str(step), *row]) for step in (2, 4, 6)),
+        "5,0.3",
+        "\0,x",
+    ]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    log = MetricsLog(tmp_path, 4)
+    log.write(dict.fromkeys(COLUMNS, 2.0) | {"step": 6, "epoch": 1})
+    log.close()
+    rows = _rows(tmp_path / "metrics.csv")
+    assert [(row["step"], row["loss"]) for row in rows] == [("2", "1"), ("4", "1"), ("6", "2")]
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [((1.0, 2.0), True), ((1.0, math.nan), False), ((-math.inf, 1.0), False)],
+)
+def test_all_finite(values, finite):
+    assert all_finite(*(torch.tensor(value) for value in values)) is finite

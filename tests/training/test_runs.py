@@ -1,0 +1,259 @@
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import run, same, settings
+
+from cgm_fast.experiments.run import train
+from cgm_fast.training import runs
+from cgm_fast.training.runs import CHECKPOINT, CONFIG, METRICS, MODEL, RunError
+
+# Writing
+
+
+def test_write_whole_replaces(tmp_path):
+    for data in (b"old", b"newer"):
+        runs.write_whole(tmp_path / "file", data)
+        assert (tmp_path / "file").read_bytes() == data
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def _refuse(number):
+    def refusal(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return refusal
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "no space left"), (errno.EFBIG, "no space left"), (errno.EIO, "Input/output")],
+)
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, where, number, reason):
+    runs.write_whole(tmp_path / "file", b"old")
+    monkeypatch.setattr(where, _refuse(number))
+    with pytest.raises(RunError, match=f"could not be written: {reason}.*; the old one stands"):
+        runs.write_whole(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        runs.write_whole(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_has_no_nan(tmp_path):
+    runs.write_json(tmp_path / "a.json", {"a": float("nan"), "b": {"c": float("inf"), "d": 1.5}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": {"c": None, "d": 1.5}}
+
+
+def test_a_full_disk_while_training_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    run(tmp_path, max_steps=6)
+    folder, replace = tmp_path / "run", Path.replace
+    before, names = (folder / CHECKPOINT).read_bytes(), sorted(os.listdir(folder))
+
+    def replace_others(self, target):
+        return _refuse(errno.ENOSPC)() if target.name == CHECKPOINT else replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_others)
+    with pytest.raises(RunError, match=r"checkpoint\.pt could not be written: no space left"):
+        run(tmp_path, resume=True, max_steps=20)
+    monkeypatch.undo()
+    assert sorted(os.listdir(folder)) == names
+    assert (folder / CHECKPOINT).read_bytes() == before
+    run(tmp_path, resume=True, max_steps=9)
+    run(tmp_path, out=str(tmp_path / "other"))
+    states = [torch.load(tmp_path / name / CHECKPOINT)["model"] for name in ("run", "other")]
+    assert same(*states)
+
+
+# The folder
+
+
+def test_a_folder_that_holds_a_run_is_kept(tmp_path):
+    run(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(RunError, match=r"already holds a run: pass --resume .* --overwrite"):
+        run(tmp_path, seed=1)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_refused(tmp_path, overwrite):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="exists and is not a run folder: pass --out"):
+        run(tmp_path, overwrite=overwrite)
+    assert os.listdir(tmp_path / "run") == ["thesis.tex"]
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "run").write_text("years of work")
+    with pytest.raises(RunError, match="exists and is not a run folder"):
+        run(tmp_path, overwrite=True)
+    assert (tmp_path / "run").read_text() == "years of work"
+
+
+def test_overwrite_removes_the_runs_own_files_alone(tmp_path):
+    run(tmp_path, evaluate=True)
+    folder = tmp_path / "run"
+    (folder / "notes.txt").write_text("mine")
+    (folder / f".{CHECKPOINT}.99999.tmp").write_bytes(b"half a checkpoint")
+    run(tmp_path, overwrite=True, max_steps=2, seed=3)
+    assert sorted(os.listdir(folder)) == sorted(
+        [CHECKPOINT, CONFIG, METRICS, MODEL, "events", "notes.txt"]
+    )
+    assert runs.read_config(folder).seed == 3
+    assert len(os.listdir(folder / "events")) == 1
+
+
+def test_an_empty_folder_and_the_leftovers_of_a_killed_start_will_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{CONFIG}.99999.tmp").write_bytes(b"{")
+    run(tmp_path, max_steps=1)
+    assert not runs.leftovers(tmp_path / "run")
+
+
+def test_resume_without_a_run(tmp_path):
+    with pytest.raises(RunError, match=r"holds no run to resume \(config.json is not there\)"):
+        run(tmp_path, resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_takes_the_runs_own_settings(tmp_path):
+    run(tmp_path, lr=0.005)
+    (tmp_path / "run" / f".{MODEL}.99999.tmp").write_bytes(b"half a model")
+    train(settings(tmp_path, resume=True, lr=0.9, seed=5, max_steps=12))
+    config = runs.read_config(tmp_path / "run")
+    assert (config.lr, config.seed, config.max_steps) == (0.005, 0, 12)
+    assert torch.load(tmp_path / "run" / CHECKPOINT)["step"] == 12
+    assert not runs.leftovers(tmp_path / "run")
+
+
+def test_the_default_folder_is_named_after_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path, out=None, max_steps=1).path.as_posix() == "runs/tiny-cgm1"
+    assert run(tmp_path, out=None, max_steps=1, supervised=True).path.name == "tiny-cgm2"
+
+
+# Reading
+
+
+def test_load_run(tmp_path):
+    run(tmp_path, supervised=True, descriptor="attention", power="unit", bandwidth=3.0)
+    model, config = runs.load_run(tmp_path / "run")
+    assert not model.training
+    assert config.image_shape == (1, 8, 8)
+    assert config.bandwidth == 3.0
+    assert same(dict(model.state_dict()), dict(torch.load(tmp_path / "run" / CHECKPOINT)["model"]))
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    with pytest.raises(RunError, match=r"holds no run: there is no config\.json"):
+        runs.load_run(tmp_path)
+    run(tmp_path)
+    (tmp_path / "run" / MODEL).unlink()
+    with pytest.raises(RunError, match="the run has not finished; go on with --resume"):
+        runs.load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "7",
+        lambda text: text[:-30],
+        lambda text: text.replace('"image_shape"', '"picture_shape"'),
+        lambda text: text.replace('"width": 4', '"width": null'),
+        lambda text: text.replace('"width": 4', '"width": "four"'),
+        lambda text: text.replace("tiny.npz", "\udcff"),
+    ],
+)
+def test_a_damaged_config(tmp_path, damage):
+    run(tmp_path, max_steps=1)
+    file = tmp_path / "run" / CONFIG
+    file.write_bytes(damage(file.read_text()).encode(errors="surrogateescape"))
+    with pytest.raises(RunError, match=r"config\.json is not the config of a run"):
+        runs.load_run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"config\.json is not the config of a run"):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b"garbage" * 9, lambda b: b[:-9]])
+def test_a_damaged_model(tmp_path, damage):
+    run(tmp_path, max_steps=1)
+    file = tmp_path / "run" / MODEL
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(RunError, match=r"model\.safetensors is damaged or no safetensors file"):
+        runs.load_run(tmp_path / "run")
+
+
+def test_a_model_of_other_settings(tmp_path):
+    run(tmp_path, max_steps=1)
+    file = tmp_path / "run" / CONFIG
+    file.write_text(file.read_text().replace('"latent_dim": 3', '"latent_dim": 4'))
+    with pytest.raises(RunError, match=r"model\.safetensors does not fit this run's config.*size"):
+        runs.load_run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"checkpoint\.pt does not fit this run's config.*size"):
+        run(tmp_path, resume=True)
+
+
+# Checkpoints
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def _bad_checkpoints(whole, touched):
+    content = torch.load(whole)
+    data = whole.read_bytes()
+    yield "empty", b""
+    yield "garbage", b"garbage" * 99
+    for share in (0.2, 0.7, 0.999):
+        yield f"truncated to {share}", data[: int(share * len(data))]
+    yield "pickled bomb", pickle.dumps({"format": 1, "model": Bomb(touched)})
+    for name, foreign in {
+        "a list": [1, 2],
+        "a foreign dictionary": {"state_dict": {}},
+        "another format": {**content, "format": 2},
+        "a torch bomb": {**content, "model": Bomb(touched)},
+        "no optimizer": {key: value for key, value in content.items() if key != "optimizer"},
+        "no model": {**content, "model": None},
+        "another optimizer": {**content, "optimizer": {"state": {}, "param_groups": []}},
+        "no window": {**content, "window": None},
+        "no random state": {**content, "random": [{}]},
+    }.items():
+        torch.save(foreign, whole.with_name("foreign.pt"))
+        yield name, whole.with_name("foreign.pt").read_bytes()
+
+
+def test_bad_checkpoints(tmp_path):
+    run(tmp_path, max_steps=6)
+    file, touched = tmp_path / "run" / CHECKPOINT, tmp_path / "touched"
+    good = file.read_bytes()
+    (tmp_path / "copy.pt").write_bytes(good)
+    for name, bad in _bad_checkpoints(tmp_path / "copy.pt", str(touched)):
+        file.write_bytes(bad)
+        with pytest.raises(RunError, match=r"checkpoint\.pt (is|does not|lacks)"):
+            run(tmp_path, resume=True, max_steps=9)
+        assert file.read_bytes() == bad, name
+        assert not touched.exists(), name
+    file.write_bytes(good)
+    assert run(tmp_path, resume=True, max_steps=9).stopped_by is None
