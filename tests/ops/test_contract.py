@@ -239,9 +239,9 @@ print(resident("VmHWM") - before)
 def test_nothing_of_the_size_of_all_pairs_is_stored(backend, device):
     if device != "cpu":
         pytest.skip("the peak of resident memory is the host's")
-    n = 5000
+    n = 4000
     script = MEMORY.format(backend=backend, n=n)
     grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert grown.returncode == 0, grown.stderr
-    # One float32 matrix of all pairs is 100 MB.
+    # One float32 matrix of all pairs is 64 MB.
     assert int(grown.stdout) < n * n * 4
