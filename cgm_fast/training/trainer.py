@@ -115,7 +115,7 @@ class Trainer:
                     log.close()
 
     def _begin(self) -> None:
-        """Read the run's checkpoint, or make its folder and save the state before the first step."""
+        """Read the run's checkpoint, or make its folder and save the initial state."""
         if self.config.resume and (self.path / CHECKPOINT).exists():
             self._load()
             if self.workers.first:
