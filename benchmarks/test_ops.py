@@ -48,6 +48,4 @@ def test_cgm_step(benchmark, backend, b, k, d):
     torch.manual_seed(0)
     r = torch.randn(b, d, requires_grad=True)
     g = torch.randn(k, d, requires_grad=True)
-    run_with_gradients(
-        benchmark, lambda r, g: cgm_fast.cgm_loss(r, g, backend=backend).loss, r, g
-    )
+    run_with_gradients(benchmark, lambda r, g: cgm_fast.cgm_loss(r, g, backend=backend).loss, r, g)

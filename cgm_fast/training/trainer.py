@@ -105,25 +105,28 @@ class Trainer:
                 saved; the step is not applied.
             RunError: the run folder cannot be written or resumed.
         """
-        resumed = self.config.resume and (self.path / CHECKPOINT).exists()
-        if resumed:
+        with StopSignals() as signals:
+            self._begin()
+            log = MetricsLog(self.path, self.step) if self.workers.first else None
+            try:
+                return self._loop(log, signals)
+            finally:
+                if log is not None:
+                    log.close()
+
+    def _begin(self) -> None:
+        """Read the run's checkpoint, or make its folder and save the initial state."""
+        if self.config.resume and (self.path / CHECKPOINT).exists():
             self._load()
             if self.workers.first:
                 reopen(self.path, self.config)
-        else:
-            if self.workers.first:
-                create(self.path, self.config)
-            self.workers.barrier()
-            torch.manual_seed(self.config.seed + self.workers.rank)
-            self._initialise_prototypes()
-            self._save()
-        log = MetricsLog(self.path, self.step) if self.workers.first else None
-        try:
-            with StopSignals() as signals:
-                return self._loop(log, signals)
-        finally:
-            if log is not None:
-                log.close()
+            return
+        if self.workers.first:
+            create(self.path, self.config)
+        self.workers.barrier()
+        torch.manual_seed(self.config.seed + self.workers.rank)
+        self._initialise_prototypes()
+        self._save()
 
     def _loop(self, log: MetricsLog | None, signals: StopSignals) -> int | None:
         config = self.config
@@ -161,7 +164,7 @@ class Trainer:
                 return stop
         if self.workers.first:
             save_model(self.path, self.model)
-        return None
+        return self.workers.any(signals.received) or None
 
     @property
     def _batch(self) -> int:

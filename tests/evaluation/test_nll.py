@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from cgm_fast.evaluation.codes import prepared_batches
 from cgm_fast.evaluation.nll import Likelihoods, likelihoods
 from cgm_fast.models import MixturePrior
-from cgm_fast.models.likelihoods import Gaussian
+from cgm_fast.models.likelihoods import Bernoulli, Gaussian
 
 SIGMA2, SIDE, N = 0.02, 4, 3
 APART = torch.tensor([[0.0, 0.0, 0.0], [0.6, 0.0, 0.0]])
@@ -132,24 +132,36 @@ def test_more_samples_give_a_tighter_bound():
         assert more.mean() - fewer.mean() > 3 * error
 
 
+class Watched(Bernoulli):
+    """Pixels of probability 0.8 whatever the latent, and a note of what was to be explained."""
+
+    def __init__(self):
+        super().__init__()
+        self.targets = []
+
+    def log_prob(self, params, x):
+        self.targets.append(x)
+        return super().log_prob(torch.full_like(params, math.log(4)), x)
+
+
 def test_binary_targets_are_drawn_from_grey_images():
-    """With a Bernoulli likelihood, log p is of binary images: never that of grey ones."""
-    model = linear_model(N, 2, (1, SIDE, SIDE), sigma2=SIGMA2).eval()
-    with torch.no_grad():
-        model.decoder[0].weight.zero_()
-        model.decoder[0].bias.fill_(math.log(4))  # p = 0.8 for every pixel
-    images = torch.cat((torch.full((300, 1, SIDE, SIDE), 128), torch.full((1, 1, SIDE, SIDE), 255)))
-    images = images.to(torch.uint8)
+    """With a Bernoulli likelihood log p is of binary images, never of grey ones."""
+    watched = Watched()
+    model = linear_model(N, 2, (1, SIDE, SIDE), likelihood=watched, sigma2=SIGMA2).eval()
+    images = torch.full((300, 1, SIDE, SIDE), 51, dtype=torch.uint8)  # a fifth of white
     prior = MixturePrior.paper(model.prototypes.detach(), SIGMA2)
-    found = likelihoods(model, images[:300], "none", prior, samples=2)
-    entropy = -0.5 * SIDE**2 * (math.log(0.8) + math.log(0.2))
-    deviation = 0.5 * math.log(4) * SIDE  # of a sum of 16 pixels, each ±½ log(0.8/0.2)
-    # 128/255 of the pixels are one, not half: 2e-3 · 16 · log 4 nats, within the error.
-    assert abs(found.reconstruction - entropy) < 3 * deviation / 300**0.5 + 0.05
-    assert found.nll_standard_error > 0.5 * deviation / 300**0.5
-    white = likelihoods(model, images[300:], "none", prior, samples=2)
-    assert white.reconstruction == pytest.approx(-(SIDE**2) * math.log(0.8), rel=1e-6)
-    assert math.isnan(white.nll_standard_error)  # of a single image
+    found = likelihoods(model, images, "none", prior, samples=2)
+    drawn = torch.stack(watched.targets)[:, 0].double()
+    assert drawn.unique().tolist() == [0.0, 1.0]
+    assert abs(float(drawn.mean()) - 0.2) < 3 * (0.2 * 0.8 / drawn.numel()) ** 0.5
+    ones = drawn.flatten(1).sum(1).mean()
+    expected = -ones * math.log(0.8) - (SIDE**2 - ones) * math.log(0.2)
+    assert found.reconstruction == pytest.approx(float(expected), rel=1e-6)
+    for binarization, value in (("threshold", 0.0), ("none", 1.0)):
+        white = torch.full((1, 1, SIDE, SIDE), 255 if value else 51, dtype=torch.uint8)
+        single = likelihoods(model, white, binarization, prior, samples=2)
+        assert (watched.targets[-1] == value).all()
+        assert math.isnan(single.nll_standard_error)  # of a single image
 
 
 def test_seeds_and_fields():

@@ -135,10 +135,11 @@ def test_far_from_the_origin_and_in_half_precision(offset, dtype, backend, devic
     assert_all_close(kernel, oracle, magnitude(r, g, labels))
 
 
-@pytest.mark.parametrize("k", [2, 31, 100, 1000])
-@pytest.mark.parametrize("d", [1, 10, 300])
+# Shapes at which the matrix product of MKL rounds equal columns differently are among these.
+@pytest.mark.parametrize("k", [2, 7, 10, 100, 1000])
+@pytest.mark.parametrize("d", [1, 31, 100, 300])
 def test_equal_prototypes_go_to_the_lowest_index(k, d, backend, device):
-    r, g, _ = prototypes(63, k, d, device=device)
+    r, g, _ = prototypes(100, k, d, device=device)
     copied = torch.randint(k, (k,)).minimum(torch.arange(k)).to(device)
     g = g[copied]
     assignment = prototype_margin(r, g, backend=backend).assignment

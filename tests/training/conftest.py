@@ -12,13 +12,18 @@ import pytest
 
 # Imports once, then forks a process per request: no second is spent on each child's imports.
 SERVER = """
-import json, os, sys
+import json, os, signal, sys, time
 import safetensors.torch, sklearn.cluster, torch._dynamo, torch.utils.tensorboard
 from cgm_fast.cli import main
 for line in sys.stdin:
     request = json.loads(line)
     if "wait" in request:
-        status = os.waitpid(request["wait"], 0)[1]
+        end, pid, status = time.monotonic() + request["seconds"], 0, 0
+        while pid == 0:
+            time.sleep(0.002)
+            pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            if pid == 0 and time.monotonic() > end:
+                os.kill(request["wait"], signal.SIGKILL)
         print(os.waitstatus_to_exitcode(status), flush=True)
         continue
     pid = os.fork()
@@ -40,20 +45,22 @@ class Child:
     pid: int
     log: Path
     server: subprocess.Popen
+    ended: bool = False
 
     def signal(self, number):
         os.kill(self.pid, number)
 
-    def wait(self) -> int:
-        """Its exit code; negative for the signal that killed it."""
-        return int(_ask(self.server, {"wait": self.pid}))
+    def wait(self, seconds=60) -> int:
+        """Its exit code; minus the number of the signal that killed it, if only after a while."""
+        self.ended = True
+        return int(_ask(self.server, {"wait": self.pid, "seconds": seconds}))
 
     def until(self, condition, seconds=60):
         """Wait for something that it brings about."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.001)
+            time.sleep(0.005)
 
 
 def _ask(server, request):
@@ -88,4 +95,7 @@ def launch(server, tmp_path):
         children.append(Child(int(_ask(server, request)), log, server))
         return children[-1]
 
-    return start
+    yield start
+    for child in children:
+        if not child.ended:  # the test failed before it could wait
+            child.wait(0)

@@ -7,6 +7,7 @@ import time
 import pytest
 from tiny import arguments, checkpoint, metrics, run, same
 
+from cgm_fast.training import trainer
 from cgm_fast.training.trainer import StopSignals
 
 ENDLESS = {"epochs": 10**6, "max_steps": 10**6}
@@ -36,6 +37,23 @@ def test_a_signal_ends_the_step_saves_and_exits(tmp_path, launch, number):
     assert "Traceback" not in child.log.read_text()
     assert checkpoint(tmp_path)["step"] >= 6
     _assert_resumes(tmp_path, **options)
+
+
+@pytest.mark.parametrize("moment", ["create", "save_model"])
+def test_a_signal_before_the_first_or_after_the_last_step(tmp_path, monkeypatch, moment):
+    original = getattr(trainer, moment)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, moment, signalled)
+        stopped = run(tmp_path, evaluate=True)
+    assert stopped.stopped_by == signal.SIGTERM
+    assert stopped.evaluation is None
+    assert checkpoint(tmp_path)["step"] == (1 if moment == "create" else 9)
+    assert run(tmp_path, resume=True).evaluation is not None
 
 
 @pytest.mark.parametrize("wait_for", ["run", "run/config.json", "run/checkpoint.pt"])

@@ -23,12 +23,10 @@ def launch_two(launch, tmp_path):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        threads = "import torch; torch.set_num_threads(1)\n"  # torchrun's own default
-        return [
-            launch(*arguments, first=threads + first, RANK=str(rank), LOCAL_RANK=str(rank), **common)
-            for rank in range(2)
-        ]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        first = "import torch; torch.set_num_threads(1)\n" + first  # torchrun's own default
+        ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        return [launch(*arguments, first=first, **environment) for environment in ranks]
 
     return start
 

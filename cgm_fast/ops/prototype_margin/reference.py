@@ -40,8 +40,7 @@ def prototype_margin_fwd(
                 nearest = labels[i].clamp(0, g.shape[0] - 1)
             assignment[i] = nearest if labels is None else labels[i]
             own = torch.nn.functional.one_hot(nearest, g.shape[0]).bool()
-            # The distance to the assigned prototype tends to zero: subtract before squaring.
-            attraction = (rows - prototypes[nearest]).square().sum(1)
+            attraction = distance.gather(1, nearest.unsqueeze(1)).squeeze(1)
             # Not `distance < margin`: a NaN distance must reach the loss.
             hinge = (margin - distance).clamp_min(0).masked_fill(own, 0)
             loss += (attraction + negative_scale * hinge.sum(1)).sum(dtype=wide)

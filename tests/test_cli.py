@@ -1,0 +1,237 @@
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import arguments, checkpoint
+
+from cgm_fast import cli
+from cgm_fast.cli import COMMANDS, main
+
+
+def _picture(path):
+    with Image.open(path) as image:
+        image.verify()
+        return image.size
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a finished run in it, which tests leave as it is."""
+    folder = tmp_path_factory.mktemp("cli")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main(arguments(folder, evaluate=True)) == 0
+    (folder / "printed").write_text(out.getvalue())
+    return folder
+
+
+# Help
+
+
+def _help_texts(kind):
+    """The string under each field of a dataclass and of those it inherits from."""
+    texts = {}
+    for owner in kind.__mro__[:-1]:
+        body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0].body
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts.setdefault(field.target.id, text.value.value)
+    return texts
+
+
+def _bare(text):
+    return re.sub(r"[\s│]", "", text)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_every_option(capsys, command):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    shown = _bare(capsys.readouterr().out)
+    kind = COMMANDS[command]
+    assert _bare(kind.__doc__.splitlines()[0]) in shown
+    texts = _help_texts(kind)
+    for field in dataclasses.fields(kind):
+        flag = "--no-" if field.default is True else "--"
+        option = "run" if field.name == "run" else flag + field.name.replace("_", "-")
+        assert option.lower() in shown.lower()
+        assert _bare(texts[field.name]) in shown
+
+
+def test_help_tells_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = _bare(capsys.readouterr().out)
+    for name, kind in COMMANDS.items():
+        assert _bare(f"• {name} {kind.__doc__.splitlines()[0]}") in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--bandwidth", "2.5"], "bandwidth", 2.5),
+        (["--bandwidth", "3"], "bandwidth", 3.0),
+        (["--bandwidth", "infovae"], "bandwidth", "infovae"),
+        (["--supervised"], "supervised", True),
+        (["--no-evaluate"], "evaluate", False),
+        (["--rate-bits", "15"], "rate_bits", 15.0),
+        (["--likelihood", "gaussian-fixed"], "likelihood", "gaussian-fixed"),
+        ([], "sigma2", None),
+    ],
+)
+def test_options_are_read(words, field, value):
+    found = getattr(cli._parse(["train", *words]), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["paint"], ["train", "--bandwidth", "wide"], ["train", "--colour", "red"], ["generate"],
+     ["train", "--epochs", "many"]],
+)  # fmt: skip
+def test_unreadable_options_exit_with_two(capsys, words):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert capsys.readouterr().out == ""
+
+
+# Every command
+
+
+def test_train(folder):
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        "checkpoint.pt", "config.json", "evaluation.json", "events", "latents.png", "metrics.csv",
+        "model.safetensors", "reconstructions.png", "samples.png",
+    }  # fmt: skip
+    printed = (folder / "printed").read_text()
+    for part in ("prior paper: NLL", "prior fitted: NLL", "S = 4", "rate: nominal", "linear probe"):
+        assert part in printed
+    assert printed.endswith(f"run folder: {folder / 'run'}\n")
+    for name in ("reconstructions", "samples", "latents"):
+        assert min(_picture(folder / "run" / f"{name}.png")) > 100
+
+
+def test_evaluate(folder, capsys):
+    before = json.loads((folder / "run" / "evaluation.json").read_text())
+    assert main(["evaluate", str(folder / "run"), "--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((folder / "run" / "evaluation.json").read_text()) == before
+    assert main(["evaluate", str(folder / "run"), "--nll-samples", "6", "--nll-images", "2"]) == 0
+    part = json.loads(capsys.readouterr().out)["nats_per_image"]["prior_paper"]
+    assert (part["samples"], part["images"]) == (6, 2)
+
+
+def test_generate_pictures(folder, tmp_path, capsys):
+    for i, words in enumerate(([], ["--category", "2"], ["--mixing", "uniform"])):
+        out = tmp_path / f"{i}.png"
+        assert main(["generate", str(folder / "run"), *words, "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+    three_rows, ten_rows, mixed = (_picture(tmp_path / f"{i}.png")[1] for i in range(3))
+    assert three_rows < ten_rows == mixed  # a row per category, and 100 images in rows of ten
+
+
+def test_generate_arrays(folder, tmp_path):
+    found = {}
+    for name, words in {
+        "category": ["--category", "1"],
+        "again": ["--category", "1"],
+        "seed": ["--category", "1", "--seed", "4"],
+        "mixed": ["--mixing", "empirical"],
+        "default": [],
+    }.items():
+        out = str(tmp_path / f"{name}.npz")
+        assert main(["generate", str(folder / "run"), *words, "--count", "30", "--out", out]) == 0
+        with np.load(out) as arrays:
+            found[name] = dict(arrays)
+    for arrays in found.values():
+        assert arrays["images"].shape == (30, 8, 8, 1)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].shape == (30,)
+    assert (found["category"]["labels"] == 1).all()
+    assert len(set(found["mixed"]["labels"].tolist())) > 1
+    assert np.array_equal(found["category"]["images"], found["again"]["images"])
+    assert not np.array_equal(found["category"]["images"], found["seed"]["images"])
+    assert np.array_equal(found["mixed"]["images"], found["default"]["images"])
+
+
+@pytest.mark.parametrize("count", [3, 14, 50])
+def test_reconstruct(folder, tmp_path, count):
+    out = tmp_path / "a.png"
+    data = str(folder / "tiny.npz")
+    words = ["--count", str(count), "--data", data, "--out", str(out)]
+    assert main(["reconstruct", str(folder / "run"), *words]) == 0
+    pairs = min(4, -(-count // 10))  # of the 40 images in rows of ten
+    assert abs(_picture(out)[1] - (2 * pairs * 9 + 1) * 6 - 60) <= 1
+    assert main(["reconstruct", str(folder / "run"), "--out", str(out)]) == 0
+
+
+def test_denoise(folder, tmp_path, capsys):
+    out = tmp_path / "a.png"
+    assert main(["denoise", str(folder / "run"), "--variance", "0.25", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "note: the run was trained with denoise_variance 0, not 0.25" in printed
+    noisy = float(re.search(r"over 4 images .*: noisy (\S+) dB", printed)[1])
+    # 4 · 64 draws: the mean square is 0.25 within 4 · 0.25 √(2/256), a factor of 1.42 either way.
+    assert abs(noisy + 10 * np.log10(0.25)) < 10 * np.log10(1.55)
+    assert min(_picture(out)) > 100
+
+
+def test_latents(folder, tmp_path):
+    assert main(["latents", str(folder / "run"), "--out", str(tmp_path / "a.png")]) == 0
+    assert _picture(tmp_path / "a.png") == (704, 572)
+    assert main(["latents", str(folder / "run"), "--out", str(tmp_path / "a.npz")]) == 0
+    with np.load(tmp_path / "a.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in arrays}
+        distances = ((arrays["r"][:, None] - arrays["prototypes"]) ** 2).sum(2)
+        assert (distances.argmin(1) == arrays["assignment"]).all()
+    assert shapes == {"r": (4, 3), "labels": (4,), "assignment": (4,), "prototypes": (3, 3)}
+
+
+def test_doctor(capsys, monkeypatch):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for part in ("cgm-fast", torch.__version__, "tyro", "cpu", "reference", "usable", "automatic"):
+        assert part in printed
+    monkeypatch.setenv("CGM_FAST_BACKEND", "fpga")
+    assert main(["doctor"]) == 0
+    assert "got 'fpga'" in capsys.readouterr().out
+
+
+def test_the_installed_program(tmp_path):
+    program = Path(sysconfig.get_path("scripts")) / "cgm-fast"
+    done = subprocess.run(
+        [program, *arguments(tmp_path, max_steps=2)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"run folder: {tmp_path / 'run'}\n"
+    assert "step 2/2  L_E" in done.stderr
+    assert checkpoint(tmp_path)["step"] == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "cgm_fast", "evaluate", tmp_path / "gone"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"cgm-fast: {tmp_path / 'gone'} holds no run: there is no config.json\n"
+
+
+def test_progress_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(arguments(tmp_path, max_steps=2)) == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert re.search(r"2/2 L_E \S+ +λ·MMD² \S+ +β·L_D \S+ nats +rate \S+ bit", shown)
