@@ -111,7 +111,17 @@ struct Layout {
   T shift;
   bool differences, several;  // several: bandwidths, or one of weight other than 1
   double mass[2] = {0, 0};    // sum of a_j over x and over y
+  double own_mass = 0;        // sum of a_j^2
   std::vector<double> total;  // sum of a_j z_j over x [d] and over y [d]
+
+  // The weight a of row i of the stacked samples.
+  double own_weight(int64_t i) const {
+    const bool of_y = i >= in.n;
+    const int64_t row = of_y ? i - in.n : i;
+    const T* given = of_y ? in.y_weights : in.x_weights;
+    const double unit = of_y ? -in.y_scale : in.x_scale;
+    return given ? unit * double(given[item * (of_y ? in.m : in.n) + row]) : unit;
+  }
 
  private:
   // Calls visit(row [d]) for every row of both samples.
@@ -154,12 +164,6 @@ struct Layout {
     largest *= unit;
   }
 
-  double row_weight(const Tile& tile, int64_t row) const {
-    const T* given = tile.of_y ? in.y_weights : in.x_weights;
-    const double unit = tile.of_y ? -in.y_scale : in.x_scale;
-    return given ? unit * double(given[item * (tile.of_y ? in.m : in.n) + row]) : unit;
-  }
-
   void fill(const std::vector<T>& centre) {
     const int64_t d = in.d;
     std::vector<T> row(d);
@@ -172,7 +176,7 @@ struct Layout {
         if (lane < tile.rows) {
           read_row(tile.of_y ? in.y : in.x, item, tile.row + lane, d, row.data());
           for (int64_t f = 0; f < d; ++f) row[f] = T(double(row[f] - centre[f]) * scale);
-          a = row_weight(tile, tile.row + lane);
+          a = own_weight((tile.of_y ? in.n : 0) + tile.row + lane);
         }
         std::copy(row.begin(), row.end(), rows.data + at * features);
         std::fill_n(rows.data + at * features + d, features - d, T(0));
@@ -189,6 +193,7 @@ struct Layout {
         weight.data[at] = T(a);
         cross_weight.data[at] = T(a * cross);
         mass[tile.of_y] += a;
+        own_mass += a * a;
       }
     }
   }

@@ -1,7 +1,8 @@
 // MMD² and its gradient on the CPU: the driver of the visits in mmd_kernel.cpp.
 //
-// The unit of work is a block of rows against every tile of columns. Unless derivatives in the
-// weights are wanted, a pair of rows is visited once and serves both orders. What a part of the
+// The unit of work is a block of rows against every tile of columns. Without sample weights a pair
+// of rows is visited once and serves both orders (with them, derivatives in the weights need the
+// sums of every row). What a part of the
 // work covers depends on the number of parts alone, and parts are added in order: results are
 // reproducible bit for bit for a given number of threads.
 //
@@ -73,6 +74,7 @@ class Worker {
       const bool across = columns.of_y != own.of_y;
       const bool twice = symmetric_ && other != tile;
       v.columns = columns.columns;
+      v.diagonal = other == tile ? begin : -1;
       v.panel = layout_.panels.data + columns.start * d_;
       v.column_rows = layout_.rows.data + columns.start * layout_.features;
       v.column_bias = layout_.bias.data + columns.start;
@@ -216,7 +218,8 @@ void finish(const Layout<T>& layout, const MmdGradient<T>& out,
   double slopes = 0;
   for (T weight : layout.slope_weight) slopes += double(weight);
   // The op's sums are over k - 1, the kernel's over k - shift.
-  double within = -(1 - shift) * values * (mass[0] * mass[0] + mass[1] * mass[1]);
+  const double pairs = mass[0] * mass[0] + mass[1] * mass[1] - layout.own_mass;
+  double within = -(1 - shift) * values * pairs;
   double across = -(1 - shift) * values * 2 * cross * mass[0] * mass[1];
   for (const auto& part : parts) {
     within += part->within;
@@ -235,7 +238,7 @@ void finish(const Layout<T>& layout, const MmdGradient<T>& out,
   if (out.grad_a) {
     T* grad = out.grad_a + layout.item * (in.n + in.m);
     for (int64_t i = 0; i < in.n + in.m; ++i) {
-      const double around = mass[i >= in.n] + cross * mass[i < in.n];
+      const double around = mass[i >= in.n] + cross * mass[i < in.n] - layout.own_weight(i);
       grad[i] = T(2 * (double(grad[i]) - (1 - shift) * values * around));
     }
   }
@@ -253,12 +256,14 @@ void finish(const Layout<T>& layout, const MmdGradient<T>& out,
       const double a = double(layout.weight.data[tile.start + lane]) * shift * slopes;
       const T* z = layout.rows.data + (tile.start + lane) * layout.features;
       const int64_t at = tile.start * (d + 1) + lane;
-      double s = a * (mass[tile.of_y] + cross * mass[!tile.of_y]);
+      // A row's pair with itself is in neither: it would add the same to both.
+      const double own_a = double(layout.weight.data[tile.start + lane]);
+      double s = a * (mass[tile.of_y] - own_a + cross * mass[!tile.of_y]);
       for (const auto& part : parts) s += part->totals[at + d * tile.columns];
       T* grad =
           out.grad_z + (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
       for (int64_t f = 0; f < d; ++f) {
-        double v = a * (own[f] + cross * other[f]);
+        double v = a * (own[f] - own_a * double(z[f]) + cross * other[f]);
         for (const auto& part : parts) v += part->totals[at + f * tile.columns];
         grad[f] = T(factor * (s * double(z[f]) - v));
       }
@@ -269,7 +274,8 @@ void finish(const Layout<T>& layout, const MmdGradient<T>& out,
 template <typename T>
 void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item, int threads) {
   const Layout<T> layout(in, item);
-  const bool with_gradient = out.row_end > out.row_begin, symmetric = out.grad_a == nullptr;
+  const bool with_gradient = out.row_end > out.row_begin,
+             symmetric = !in.x_weights && !in.y_weights;
   struct Block {
     size_t tile;
     int64_t begin, end;

@@ -50,6 +50,14 @@ CGM_INLINE void exponents(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t be
   }
 }
 
+// Zeroes the lane of row i's pair with itself: its gradient vanishes, and where all other pairs are
+// many bandwidths apart its rounding would be all there is.
+template <typename T>
+CGM_INLINE void leave_out_own(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T>& value) {
+  const int64_t lane = v.diagonal + i - j;
+  if (v.diagonal >= 0 && lane >= 0 && lane < Simd<T>::kLanes) value[lane] = T(0);
+}
+
 // Step 1 for 4 rows and C vectors of columns, up to feature `end`.
 template <typename T, int C, bool kDifferences>
 CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin, int64_t end) {
@@ -65,7 +73,8 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
     }
     Vec<T> sum = load(sums);
     for (int c = 0; c < C; ++c) {
-      const Vec<T> value = exp2_minus(e[r][c], v.shift) * load(v.column_weight + j + c * kLanes);
+      Vec<T> value = exp2_minus(e[r][c], v.shift) * load(v.column_weight + j + c * kLanes);
+      leave_out_own<T>(v, i + r, j + c * kLanes, value);
       sum += value;
       store(w + c * kLanes, value);
     }
@@ -91,7 +100,8 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
         store(w + c * kLanes, e[r][c]);
         continue;
       }
-      const Vec<T> a_j = load(v.column_weight + j + c * kLanes);
+      Vec<T> a_j = load(v.column_weight + j + c * kLanes);
+      leave_out_own<T>(v, i + r, j + c * kLanes, a_j);
       Vec<T> value = {}, slope = {};
       for (int64_t s = 0; s < v.scales; ++s) {
         const Vec<T> exponent = e[r][c] * v.ratio[s];

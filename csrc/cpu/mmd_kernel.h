@@ -37,6 +37,7 @@ struct MmdVisit {
   const T* value_weight;  // [scales], kernel weight
   const T* slope_weight;  // [scales], kernel weight times h_0 / h_s
 
+  int64_t diagonal;  // column of row 0's own pair, which is left out; negative: not in this tile
   T shift;           // 0 or 1: sums are over k - shift
   bool differences;  // distances by plain differences: the data is many bandwidths wide
   bool with_rows, with_columns, with_variance;
