@@ -1,5 +1,7 @@
 """Fixtures for all tests: every implementation, every device, memory that starts as NaN."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
@@ -17,6 +19,15 @@ def poison():
     """An output that an implementation did not write shows as NaN."""
     with poisoned_memory("cgm_fast"):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Child processes import the package that is installed, not a source tree they start in."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True)

@@ -97,6 +97,15 @@ def test_no_room_for_a_start(tmp_path, launch):
     assert os.listdir(tmp_path / "run") == []
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a shell's background jobs begin with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_obeyed():
     before = signal.getsignal(signal.SIGINT)
     with StopSignals() as signals:
