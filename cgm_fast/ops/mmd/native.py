@@ -98,7 +98,8 @@ _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64:
 
 def _samples(value: Tensor) -> tuple[int, int, int, int, int]:
     """Where a batch of samples lies: the kernels read any dtype with any strides."""
-    return (value.data_ptr(), _DTYPES[value.dtype], *value.stride())
+    item, row, feature = value.stride()
+    return value.data_ptr(), _DTYPES[value.dtype], item, row, feature
 
 
 def _plain(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
