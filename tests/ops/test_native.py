@@ -1,0 +1,83 @@
+"""What only the compiled CPU kernels have: instruction sets, a pool of threads, forks."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import cgm_fast
+from cgm_fast.ops import backends
+
+reason = backends.availability()["native"]
+pytestmark = pytest.mark.skipif(reason is not None, reason=f"native: {reason}")
+
+# Shapes on both sides of every branch: one tile and many, lanes over columns and over features,
+# distances summed in parts, several bandwidths; then the numerics contract against float64.
+CONTRACT = """
+import torch
+import cgm_fast
+from cgm_fast import _native
+from cgm_fast.testing import mmd_formula, mmd_magnitude
+
+torch.manual_seed(0)
+for n, m, d, sigma in ((5, 3, 1, 1.0), (700, 500, 10, 3.2), (90, 70, 33, [3.0, 6.0]),
+                       (40, 30, 700, 26.0), (300, 200, 3, 0.01)):
+    x, y = torch.randn(n, d, requires_grad=True), torch.randn(m, d, requires_grad=True)
+    sigmas = torch.tensor(sigma).reshape(-1).double()
+    loss = cgm_fast.mmd(x, y, bandwidth=sigma, backend="native")
+    exact = mmd_formula(x, y, sigma=sigmas)
+    assert abs(loss - exact) <= 1e-6 * mmd_magnitude(x, y, sigma=sigmas), (n, m, d, loss, exact)
+    for found, wanted in zip(torch.autograd.grad(loss, (x, y)), torch.autograd.grad(exact, (x, y))):
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm(), (n, m, d)
+print(_native.build_info()["instruction_set"])
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_keeps_the_contract(isa):
+    environment = {**os.environ, "CGM_FAST_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", CONTRACT], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    used = done.stdout.strip()
+    order = ["baseline", "avx2", "avx512"]
+    assert order.index(used) <= order.index(isa)  # never more than asked for
+    assert used == isa or isa != "baseline"
+
+
+@pytest.fixture
+def samples():
+    return torch.randn(900, 10), torch.randn(800, 10)  # enough work for several threads
+
+
+def test_concurrent_calls_agree(samples):
+    """While one call has the pool, others do their parts themselves: the same parts."""
+    alone = cgm_fast.mmd(*samples, backend="native")
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda _: cgm_fast.mmd(*samples, backend="native"), range(32)))
+    assert all(torch.equal(value, alone) for value in found)
+
+
+FORK = """
+import os
+import torch
+import cgm_fast
+
+torch.manual_seed(0)
+x, y = torch.randn(900, 10), torch.randn(800, 10)
+before = cgm_fast.mmd(x, y, backend="native")  # the pool's threads exist now, but not in a child
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(cgm_fast.mmd(x, y, backend="native"), before) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(cgm_fast.mmd(x, y, backend="native"), before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_works_in_a_forked_child():
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
