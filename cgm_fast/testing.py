@@ -199,7 +199,7 @@ def mmd_formula(
     blocks = _mmd_blocks(
         x, y, sigma, estimator, x_weights, y_weights, kernel_agg, dtype, by_product
     )
-    return sum((c * k).sum((-2, -1)) for c, k in blocks)  # type: ignore[return-value]
+    return torch.stack([(c * k).sum((-2, -1)) for c, k in blocks]).sum(0)
 
 
 def mmd_magnitude(
@@ -220,7 +220,7 @@ def mmd_magnitude(
     blocks = _mmd_blocks(
         x, y, sigma, estimator, x_weights, y_weights, kernel_agg, torch.float64, phi=torch.expm1
     )
-    return sum((c.abs() * -k).sum((-2, -1)) for c, k in blocks)  # type: ignore[return-value]
+    return torch.stack([(c.abs() * -k).sum((-2, -1)) for c, k in blocks]).sum(0)
 
 
 def prototype_margin_formula(
