@@ -373,7 +373,8 @@ def assert_error_budget(
     """Assert that a kernel errs at most `factor` times as much as eager PyTorch, plus one rounding.
 
     Both in the largest element and in the L2 norm. The usual factors: 2 for values, 3 for
-    gradients.
+    gradients. One to a handful of elements get a second rounding: eager's error in so few is a
+    lucky or unlucky draw, not a scale.
 
     Args:
         value: What the kernel computed.
@@ -381,7 +382,7 @@ def assert_error_budget(
         eager: The formula in the dtype that the kernel computes in, by products.
         factor: How much worse than eager PyTorch a kernel may be.
     """
-    step = torch.finfo(value.dtype).eps
+    step = torch.finfo(value.dtype).eps * (2 if value.numel() < 8 else 1)
     oracle = oracle.double()
     for name, norm in (
         ("largest", lambda t: float(t.abs().max())),

@@ -55,28 +55,31 @@ inline std::vector<Tile> make_tiles(int64_t n, int64_t m, int64_t width) {
   return tiles;
 }
 
-// Wide tiles amortise what a visit costs; narrow ones leave fewer pairs on the diagonal, which
-// are visited twice, and keep a panel of many features in the second-level cache.
-inline int64_t tile_width(int64_t rows, int64_t d) {
-  const int64_t by_rows = rows <= 1024 ? 64 : rows <= 4096 ? 128 : 256;
-  const int64_t by_features = round_up(std::max<int64_t>(1, 49152 / d), kTileAlign);
-  return std::max<int64_t>(64, std::min(by_rows, by_features));
+// A block's slopes, a tile's panel and its sums stay in the first two levels of cache, and every
+// thread gets a few tiles.
+inline int64_t tile_width(int64_t d, int64_t rows, int threads) {
+  const int64_t by_cache = 49152 / d, by_thread = threads > 1 ? rows / (4 * threads) : rows;
+  return std::clamp<int64_t>(std::min(by_cache, by_thread) / 64 * 64, 64, 256);
 }
 
 template <typename T>
 struct Layout {
-  Layout(const MmdInput<T>& in, int64_t item)
+  Layout(const MmdInput<T>& in, int64_t item, int threads)
       : in(in),
         item(item),
-        tiles(make_tiles(in.n, in.m, tile_width(in.n + in.m, in.d))),
+        weighted_rows(in.x_weights || in.y_weights),
+        width(tile_width(in.d, in.n + in.m, threads)),
+        tiles(make_tiles(in.n, in.m, width)),
         padded(tiles.back().start + tiles.back().columns),
-        features(in.d < kFeatureLanes ? in.d : round_up(in.d, kTileAlign)),
+        features(in.d < kFeatureLanes ? in.d + 1 : round_up(in.d + 1, kTileAlign)),
         rows(padded * features),
-        weighted(padded * (in.d + 1)),
         panels(padded * in.d),
         bias(padded),
         weight(padded),
-        cross_weight(padded),
+        own_weighted(weighted_rows ? padded * features : 0),
+        own_weighted_panels(weighted_rows ? padded * in.d : 0),
+        weighted(weighted_rows ? own_weighted.data : rows.data),
+        weighted_panels(weighted_rows ? own_weighted_panels.data : panels.data),
         cross(in.cross_scale * (in.cross ? double(in.cross[item]) : 1.0)),
         total(2 * in.d, 0.0) {
     for (int64_t s = 0; s < in.scales; ++s) {
@@ -85,26 +88,35 @@ struct Layout {
       value_weight.push_back(T(in.kernel_weights[s]));
       slope_weight.push_back(T(in.kernel_weights[s] * h[0] / h[s]));
     }
-    const std::vector<T> centre = find_centre();
+    read();
     double mean, largest;
-    squares(centre, mean, largest);
+    centre(mean, largest);
     const double widest = *std::max_element(ratio.begin(), ratio.end());
     // Which constant to take from k before summing, so that least is left to cancel: 1 where most
     // pairs are within a bandwidth or so (their mean |z_i - z_j|^2 is twice the mean square).
     shift = T(2 * kLn2 * mean * widest < 1 ? 1 : 0);
-    // |a|^2 + |b|^2 - 2ab loses what |a|^2 has over the distance: not where the data is wide.
-    differences = largest * widest > 24;
+    // |a|^2 + |b|^2 - 2ab loses what |a|^2 has over the distance: not where the data is wide, nor
+    // where so few features cost no more as differences.
+    differences = largest * widest > 24 || in.d <= 4;
     several = in.scales > 1 || in.kernel_weights[0] != 1.0;
     scale = std::sqrt(1 / (2 * kLn2 * h[0])) * (differences ? 1.0 : std::sqrt(2.0));
-    fill(centre);
+    for (const Tile& tile : tiles) finish(tile);
+    for (bool of_y : {false, true}) {
+      mass[of_y] *= unit(of_y);
+      for (int64_t f = 0; f < in.d; ++f) total[of_y * in.d + f] *= unit(of_y);
+    }
   }
 
   const MmdInput<T>& in;
   int64_t item;
+  bool weighted_rows;  // rows have weights of their own; else all rows of a sample weigh unit()
+  int64_t width;       // columns of a tile, at most
   std::vector<Tile> tiles;
-  int64_t padded;                                                // rows of all tiles
-  int64_t features;                                              // length of a row of `rows`
-  Buffer<T> rows, weighted, panels, bias, weight, cross_weight;  // as MmdVisit describes them
+  int64_t padded;                        // rows of all tiles
+  int64_t features;                      // length of a row of `rows`
+  Buffer<T> rows, panels, bias, weight;  // as MmdVisit describes them; weights less unit()
+  Buffer<T> own_weighted, own_weighted_panels;
+  const T *weighted, *weighted_panels;  // the same as rows and panels without weights of their own
   std::vector<double> h;
   std::vector<T> ratio, value_weight, slope_weight;
   double cross, scale;  // z in the kernel is (z - centre) * scale
@@ -114,87 +126,92 @@ struct Layout {
   double own_mass = 0;        // sum of a_j^2
   std::vector<double> total;  // sum of a_j z_j over x [d] and over y [d]
 
+  // What the weights of a sample's rows are to be multiplied by.
+  double unit(bool of_y) const { return of_y ? -in.y_scale : in.x_scale; }
+
   // The weight a of row i of the stacked samples.
   double own_weight(int64_t i) const {
     const bool of_y = i >= in.n;
     const int64_t row = of_y ? i - in.n : i;
     const T* given = of_y ? in.y_weights : in.x_weights;
-    const double unit = of_y ? -in.y_scale : in.x_scale;
-    return given ? unit * double(given[item * (of_y ? in.m : in.n) + row]) : unit;
+    return unit(of_y) * (given ? double(given[item * (of_y ? in.m : in.n) + row]) : 1.0);
   }
 
  private:
-  // Calls visit(row [d]) for every row of both samples.
-  template <typename Visit>
-  void each_row(const Visit& visit) const {
-    std::vector<T> row(in.d);
-    for (int64_t i = 0; i < in.n + in.m; ++i) {
-      const bool of_y = i >= in.n;
-      read_row(of_y ? in.y : in.x, item, of_y ? i - in.n : i, in.d, row.data());
-      visit(row.data());
+  void read() {
+    for (const Tile& tile : tiles) {
+      T* row = rows.data + tile.start * features;
+      for (int64_t lane = 0; lane < tile.columns; ++lane, row += features) {
+        if (lane < tile.rows)
+          read_row(tile.of_y ? in.y : in.x, item, tile.row + lane, in.d, row);
+        else
+          std::fill_n(row, in.d, T(0));
+        std::fill(row + in.d, row + features, T(0));
+      }
     }
   }
 
-  // Rounded to T: then z - centre is exact wherever the data is far from the origin.
-  std::vector<T> find_centre() const {
+  // Takes the mean row from every row; then mean and largest |z|^2 in units where the first
+  // bandwidth's kernel is 2^-|z_i - z_j|^2.
+  void centre(double& mean, double& largest) {
     std::vector<double> sum(in.d, 0.0);
-    each_row([&](const T* row) {
-      for (int64_t f = 0; f < in.d; ++f) sum[f] += double(row[f]);
-    });
-    std::vector<T> centre(in.d);
-    for (int64_t f = 0; f < in.d; ++f) centre[f] = T(sum[f] / double(in.n + in.m));
-    return centre;
-  }
-
-  // Mean and largest |z|^2 in units where the first bandwidth's kernel is 2^-|z_i - z_j|^2.
-  void squares(const std::vector<T>& centre, double& mean, double& largest) const {
-    double sum = 0;
+    for (const Tile& tile : tiles) {
+      const T* row = rows.data + tile.start * features;
+      for (int64_t lane = 0; lane < tile.rows; ++lane, row += features)
+        for (int64_t f = 0; f < in.d; ++f) sum[f] += double(row[f]);
+    }
+    // Rounded to T: then z - centre is exact wherever the data is far from the origin.
+    std::vector<T> middle(in.d);
+    for (int64_t f = 0; f < in.d; ++f) middle[f] = T(sum[f] / double(in.n + in.m));
+    double squares = 0;
     largest = 0;
-    each_row([&](const T* row) {
-      double square = 0;
-      for (int64_t f = 0; f < in.d; ++f) {
-        const double value = double(row[f] - centre[f]);
-        square += value * value;
+    for (const Tile& tile : tiles) {
+      T* row = rows.data + tile.start * features;
+      for (int64_t lane = 0; lane < tile.rows; ++lane, row += features) {
+        double square = 0;
+        for (int64_t f = 0; f < in.d; ++f) {
+          row[f] -= middle[f];
+          square += double(row[f]) * double(row[f]);
+        }
+        squares += square;
+        largest = std::max(largest, square);
       }
-      sum += square;
-      largest = std::max(largest, square);
-    });
+    }
     const double unit = 1 / (2 * kLn2 * h[0]);
-    mean = unit * sum / double(in.n + in.m);
+    mean = unit * squares / double(in.n + in.m);
     largest *= unit;
   }
 
-  void fill(const std::vector<T>& centre) {
+  // Scales a tile's rows; transposes them, weighs them, and adds up what finish() needs.
+  void finish(const Tile& tile) {
     const int64_t d = in.d;
-    std::vector<T> row(d);
-    for (const Tile& tile : tiles) {
-      double* sum = total.data() + tile.of_y * d;
-      for (int64_t lane = 0; lane < tile.columns; ++lane) {
-        const int64_t at = tile.start + lane;
-        double a = 0, square = 0;
-        std::fill(row.begin(), row.end(), T(0));
-        if (lane < tile.rows) {
-          read_row(tile.of_y ? in.y : in.x, item, tile.row + lane, d, row.data());
-          for (int64_t f = 0; f < d; ++f) row[f] = T(double(row[f] - centre[f]) * scale);
-          a = own_weight((tile.of_y ? in.n : 0) + tile.row + lane);
-        }
-        std::copy(row.begin(), row.end(), rows.data + at * features);
-        std::fill_n(rows.data + at * features + d, features - d, T(0));
-        T* panel = panels.data + tile.start * d + lane;
-        T* with_weight = weighted.data + at * (d + 1);
-        for (int64_t f = 0; f < d; ++f) {
-          panel[f * tile.columns] = row[f];
-          with_weight[f] = T(a) * row[f];
-          square += double(row[f]) * double(row[f]);
-          sum[f] += a * double(row[f]);
-        }
-        with_weight[d] = T(a);
-        bias.data[at] = T(-0.5 * square);
-        weight.data[at] = T(a);
-        cross_weight.data[at] = T(a * cross);
-        mass[tile.of_y] += a;
-        own_mass += a * a;
+    double* sum = total.data() + tile.of_y * d;
+    T* panel = panels.data + tile.start * d;
+    const T* given = tile.of_y ? in.y_weights : in.x_weights;
+    if (given) given += item * (tile.of_y ? in.m : in.n) + tile.row;
+    for (int64_t lane = 0; lane < tile.columns; ++lane) {
+      const int64_t at = tile.start + lane;
+      T* row = rows.data + at * features;
+      const T own = lane < tile.rows ? (given ? given[lane] : T(1)) : T(0);
+      double square = 0;
+      for (int64_t f = 0; f < d; ++f) {
+        const T value = T(double(row[f]) * scale);
+        row[f] = value;
+        panel[f * tile.columns + lane] = value;
+        square += double(value) * double(value);
+        sum[f] += double(own) * double(value);
       }
+      row[d] = own;
+      bias.data[at] = T(-0.5 * square);
+      weight.data[at] = own;
+      mass[tile.of_y] += double(own);
+      own_mass += double(own) * double(own) * unit(tile.of_y) * unit(tile.of_y);
+      if (!weighted_rows) continue;
+      T* of_panel = own_weighted_panels.data + tile.start * d + lane;
+      T* of_row = own_weighted.data + at * features;
+      std::fill_n(of_row, features, T(0));
+      for (int64_t f = 0; f < d; ++f) of_panel[f * tile.columns] = of_row[f] = own * row[f];
+      of_row[d] = own;
     }
   }
 };

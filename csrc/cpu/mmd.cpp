@@ -1,10 +1,10 @@
 // MMD² and its gradient on the CPU: the driver of the visits in mmd_kernel.cpp.
 //
-// The unit of work is a block of rows against every tile of columns. Without sample weights a pair
-// of rows is visited once and serves both orders (with them, derivatives in the weights need the
-// sums of every row). What a part of the
-// work covers depends on the number of parts alone, and parts are added in order: results are
-// reproducible bit for bit for a given number of threads.
+// The unit of work is a group of rows against a group of columns, a block of rows and a tile of
+// columns at a time. A pair of rows is visited once and serves both orders, unless the rows have
+// weights and there are derivatives in bandwidths: those need the sums of every row. How rows are
+// grouped depends on the shape and the number of threads, and the sums of a group are added in
+// order (pairs.h): results are reproducible bit for bit for a given number of threads.
 //
 // Sums run in T over a few hundred pairs and in double beyond. See cgm_fast/ops/mmd/README.md.
 #include "mmd.h"
@@ -16,124 +16,137 @@
 
 #include "cpu/isa.h"
 #include "cpu/layout.h"
+#include "cpu/pairs.h"
 #include "cpu/threads.h"
 
 namespace cgm_fast {
 namespace {
 
-constexpr int kTilesPerSum = 4;       // tiles whose sums stay in T
-constexpr int64_t kRowsPerSum = 256;  // rows whose sums over columns' lanes stay in T
+constexpr int64_t kGroupRows = 512;  // at most, over which sums stay in T
 
-// What one part of the work adds up.
-template <typename T>
-struct Part {
-  Part(const Layout<T>& layout, bool with_gradient)
-      : totals(with_gradient ? layout.padded * (layout.in.d + 1) : 0, 0.0),
-        variance(layout.in.scales, 0.0) {}
-
-  double within = 0, across = 0;  // sums of c_ij (k_ij - shift)
-  std::vector<double> totals;     // tile by tile [d + 1, columns]: a_i sum_j slope_ij a_j (z_j, 1)
-  std::vector<double> variance;   // per bandwidth, sum of c_ij t k_s
+// Consecutive tiles of one sample.
+struct Group {
+  size_t begin, end;       // tiles
+  int64_t start, columns;  // padded rows
+  bool of_y;
 };
 
 template <typename T>
+std::vector<Group> make_groups(const Layout<T>& layout, int threads) {
+  const std::vector<Tile>& tiles = layout.tiles;
+  // Enough of them for every thread to have a few tasks in a round.
+  const int64_t target =
+      threads > 1 ? std::min(kGroupRows, layout.padded / (4 * threads)) : kGroupRows;
+  const size_t width = std::max<int64_t>(1, target / layout.width);
+  std::vector<Group> groups;
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    if (groups.empty() || groups.back().of_y != tiles[i].of_y || i - groups.back().begin == width)
+      groups.push_back({i, i, tiles[i].start, 0, tiles[i].of_y});
+    groups.back().end = i + 1;
+    groups.back().columns += tiles[i].columns;
+  }
+  return groups;
+}
+
+// What the visits add up, in the kernel's coordinates.
+template <typename T>
+struct Sums {
+  Sums(const Layout<T>& layout, const std::vector<Group>& groups, bool with_gradient,
+       bool with_columns, bool with_values)
+      : within(groups.size(), 0.0),
+        across(groups.size(), 0.0),
+        variance(groups.size() * layout.in.scales, 0.0),
+        rows(with_gradient ? layout.padded * (layout.in.d + 1) : 0, 0.0),
+        columns(with_columns ? layout.padded * (layout.in.d + 1) : 0, 0.0),
+        values(with_values ? layout.padded : 0, 0.0) {}
+
+  std::vector<double> within, across;  // per group of rows, sums of c_ij (k_ij - shift)
+  std::vector<double> variance;        // per group of rows and bandwidth, sums of c_ij t k_s
+  // sum_j r_ij a_j slope_ij (z_j, 1) over the pairs in which i was the row, [padded, d + 1], and
+  // over those in which it was the column, tile by tile [d + 1, columns]
+  std::vector<double> rows, columns;
+  std::vector<double> values;  // sum_j r_ij a_j (k_ij - shift), where that is not the last of rows
+};
+
+// One problem: its data, what is wanted of it and what has been added up.
+template <typename T>
+struct Pass {
+  const Layout<T>& layout;
+  const MmdGradient<T>& out;
+  const std::vector<Group>& groups;
+  Sums<T>& sums;
+  bool symmetric, scaled;
+
+  // Whether the derivatives of some row of a tile are asked for.
+  bool wanted(const Tile& tile) const {
+    const int64_t first = (tile.of_y ? layout.in.n : 0) + tile.row;
+    return out.grad_a || std::max(first, out.row_begin) < std::min(first + tile.rows, out.row_end);
+  }
+};
+
+// What one thread needs to visit pairs of groups.
+template <typename T>
 class Worker {
  public:
-  Worker(const Layout<T>& layout, const MmdGradient<T>& out, bool symmetric, Part<T>& part)
-      : layout_(layout),
-        out_(out),
-        part_(part),
-        symmetric_(symmetric),
-        scaled_(layout.several || out.grad_p != nullptr),
-        d_(layout.in.d),
-        row_width_(d_ < kFeatureLanes ? d_ * kTileAlign : layout.features),
-        column_size_(out.row_end > out.row_begin ? layout.padded * (d_ + 1) : 0),
-        w_(kBlockRows * widest(layout.tiles)),
+  explicit Worker(const Pass<T>& pass)
+      : pass_(pass),
+        layout_(pass.layout),
+        d_(layout_.in.d),
+        row_width_(d_ < kFeatureLanes ? d_ * kTileAlign : layout_.features),
+        w_(kBlockRows * layout_.width),
         value_sums_(kBlockRows * kTileAlign),
         slope_sums_(kBlockRows * kTileAlign),
-        variance_sums_(layout.in.scales * kTileAlign),
+        variance_sums_(layout_.in.scales * kTileAlign),
         row_values_(kBlockRows * row_width_),
-        column_values_(column_size_) {
+        column_values_(pass.symmetric ? widest(pass.groups) * (d_ + 1) : 0) {
     std::fill_n(value_sums_.data, kBlockRows * kTileAlign, T(0));
     std::fill_n(slope_sums_.data, kBlockRows * kTileAlign, T(0));
-    std::fill_n(variance_sums_.data, layout.in.scales * kTileAlign, T(0));
+    std::fill_n(variance_sums_.data, layout_.in.scales * kTileAlign, T(0));
     std::fill_n(row_values_.data, kBlockRows * row_width_, T(0));
-    std::fill_n(column_values_.data, column_size_, T(0));
+    if (pass.symmetric) std::fill_n(column_values_.data, widest(pass.groups) * (d_ + 1), T(0));
   }
 
-  // Rows [begin, end) of a tile against every tile from it on, or every tile at all.
-  void visit_block(size_t tile, int64_t begin, int64_t end) {
-    const Tile& own = layout_.tiles[tile];
-    const bool with_rows = wanted(own);
-    const int rows = int(round_up(end - begin, 4));
-    MmdVisit<T> v = of_rows(own, begin, rows);
-    double values[kBlockRows] = {}, slopes[kBlockRows] = {};
-    int pending = 0;
-    for (size_t other = symmetric_ ? tile : 0; other < layout_.tiles.size(); ++other) {
-      const Tile& columns = layout_.tiles[other];
-      const bool across = columns.of_y != own.of_y;
-      const bool twice = symmetric_ && other != tile;
-      v.columns = columns.columns;
-      v.diagonal = other == tile ? begin : -1;
-      v.panel = layout_.panels.data + columns.start * d_;
-      v.column_rows = layout_.rows.data + columns.start * layout_.features;
-      v.column_bias = layout_.bias.data + columns.start;
-      v.column_weight = (across ? layout_.cross_weight : layout_.weight).data + columns.start;
-      v.with_rows = with_rows;
-      v.with_columns = twice && wanted(columns);
-      v.column_values = column_values_.data + columns.start * (d_ + 1);
-      visit_(v);
-      if (v.with_columns) {
-        touched_begin_ = std::min(touched_begin_, columns.start);
-        touched_end_ = std::max(touched_end_, columns.start + columns.columns);
-      }
-      // Sums pass to double every few tiles, and wherever what they count for changes.
-      const bool change = other == tile || other + 1 == layout_.tiles.size() ||
-                          layout_.tiles[other + 1].of_y != columns.of_y;
-      if (++pending < kTilesPerSum && !change) continue;
-      pending = 0;
-      take_sums(own, begin, rows, across, twice ? 2 : 1, values, slopes);
-      if (with_rows) take_rows(own, begin, rows);
-    }
-    if (with_rows) {
-      double* sums = part_.totals.data() + (own.start * (d_ + 1) + d_ * own.columns + begin);
-      for (int r = 0; r < rows; ++r) sums[r] += slopes[r] * weight(own, begin + r);
-    }
-    if (out_.grad_a) {  // for now the sum itself; `finish` makes it a derivative
-      T* grad = out_.grad_a + layout_.item * (layout_.in.n + layout_.in.m) +
-                (own.of_y ? layout_.in.n : 0) + own.row + begin;
-      for (int64_t r = 0; r < end - begin; ++r) grad[r] = T(values[r]);
-    }
-    rows_since_sum_ += rows;
-    if (rows_since_sum_ >= kRowsPerSum) take_columns();
-  }
-
-  // Passes the columns' sums to double.
-  void take_columns() {
-    rows_since_sum_ = 0;
-    for (int64_t i = touched_begin_ * (d_ + 1); i < touched_end_ * (d_ + 1); ++i) {
-      part_.totals[i] += double(column_values_.data[i]);
-      column_values_.data[i] = 0;
-    }
-    touched_begin_ = layout_.padded;
-    touched_end_ = 0;
+  // The rows of group p against the columns of group q.
+  void visit(int64_t p, int64_t q) {
+    const Group &rows = pass_.groups[p], &columns = pass_.groups[q];
+    const bool across = rows.of_y != columns.of_y;
+    const double cross = across ? layout_.cross : 1.0;
+    p_ = p;
+    unit_ = layout_.unit(columns.of_y) * cross;
+    total_ = &(across ? pass_.sums.across : pass_.sums.within)[p];
+    for (size_t tile = rows.begin; tile < rows.end; ++tile)
+      for (int64_t begin = 0; begin < layout_.tiles[tile].rows; begin += kBlockRows)
+        visit_block(tile, begin, columns, p == q);
+    if (!pass_.sums.columns.empty()) take_columns(columns, layout_.unit(rows.of_y) * cross);
   }
 
  private:
-  static int64_t widest(const std::vector<Tile>& tiles) {
+  static int64_t widest(const std::vector<Group>& groups) {
     int64_t width = 0;
-    for (const Tile& tile : tiles) width = std::max(width, tile.columns);
+    for (const Group& group : groups) width = std::max(width, group.columns);
     return width;
   }
 
-  double weight(const Tile& tile, int64_t row) const {
-    return double(layout_.weight.data[tile.start + row]);
-  }
-
-  // Whether the gradient of some row of a tile is asked for.
-  bool wanted(const Tile& tile) const {
-    const int64_t first = (tile.of_y ? layout_.in.n : 0) + tile.row;
-    return first < out_.row_end && first + tile.rows > out_.row_begin;
+  // Rows [begin, begin + kBlockRows) of a tile against a group of columns; if that is the rows' own
+  // group and pairs are visited once, against its columns from these rows on.
+  void visit_block(size_t tile, int64_t begin, const Group& columns, bool own_group) {
+    const Tile& own = layout_.tiles[tile];
+    const int rows = int(std::min<int64_t>(kBlockRows, round_up(own.rows - begin, 4)));
+    const bool from_here = own_group && pass_.symmetric;
+    MmdVisit<T> v = of_rows(own, begin, rows);
+    if (from_here) {
+      // Both orders of the pairs within the block, then the block's rows against the rest.
+      const int64_t after = begin + kBlockRows;
+      visit_columns(v, own, begin, std::min(after, own.columns), begin, false, columns);
+      take_values(own, begin, rows, 1);
+      if (after < own.columns) visit_columns(v, own, after, own.columns, -1, true, columns);
+    }
+    for (size_t other = from_here ? tile + 1 : columns.begin; other < columns.end; ++other) {
+      const Tile& met = layout_.tiles[other];
+      visit_columns(v, met, 0, met.columns, other == tile ? begin : -1, pass_.symmetric, columns);
+    }
+    take_values(own, begin, rows, pass_.symmetric ? 2 : 1);
+    if (v.with_rows) take_rows(own, begin, rows);
   }
 
   MmdVisit<T> of_rows(const Tile& own, int64_t begin, int rows) {
@@ -144,15 +157,16 @@ class Worker {
     v.rows = rows;
     v.rows_z = layout_.rows.data + at * layout_.features;
     v.row_bias = layout_.bias.data + at;
-    v.rows_weighted = layout_.weighted.data + at * (d_ + 1);
+    v.rows_weighted = layout_.weighted + at * layout_.features;
+    v.scaled = pass_.scaled;
     v.scales = layout_.in.scales;
     v.ratio = layout_.ratio.data();
     v.value_weight = layout_.value_weight.data();
     v.slope_weight = layout_.slope_weight.data();
     v.shift = layout_.shift;
     v.differences = layout_.differences;
-    v.with_variance = out_.grad_p != nullptr;
-    v.scaled = scaled_;
+    v.with_variance = pass_.out.grad_p != nullptr;
+    v.with_rows = pass_.wanted(own);
     v.w = w_.data;
     v.value_sums = value_sums_.data;
     v.slope_sums = slope_sums_.data;
@@ -161,57 +175,110 @@ class Worker {
     return v;
   }
 
-  static double take_lanes(T* lanes) {
-    const double sum = std::accumulate(lanes, lanes + kTileAlign, 0.0);
-    std::fill_n(lanes, kTileAlign, T(0));
-    return sum;
+  // Columns [begin, end) of a tile; row 0's own pair is column `own`, or not among them.
+  void visit_columns(MmdVisit<T>& v, const Tile& tile, int64_t begin, int64_t end, int64_t own,
+                     bool with_columns, const Group& group) {
+    const int64_t at = tile.start + begin;
+    v.columns = end - begin;
+    v.stride = tile.columns;
+    v.diagonal = own < 0 ? -1 : own - begin;
+    v.panel = layout_.panels.data + tile.start * d_ + begin;
+    v.panel_weighted = layout_.weighted_panels + tile.start * d_ + begin;
+    v.columns_weighted = layout_.weighted + at * layout_.features;
+    v.column_bias = layout_.bias.data + at;
+    v.column_weight = layout_.weight.data + at;
+    v.with_columns = with_columns && pass_.wanted(tile);
+    v.column_values = column_values_.data + (tile.start - group.start) * (d_ + 1) + begin;
+    kernels_.visit(v);
   }
 
-  void take_sums(const Tile& own, int64_t begin, int rows, bool across, int times, double* values,
-                 double* slopes) {
+  // Passes the sums of k to double, `times` that they count, and those of the slopes.
+  void take_values(const Tile& own, int64_t begin, int rows, int times) {
+    double values[kBlockRows] = {}, slopes[kBlockRows] = {};
+    kernels_.take_lanes(value_sums_.data, rows, unit_, values);
+    if (pass_.scaled) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
+    const T* weight = layout_.weight.data + own.start + begin;
+    const double unit = layout_.unit(own.of_y);
     double sum = 0;
-    for (int r = 0; r < rows; ++r) {
-      const double value = take_lanes(value_sums_.data + r * kTileAlign);
-      slopes[r] += scaled_ ? take_lanes(slope_sums_.data + r * kTileAlign) : value;
-      values[r] += value;
-      sum += weight(own, begin + r) * value;
+    for (int r = 0; r < rows; ++r) sum += double(weight[r]) * values[r];
+    *total_ += times * unit * sum;
+    if (!pass_.sums.rows.empty()) {
+      double* last = pass_.sums.rows.data() + (own.start + begin) * (d_ + 1) + d_;
+      const double* taken = pass_.scaled ? slopes : values;
+      for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += taken[r];
     }
-    (across ? part_.across : part_.within) += times * sum;
-    if (!out_.grad_p) return;
-    for (int64_t s = 0; s < layout_.in.scales; ++s)
-      part_.variance[s] += times * take_lanes(variance_sums_.data + s * kTileAlign);
+    if (!pass_.sums.values.empty())
+      for (int r = 0; r < rows; ++r) pass_.sums.values[own.start + begin + r] += values[r];
+    if (pass_.out.grad_p)
+      kernels_.take_lanes(variance_sums_.data, layout_.in.scales, times * unit * unit_,
+                          pass_.sums.variance.data() + p_ * layout_.in.scales);
   }
 
   void take_rows(const Tile& own, int64_t begin, int rows) {
-    double* sums = part_.totals.data() + own.start * (d_ + 1) + begin;
-    for (int r = 0; r < rows; ++r) {
-      const double a = weight(own, begin + r);
+    double* sums = pass_.sums.rows.data() + (own.start + begin) * (d_ + 1);
+    for (int r = 0; r < rows; ++r, sums += d_ + 1) {
       T* row = row_values_.data + r * row_width_;
       if (d_ < kFeatureLanes) {
-        for (int64_t f = 0; f < d_; ++f)
-          sums[f * own.columns + r] += a * take_lanes(row + f * kTileAlign);
+        kernels_.take_lanes(row, d_, unit_, sums);
       } else {
-        for (int64_t f = 0; f < d_; ++f) sums[f * own.columns + r] += a * double(row[f]);
-        std::fill_n(row, row_width_, T(0));
+        kernels_.take(row, d_, unit_, sums);
       }
     }
   }
 
+  void take_columns(const Group& group, double unit) {
+    double* sums = pass_.sums.columns.data() + group.start * (d_ + 1);
+    kernels_.take(column_values_.data, group.columns * (d_ + 1), unit, sums);
+  }
+
+  const Pass<T>& pass_;
   const Layout<T>& layout_;
-  const MmdGradient<T>& out_;
-  Part<T>& part_;
-  const bool symmetric_, scaled_;
-  const int64_t d_, row_width_, column_size_;
+  const MmdKernels<T>& kernels_ = mmd_kernels<T>();
+  const int64_t d_, row_width_;
   Buffer<T> w_, value_sums_, slope_sums_, variance_sums_, row_values_, column_values_;
-  const MmdVisitFunction<T> visit_ = mmd_visit_function<T>();
-  int64_t rows_since_sum_ = 0, touched_begin_ = layout_.padded, touched_end_ = 0;
+  int64_t p_ = 0;            // the group of rows
+  double unit_ = 0;          // what the columns' weights are to be multiplied by
+  double* total_ = nullptr;  // where c_ij (k_ij - shift) goes
 };
 
-// Turns the sums of all parts into loss and gradients, in the caller's units.
+// Turns the sums into the gradient of a tile's rows, in the caller's units.
 template <typename T>
-void finish(const Layout<T>& layout, const MmdGradient<T>& out,
-            const std::vector<std::unique_ptr<Part<T>>>& parts, int threads) {
+void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
+  const Layout<T>& layout = pass.layout;
   const MmdInput<T>& in = layout.in;
+  const MmdGradient<T>& out = pass.out;
+  // dL/dz_i = -(2/h) a_i [S_i z_i - V_i], with k = (k - shift) + shift in both sums.
+  const double factor = -2 / (layout.h[0] * layout.scale);
+  const int64_t d = in.d;
+  const double* own = layout.total.data() + tile.of_y * d;
+  const double* other = layout.total.data() + !tile.of_y * d;
+  const double constant = double(layout.shift) * slopes, cross = layout.cross;
+  for (int64_t lane = 0; lane < tile.rows; ++lane) {
+    const int64_t row = (tile.of_y ? in.n : 0) + tile.row + lane;
+    if (row < out.row_begin || row >= out.row_end) continue;
+    const double a = double(layout.weight.data[tile.start + lane]) * layout.unit(tile.of_y);
+    const T* z = layout.rows.data + (tile.start + lane) * layout.features;
+    const double* of_row = pass.sums.rows.data() + (tile.start + lane) * (d + 1);
+    const double* of_column =
+        pass.symmetric ? pass.sums.columns.data() + tile.start * (d + 1) + lane : nullptr;
+    // A row's pair with itself is in neither sum: it would add the same to both.
+    double s = constant * (layout.mass[tile.of_y] - a + cross * layout.mass[!tile.of_y]);
+    s += of_row[d] + (of_column ? of_column[d * tile.columns] : 0.0);
+    T* grad = out.grad_z + (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
+    for (int64_t f = 0; f < d; ++f) {
+      double v = constant * (own[f] - a * double(z[f]) + cross * other[f]);
+      v += of_row[f] + (of_column ? of_column[f * tile.columns] : 0.0);
+      grad[f] = T(factor * a * (s * double(z[f]) - v));
+    }
+  }
+}
+
+// Turns the sums into loss and derivatives.
+template <typename T>
+void finish(const Pass<T>& pass, int threads) {
+  const Layout<T>& layout = pass.layout;
+  const MmdInput<T>& in = layout.in;
+  const MmdGradient<T>& out = pass.out;
   const double cross = layout.cross, shift = double(layout.shift);
   const double* mass = layout.mass;
   const double values = std::accumulate(in.kernel_weights, in.kernel_weights + in.scales, 0.0);
@@ -221,87 +288,66 @@ void finish(const Layout<T>& layout, const MmdGradient<T>& out,
   const double pairs = mass[0] * mass[0] + mass[1] * mass[1] - layout.own_mass;
   double within = -(1 - shift) * values * pairs;
   double across = -(1 - shift) * values * 2 * cross * mass[0] * mass[1];
-  for (const auto& part : parts) {
-    within += part->within;
-    across += part->across;
-  }
+  within = std::accumulate(pass.sums.within.begin(), pass.sums.within.end(), within);
+  across = std::accumulate(pass.sums.across.begin(), pass.sums.across.end(), across);
   out.loss[layout.item] = T(within + across);
   if (out.grad_p) {
     T* grad = out.grad_p + layout.item * (in.scales + 1);
     for (int64_t s = 0; s < in.scales; ++s) {
       double sum = 0;
-      for (const auto& part : parts) sum += part->variance[s];
+      for (size_t p = 0; p < pass.groups.size(); ++p) sum += pass.sums.variance[p * in.scales + s];
       grad[s] = T(in.kernel_weights[s] * sum / layout.h[s]);
     }
     grad[in.scales] = T(across / cross);
   }
   if (out.grad_a) {
     T* grad = out.grad_a + layout.item * (in.n + in.m);
-    for (int64_t i = 0; i < in.n + in.m; ++i) {
-      const double around = mass[i >= in.n] + cross * mass[i < in.n] - layout.own_weight(i);
-      grad[i] = T(2 * (double(grad[i]) - (1 - shift) * values * around));
+    for (const Tile& tile : layout.tiles) {
+      for (int64_t lane = 0; lane < tile.rows; ++lane) {
+        const int64_t at = tile.start + lane, i = (tile.of_y ? in.n : 0) + tile.row + lane;
+        const double a = double(layout.weight.data[at]) * layout.unit(tile.of_y);
+        const double around = mass[tile.of_y] + cross * mass[!tile.of_y] - a;
+        double sum = -(1 - shift) * values * around;
+        if (!pass.sums.values.empty()) {
+          sum += pass.sums.values[at];
+        } else {
+          sum += pass.sums.rows[at * (in.d + 1) + in.d];
+          if (pass.symmetric)
+            sum += pass.sums.columns[tile.start * (in.d + 1) + in.d * tile.columns + lane];
+        }
+        grad[i] = T(2 * sum);
+      }
     }
   }
   if (out.row_end <= out.row_begin) return;
-  // dL/dz_i = -(2/h) [S_i z_i - V_i], with k = (k - shift) + shift in both sums.
-  const double factor = -2 / (layout.h[0] * layout.scale);
-  const int64_t d = in.d;
-  parallel_parts(int(layout.tiles.size()), threads, [&](int index) {
-    const Tile& tile = layout.tiles[index];
-    const double* own = layout.total.data() + tile.of_y * d;
-    const double* other = layout.total.data() + !tile.of_y * d;
-    for (int64_t lane = 0; lane < tile.rows; ++lane) {
-      const int64_t row = (tile.of_y ? in.n : 0) + tile.row + lane;
-      if (row < out.row_begin || row >= out.row_end) continue;
-      const double a = double(layout.weight.data[tile.start + lane]) * shift * slopes;
-      const T* z = layout.rows.data + (tile.start + lane) * layout.features;
-      const int64_t at = tile.start * (d + 1) + lane;
-      // A row's pair with itself is in neither: it would add the same to both.
-      const double own_a = double(layout.weight.data[tile.start + lane]);
-      double s = a * (mass[tile.of_y] - own_a + cross * mass[!tile.of_y]);
-      for (const auto& part : parts) s += part->totals[at + d * tile.columns];
-      T* grad =
-          out.grad_z + (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
-      for (int64_t f = 0; f < d; ++f) {
-        double v = a * (own[f] - own_a * double(z[f]) + cross * other[f]);
-        for (const auto& part : parts) v += part->totals[at + f * tile.columns];
-        grad[f] = T(factor * (s * double(z[f]) - v));
-      }
-    }
-  });
+  const bool worth_waking = layout.padded * in.d > 1 << 16;
+  parallel_parts(int(layout.tiles.size()), worth_waking ? threads : 1,
+                 [&](int i) { gradient_of_tile(pass, layout.tiles[i], slopes); });
 }
 
 template <typename T>
 void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item, int threads) {
-  const Layout<T> layout(in, item);
-  const bool with_gradient = out.row_end > out.row_begin,
-             symmetric = !in.x_weights && !in.y_weights;
-  struct Block {
-    size_t tile;
-    int64_t begin, end;
-  };
-  std::vector<Block> blocks;
-  for (size_t tile = 0; tile < layout.tiles.size(); ++tile)
-    for (int64_t begin = 0; begin < layout.tiles[tile].rows; begin += kBlockRows)
-      blocks.push_back({tile, begin, std::min(begin + kBlockRows, layout.tiles[tile].rows)});
   const double pairs = double(in.n + in.m) * double(in.n + in.m);
   const double work = pairs * (2.0 * double(in.d) + 16.0 * double(in.scales));
   // Waking a thread takes some microseconds, in which one core does about this much.
-  const int useful = int(std::min(double(threads), 1 + work / 1e6));
-  const int count = int(std::min<int64_t>(useful, int64_t(blocks.size())));
-  std::vector<std::unique_ptr<Part<T>>> parts(count);
-  parallel_parts(count, threads, [&](int index) {
-    parts[index] = std::make_unique<Part<T>>(layout, with_gradient);
-    Worker<T> worker(layout, out, symmetric, *parts[index]);
-    // Dealt out back and forth: with each pair visited once, early blocks have more to do.
-    for (size_t i = 0; i < blocks.size(); ++i) {
-      const int turn = int(i % (2 * size_t(count)));
-      if ((turn < count ? turn : 2 * count - 1 - turn) == index)
-        worker.visit_block(blocks[i].tile, blocks[i].begin, blocks[i].end);
-    }
-    worker.take_columns();
+  threads = int(std::min(double(threads), 1 + work / 2e6));
+  const Layout<T> layout(in, item, threads);
+  const std::vector<Group> groups = make_groups(layout, threads);
+  const bool with_gradient = out.row_end > out.row_begin || out.grad_a;
+  // What is visited does not depend on which derivatives are wanted, lest the value do too.
+  const bool several = layout.several || in.variance || in.cross;
+  const bool symmetric = !layout.weighted_rows || !several,
+             scaled = layout.several || out.grad_p != nullptr;
+  Sums<T> sums(layout, groups, with_gradient, with_gradient && symmetric, out.grad_a && scaled);
+  const Pass<T> pass{layout, out, groups, sums, symmetric, scaled};
+  PairSchedule schedule(int64_t(groups.size()), symmetric);
+  threads = int(std::min<int64_t>(threads, int64_t(groups.size())));
+  std::vector<std::unique_ptr<Worker<T>>> workers(threads);
+  for (auto& worker : workers) worker = std::make_unique<Worker<T>>(pass);
+  parallel_parts(threads, threads, [&](int index) {
+    schedule.run([&](int64_t p, int64_t q) { workers[index]->visit(p, q); });
   });
-  finish(layout, out, parts, threads);
+  finish(pass, threads);
 }
 
 }  // namespace
@@ -319,10 +365,10 @@ template void mmd_fwd_cpu(const MmdInput<float>&, const MmdGradient<float>&, int
 template void mmd_fwd_cpu(const MmdInput<double>&, const MmdGradient<double>&, int);
 
 // One set of kernels per instruction set, each compiled from mmd_kernel.cpp.
-#define CGM_FAST_DECLARE(name)                    \
-  namespace name {                                \
-  void mmd_visit_float(const MmdVisit<float>&);   \
-  void mmd_visit_double(const MmdVisit<double>&); \
+#define CGM_FAST_DECLARE(name)                        \
+  namespace name {                                    \
+  extern const MmdKernels<float> mmd_kernels_float;   \
+  extern const MmdKernels<double> mmd_kernels_double; \
   }
 CGM_FAST_DECLARE(baseline)
 #ifdef CGM_FAST_X86
@@ -331,21 +377,21 @@ CGM_FAST_DECLARE(avx512)
 #endif
 
 template <>
-MmdVisitFunction<float> mmd_visit_function<float>() {
+const MmdKernels<float>& mmd_kernels<float>() {
 #ifdef CGM_FAST_X86
-  if (isa() == Isa::avx512) return avx512::mmd_visit_float;
-  if (isa() == Isa::avx2) return avx2::mmd_visit_float;
+  if (isa() == Isa::avx512) return avx512::mmd_kernels_float;
+  if (isa() == Isa::avx2) return avx2::mmd_kernels_float;
 #endif
-  return baseline::mmd_visit_float;
+  return baseline::mmd_kernels_float;
 }
 
 template <>
-MmdVisitFunction<double> mmd_visit_function<double>() {
+const MmdKernels<double>& mmd_kernels<double>() {
 #ifdef CGM_FAST_X86
-  if (isa() == Isa::avx512) return avx512::mmd_visit_double;
-  if (isa() == Isa::avx2) return avx2::mmd_visit_double;
+  if (isa() == Isa::avx512) return avx512::mmd_kernels_double;
+  if (isa() == Isa::avx2) return avx2::mmd_kernels_double;
 #endif
-  return baseline::mmd_visit_double;
+  return baseline::mmd_kernels_double;
 }
 
 }  // namespace cgm_fast

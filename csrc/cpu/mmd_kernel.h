@@ -11,23 +11,25 @@
 namespace cgm_fast {
 
 constexpr int kBlockRows = 16;     // rows of a visit
-constexpr int kTileAlign = 16;     // columns of a tile are a multiple of this
+constexpr int kTileAlign = 16;     // columns of a visit are a multiple of this
 constexpr int kFeatureLanes = 32;  // from this d on, lanes run over features in `add_to_rows`
 
 template <typename T>
 struct MmdVisit {
   int64_t d;         // features
-  int64_t columns;   // of the tile, padded; padding weighs 0
-  int64_t features;  // length of a row of rows_z and column_rows: d, or padded to kTileAlign
+  int64_t columns;   // visited; those that only pad weigh 0
+  int64_t stride;    // from one feature of a panel to the next
+  int64_t features;  // length of a row of the row-major arrays: at least d + 1
   int rows;          // up to kBlockRows, a multiple of 4; padding weighs 0
 
-  const T* rows_z;         // [rows, features]: z_i
-  const T* row_bias;       // [rows]: -|z_i|^2 / 2
-  const T* rows_weighted;  // [rows, d + 1]: a_i z_i and a_i
-  const T* panel;          // [d, columns]: z_j, transposed
-  const T* column_rows;    // [columns, features]: z_j, row by row; read from kFeatureLanes on
-  const T* column_bias;    // [columns]: -|z_j|^2 / 2
-  const T* column_weight;  // [columns]: a_j, times `cross` across the samples
+  const T* rows_z;            // [rows, features]: z_i
+  const T* row_bias;          // [rows]: -|z_i|^2 / 2
+  const T* rows_weighted;     // [rows, features]: a_i z_i, then a_i
+  const T* panel;             // [d, stride]: z_j, transposed
+  const T* panel_weighted;    // [d, stride]: a_j z_j, transposed; read where d < kFeatureLanes
+  const T* columns_weighted;  // [columns, features]: a_j z_j, row by row; read from there on
+  const T* column_bias;       // [columns]: -|z_j|^2 / 2
+  const T* column_weight;     // [columns]: a_j
 
   // Bandwidths: exponents e * ratio, weights of each k in the loss and in its slope -2 h_0 dk/du.
   // Not `scaled`: there is one, of weight 1, and no derivative in it.
@@ -37,24 +39,30 @@ struct MmdVisit {
   const T* value_weight;  // [scales], kernel weight
   const T* slope_weight;  // [scales], kernel weight times h_0 / h_s
 
-  int64_t diagonal;  // column of row 0's own pair, which is left out; negative: not in this tile
+  int64_t diagonal;  // column of row 0's own pair, which is left out; negative: not among these
   T shift;           // 0 or 1: sums are over k - shift
   bool differences;  // distances by plain differences: the data is many bandwidths wide
   bool with_rows, with_columns, with_variance;
 
-  T* w;              // [rows, columns], scratch
+  T* w;              // [rows, columns], scratch: the slopes
   T* value_sums;     // [kBlockRows, kTileAlign]: per row, lanes of sum_j a_j (k - shift)
-  T* slope_sums;     // the same of the slopes; unused with one scale, where they are equal
+  T* slope_sums;     // the same of the slopes; unused where not `scaled`: they are equal
   T* variance_sums;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j t k_s, t = u / 2h_s
-  T* row_values;     // [rows, d, kTileAlign] lanes, or [rows, features]: sum_j w_ij z_j
-  T* column_values;  // [d + 1, columns]: sum_i w_ij a_i (z_i, 1)
+  T* row_values;     // [rows, d, kTileAlign] lanes, or [rows, features]: sum_j slope_ij a_j z_j
+  T* column_values;  // [d + 1, stride]: sum_i slope_ij a_i (z_i, 1)
 };
 
 template <typename T>
-using MmdVisitFunction = void (*)(const MmdVisit<T>&);
+struct MmdKernels {
+  void (*visit)(const MmdVisit<T>&);
+  // out[i] += factor * from[i], [count], which become 0.
+  void (*take)(T* from, int64_t count, double factor, double* out);
+  // out[i] += factor * the sum of lanes[i], [count, kTileAlign], which become 0.
+  void (*take_lanes)(T* lanes, int64_t count, double factor, double* out);
+};
 
-// The kernel in the best instruction set that this processor has.
+// The kernels in the best instruction set that this processor has.
 template <typename T>
-MmdVisitFunction<T> mmd_visit_function();
+const MmdKernels<T>& mmd_kernels();
 
 }  // namespace cgm_fast

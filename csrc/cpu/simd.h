@@ -7,6 +7,10 @@
 
 #include <stdint.h>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #error "the kernels need the vector extensions of GCC or Clang"
 #endif
@@ -15,6 +19,13 @@ namespace cgm_fast {
 namespace {
 
 #define CGM_INLINE inline __attribute__((always_inline))
+
+// Before loops over arrays of vectors that are to stay in registers.
+#if defined(__clang__)
+#define CGM_UNROLL _Pragma("unroll")
+#else
+#define CGM_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -32,8 +43,11 @@ struct Simd<float> {
   static constexpr int kLanes = kVectorBytes / 4;
   typedef float Vec __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kMantissa = 23, kBias = 127;
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr int kMantissa = 23;
+  static constexpr float kBias = 127;
+  // 1.5 * 2^23 + bias: adding it rounds to an integer and leaves that plus the bias in the low
+  // bits.
+  static constexpr float kRound = 12582912.0f + kBias;
 };
 
 template <>
@@ -41,8 +55,9 @@ struct Simd<double> {
   static constexpr int kLanes = kVectorBytes / 8;
   typedef double Vec __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
-  static constexpr int kMantissa = 52, kBias = 1023;
-  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int kMantissa = 52;
+  static constexpr double kBias = 1023;
+  static constexpr double kRound = 6755399441055744.0 + kBias;  // 1.5 * 2^52 + bias
 };
 
 template <typename T>
@@ -61,6 +76,32 @@ CGM_INLINE void store(T* aligned, Vec<T> value) {
 template <typename T>
 CGM_INLINE Vec<T> splat(T value) {
   return value - Vec<T>{};
+}
+
+// The larger of the two, or `value` where that is NaN. x86's own instruction does just that, but
+// compilers make two of the comparison.
+CGM_INLINE Vec<float> at_least(Vec<float> value, Vec<float> bound) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(bound, value);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(bound, value);
+#elif defined(__SSE2__)
+  return _mm_max_ps(bound, value);
+#else
+  return value < bound ? bound : value;
+#endif
+}
+
+CGM_INLINE Vec<double> at_least(Vec<double> value, Vec<double> bound) {
+#if defined(__AVX512F__)
+  return _mm512_max_pd(bound, value);
+#elif defined(__AVX2__)
+  return _mm256_max_pd(bound, value);
+#elif defined(__SSE2__)
+  return _mm_max_pd(bound, value);
+#else
+  return value < bound ? bound : value;
+#endif
 }
 
 // Minimax polynomials of (2^f - 1)/f on [-1/2, 1/2]; relative errors of 2^f - 1: 7.5e-9, 1.2e-17.
@@ -87,20 +128,66 @@ CGM_INLINE Vec<double> exp2_polynomial(Vec<double> f) {
   return q * f + 6.9314718055994530909e-1;
 }
 
-// 2^e - shift for e <= 0, with shift 0 or 1: 2^n q(f) + (2^n - shift) does not cancel. Rounding may
-// have left e a little above 0; a NaN stays.
+// 2^e - shift for e <= 0 (or a rounding error above), with shift 0 or 1: 2^n q(f) + (2^n - shift)
+// does not cancel. A NaN stays.
 template <typename T>
 CGM_INLINE Vec<T> exp2_minus(Vec<T> e, T shift) {
   using S = Simd<T>;
-  using Bits = typename S::Bits;
-  const Vec<T> lowest = splat<T>(-T(S::kBias));  // 2^lowest becomes an exact zero
-  e = e < lowest ? lowest : e;
-  e = e > Vec<T>{} ? Vec<T>{} : e;
-  const Vec<T> shifted = e + S::kRound;  // its low bits hold n
+  e = at_least(e, splat<T>(-S::kBias));  // 2^-bias becomes an exact zero
+  const Vec<T> shifted = e + S::kRound;  // its low bits hold n + bias, which is all of 2^n
   const Vec<T> f = e - (shifted - S::kRound);
-  const Bits exponent = (Bits)shifted - (Bits)splat<T>(S::kRound) + S::kBias;
-  const Vec<T> power = (Vec<T>)(exponent << S::kMantissa);
+  const Vec<T> power = (Vec<T>)((typename S::Bits)shifted << S::kMantissa);
   return power * (exp2_polynomial(f) * f) + (power - shift);
+}
+
+// Half a vector's lanes of floats, or a vector of doubles, as doubles.
+constexpr int kWideLanes = kVectorBytes / 8;
+typedef double Wide __attribute__((vector_size(kVectorBytes)));
+
+CGM_INLINE Wide widen(const float* from) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Half*>(from), Wide);
+}
+
+CGM_INLINE Wide widen(const double* from) {
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  return *reinterpret_cast<const Unaligned*>(from);
+}
+
+// A vector's lanes as doubles, pairs of them added up.
+template <typename T>
+CGM_INLINE Wide widen_all(const T* aligned) {
+  if constexpr (Simd<T>::kLanes > kWideLanes)
+    return widen(aligned) + widen(aligned + kWideLanes);
+  else
+    return widen(aligned);
+}
+
+CGM_INLINE double sum_of_lanes(Wide value) {
+  double total = 0;
+  CGM_UNROLL for (int i = 0; i < kWideLanes; ++i) total += value[i];
+  return total;
+}
+
+// Lane i of the result is the sum of the lanes of value[i].
+CGM_INLINE Wide sums_of_lanes(const Wide (&value)[kWideLanes]) {
+#if defined(__AVX512F__)
+  Wide pair[4], four[2];
+  CGM_UNROLL for (int i = 0; i < 4; ++i) {
+    const Wide a = value[2 * i], b = value[2 * i + 1];
+    pair[i] = _mm512_unpacklo_pd(a, b) + _mm512_unpackhi_pd(a, b);
+  }
+  CGM_UNROLL for (int i = 0; i < 2; ++i) {
+    const Wide a = pair[2 * i], b = pair[2 * i + 1];
+    four[i] = _mm512_shuffle_f64x2(a, b, 0x88) + _mm512_shuffle_f64x2(a, b, 0xdd);
+  }
+  return _mm512_shuffle_f64x2(four[0], four[1], 0x88) +
+         _mm512_shuffle_f64x2(four[0], four[1], 0xdd);
+#else
+  Wide sums;
+  CGM_UNROLL for (int i = 0; i < kWideLanes; ++i) sums[i] = sum_of_lanes(value[i]);
+  return sums;
+#endif
 }
 
 }  // namespace
