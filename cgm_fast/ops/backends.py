@@ -52,7 +52,8 @@ BACKENDS: dict[str, Backend] = {
 }
 
 _availability: dict[str, str | None] = {}
-_modules: dict[tuple[str, str], ModuleType] = {}
+# What a call gets: name and module, and the availability that the choice rests on.
+_found: dict[tuple[str, str, str], tuple[str, ModuleType, dict[str, str | None]]] = {}
 _last: dict[str, str] = {}
 
 
@@ -110,11 +111,13 @@ def choose(backend: str, device: torch.device) -> str:
 
 def implementation(op: str, backend: str, device: torch.device) -> ModuleType:
     """The module `cgm_fast.ops.<op>.<implementation>` for this call; imported at first use."""
-    name = choose(backend, device)
-    _last[op] = name
-    module = _modules.get((op, name))
-    if module is None:
+    wanted = (os.environ.get(ENVIRONMENT) or AUTO) if backend == AUTO else backend
+    found = _found.get((op, wanted, device.type))
+    if found is None or found[2] is not _availability:
         from importlib import import_module
 
-        module = _modules[op, name] = import_module(f"cgm_fast.ops.{op}.{name}")
-    return module
+        name = choose(backend, device)
+        found = name, import_module(f"cgm_fast.ops.{op}.{name}"), _availability
+        _found[op, wanted, device.type] = found
+    _last[op] = found[0]
+    return found[1]

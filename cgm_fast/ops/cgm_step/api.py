@@ -19,7 +19,7 @@ from cgm_fast.ops.checks import (
     check_number,
     compute_dtype,
 )
-from cgm_fast.ops.mmd.api import KERNEL_AGGS, resolve_variance
+from cgm_fast.ops.mmd.api import KERNEL_AGGS, resolve_variances
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, check_labels, check_prototypes
 
 
@@ -104,7 +104,7 @@ def cgm_loss(
     if isinstance(bandwidth, Tensor):
         raise TypeError("bandwidth must be a string, a number or a sequence of numbers here")
     b, d = r.shape
-    _, variances = resolve_variance(bandwidth, 1, d, r)
+    variances = resolve_variances(bandwidth, d, r.dtype)
     scales = len(variances)
     kernel_weights = [1.0 / scales if kernel_agg == "mean" else 1.0] * scales
     if noise is None:

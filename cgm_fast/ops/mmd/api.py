@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,38 +72,40 @@ def mmd(
         RuntimeError: the implementation asked for cannot run here.
     """
     x, y = _check_samples(x, y)
-    check_choice("estimator", estimator, ESTIMATORS)
-    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     check_name(backend)
     if check_finite:
         for name, value in (("x", x), ("y", y), ("x_weights", x_weights), ("y_weights", y_weights)):
             if value is not None:
                 check_all_finite(name, value)
-    single = x.dim() == 2
-    if single:
-        x, y = x.unsqueeze(0), y.unsqueeze(0)
-    b, n, d = x.shape
-    m = y.shape[1]
-    if estimator == "unbiased" and (n < 2 or m < 2):
-        raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
-
-    variance, variances = resolve_variance(bandwidth, b, d, x)
-    scales = len(variances) if variance is None else variance.shape[1]
-    kernel_weights = [1.0 / scales if kernel_agg == "mean" else 1.0] * scales
-    unbiased = estimator == "unbiased"
-    wx, x_scale, x_ratio, x_mass = _row_weights("x_weights", x_weights, x, n, unbiased)
-    wy, y_scale, y_ratio, y_mass = _row_weights("y_weights", y_weights, y, m, unbiased)
+    n, d = x.shape[-2:]
+    m = y.shape[-2]
+    if isinstance(bandwidth, Tensor):
+        variance, variances = _tensor_variance(bandwidth, x), ()
+        scales = variance.shape[-1]
+    else:
+        variance, variances = None, resolve_variances(bandwidth, d, x.dtype)
+        scales = len(variances)
+    kernel_weights, x_scale, y_scale, cross_scale = _cached(
+        _constants, estimator, kernel_agg, scales, n, m, x_weights is None, y_weights is None
+    )
     cross: Tensor | None = None
-    cross_scale = 1.0
-    for ratio in (x_ratio, y_ratio):
-        if isinstance(ratio, Tensor):
-            cross = ratio if cross is None else cross * ratio
-        else:
-            cross_scale *= ratio
+    x_mass = y_mass = None
+    if x_weights is not None:
+        x_weights, cross, x_mass = _row_weights("x_weights", x_weights, x, n, estimator)
+    if y_weights is not None:
+        y_weights, ratio, y_mass = _row_weights("y_weights", y_weights, y, m, estimator)
+        cross = ratio if cross is None or ratio is None else cross * ratio
 
-    inputs = (x, y, wx, wy, cross, variance)
+    inputs = (x, y, x_weights, y_weights, cross, variance)
     constants = (variances, kernel_weights, x_scale, y_scale, cross_scale)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    # None of the inputs can require a gradient that x, y, the weights and the bandwidth do not.
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or y.requires_grad
+        or (x_weights is not None and x_weights.requires_grad)
+        or (y_weights is not None and y_weights.requires_grad)
+        or (variance is not None and variance.requires_grad)
+    ):
         loss = MMD.apply(*inputs, *constants, backend)
     else:
         loss = mmd_fwd(*inputs, *constants, 0, 0, False, False, backend)[0]
@@ -110,62 +113,106 @@ def mmd(
         # The op sums k - 1; what that leaves out vanishes when both samples have the same mass.
         difference: Any = (1.0 if x_mass is None else x_mass) - (1.0 if y_mass is None else y_mass)
         loss = loss + sum(kernel_weights) * difference * difference
-    return loss[0] if single else loss
+    return loss
+
+
+def _cached(function: Callable[..., Any], *args: Any) -> Any:
+    """A function of hashable options and sizes, remembered; Dynamo traces the function itself."""
+    return function.__wrapped__(*args) if torch.compiler.is_compiling() else function(*args)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _constants(
+    estimator: str, kernel_agg: str, scales: int, n: int, m: int, equal_x: bool, equal_y: bool
+) -> tuple[tuple[float, ...], float, float, float]:
+    """Kernel weights, what rows weigh unless they have weights of their own, and `cross_scale`.
+
+    The unbiased estimator leaves out i = j and divides by what remains: see `_row_weights`.
+    """
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
+    kernel_weights = (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
+    if estimator == "biased":
+        return kernel_weights, 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0, 1.0
+    if n < 2 or m < 2:
+        raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
+    cross = 1.0
+    factors = []
+    for rows, equal in ((n, equal_x), (m, equal_y)):
+        factors.append(1.0 / math.sqrt(rows * (rows - 1)) if equal else 1.0)
+        cross *= math.sqrt((rows - 1) / rows) if equal else 1.0
+    return kernel_weights, *factors, cross
 
 
 def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     check_float_tensor("x", x)
     check_float_tensor("y", y)
-    if x.dim() not in (2, 3) or x.dim() != y.dim():
+    of_x, of_y = x.shape, y.shape
+    if len(of_x) not in (2, 3) or len(of_x) != len(of_y):
         raise ValueError(
             "x and y must be [n, d] and [m, d], or [b, n, d] and [b, m, d], "
-            f"got {list(x.shape)} and {list(y.shape)}"
+            f"got {list(of_x)} and {list(of_y)}"
         )
-    if x.shape[-1] != y.shape[-1]:
+    if of_x[-1] != of_y[-1]:
         raise ValueError(
-            f"x and y must have the same number of features d, got {x.shape[-1]} and {y.shape[-1]}"
+            f"x and y must have the same number of features d, got {of_x[-1]} and {of_y[-1]}"
         )
-    if x.dim() == 3 and x.shape[0] != y.shape[0]:
-        raise ValueError(
-            f"x and y must have the same batch size b, got {x.shape[0]} and {y.shape[0]}"
-        )
+    if len(of_x) == 3 and of_x[0] != of_y[0]:
+        raise ValueError(f"x and y must have the same batch size b, got {of_x[0]} and {of_y[0]}")
     for name, value in (("x", x), ("y", y)):
         if value.numel() == 0:
             raise ValueError(f"{name} must not be empty, got shape {list(value.shape)}")
     return match(("x", "y"), x, y)
 
 
-def resolve_variance(
-    bandwidth: Bandwidth, b: int, d: int, x: Tensor
-) -> tuple[Tensor | None, list[float]]:
-    """σ² as a tensor [b, s], or as plain numbers where the bandwidth is not a tensor."""
-    dtype = compute_dtype(x.dtype)
-    if isinstance(bandwidth, Tensor):
-        check_float_tensor("bandwidth", bandwidth)
-        if bandwidth.device != x.device:
-            raise ValueError(
-                f"bandwidth must be on the samples' device {x.device}, got {bandwidth.device}"
-            )
-        fits = bandwidth.dim() < 2 or (bandwidth.dim() == 2 and bandwidth.shape[0] == b)
-        if not fits or bandwidth.numel() == 0:
-            raise ValueError(
-                f"bandwidth must have shape [], [s] or [b, s] with b={b}, got "
-                f"{list(bandwidth.shape)}"
-            )
-        if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling():
-            for bound in bandwidth.detach().to(torch.float64).aminmax():
-                _variance(float(bound), dtype)
-        sigma = bandwidth.to(dtype)
-        sigma = sigma if sigma.dim() == 2 else sigma.reshape(1, -1).expand(b, -1)
-        return sigma * sigma, []
+def resolve_variances(
+    bandwidth: str | float | Sequence[float], d: int, dtype: torch.dtype
+) -> tuple[float, ...]:
+    """σ² [s] as plain numbers, of a bandwidth that is not a tensor."""
+    if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str):
+        bandwidth = tuple(bandwidth)
+    return _cached(_variances, bandwidth, d, dtype)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _variances(
+    bandwidth: str | float | tuple[float, ...], d: int, dtype: torch.dtype
+) -> tuple[float, ...]:
+    dtype = compute_dtype(dtype)
     if isinstance(bandwidth, str):
         check_choice("bandwidth", bandwidth, BANDWIDTHS)
-        return None, [float(d) if bandwidth == "paper" else 0.5 * d * d]
-    if isinstance(bandwidth, Sequence):
+        return (float(d) if bandwidth == "paper" else 0.5 * d * d,)
+    if isinstance(bandwidth, tuple):
         if not bandwidth:
             raise ValueError("bandwidth must hold at least one number, got an empty sequence")
-        return None, [_variance(sigma, dtype) for sigma in bandwidth]
-    return None, [_variance(bandwidth, dtype)]
+        return tuple(_variance(sigma, dtype) for sigma in bandwidth)
+    return (_variance(bandwidth, dtype),)
+
+
+def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
+    """σ² of a bandwidth tensor, [s], or [b, s] beside samples with a batch."""
+    check_float_tensor("bandwidth", bandwidth)
+    if bandwidth.device != x.device:
+        raise ValueError(
+            f"bandwidth must be on the samples' device {x.device}, got {bandwidth.device}"
+        )
+    batch = x.shape[:-2]
+    b = batch[0] if batch else 1
+    fits = bandwidth.dim() < 2 or (bandwidth.dim() == 2 and bandwidth.shape[0] == b)
+    if not fits or bandwidth.numel() == 0:
+        raise ValueError(
+            f"bandwidth must have shape [], [s] or [b, s] with b={b}, got {list(bandwidth.shape)}"
+        )
+    dtype = compute_dtype(x.dtype)
+    if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling():
+        for bound in bandwidth.detach().to(torch.float64).aminmax():
+            _variance(float(bound), dtype)
+    sigma = bandwidth.to(dtype)
+    if not batch:
+        sigma = sigma.reshape(-1)
+    elif sigma.dim() < 2:
+        sigma = sigma.reshape(1, -1).expand(b, -1)
+    return sigma * sigma
 
 
 def _variance(sigma: Any, dtype: torch.dtype) -> float:
@@ -178,19 +225,16 @@ def _variance(sigma: Any, dtype: torch.dtype) -> float:
 
 
 def _row_weights(
-    name: str, weights: Tensor | None, sample: Tensor, n: int, unbiased: bool
-) -> tuple[Tensor | None, float, float | Tensor, Tensor | None]:
-    """Weights as the op takes them: tensor [b, n], factor, its inverse for cross terms, total mass.
+    name: str, weights: Tensor, sample: Tensor, n: int, estimator: str
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Weights as the op takes them, the inverse of their factor for cross terms, total mass.
 
     The unbiased estimator leaves out i = j and divides by the mass that remains, so within a
     sample weights grow by a factor W/√(W² − Q), W = Σw, Q = Σw²; across samples they do not.
     """
-    if weights is None:
-        if not unbiased:
-            return None, 1.0 / n, 1.0, None
-        return None, 1.0 / math.sqrt(n * (n - 1)), math.sqrt((n - 1) / n), None
     check_float_tensor(name, weights)
-    b = sample.shape[0]
+    batch = sample.shape[:-2]
+    b = batch[0] if batch else 1
     if list(weights.shape) not in ([n], [b, n]):
         raise ValueError(f"{name} must have shape [{n}] or [{b}, {n}], got {list(weights.shape)}")
     if weights.device != sample.device:
@@ -198,9 +242,12 @@ def _row_weights(
             f"{name} must be on the samples' device {sample.device}, got {weights.device}"
         )
     weights = weights.to(compute_dtype(sample.dtype))
-    weights = weights if weights.dim() == 2 else weights.unsqueeze(0).expand(b, n)
-    mass = weights.sum(1)
-    if not unbiased:
-        return weights, 1.0, 1.0, mass
-    ratio = (mass * mass - (weights * weights).sum(1)).sqrt() / mass
-    return weights / ratio.unsqueeze(1), 1.0, ratio, mass
+    if batch:
+        weights = weights if weights.dim() == 2 else weights.unsqueeze(0).expand(b, n)
+    else:
+        weights = weights.reshape(n)
+    mass = weights.sum(-1)
+    if estimator == "biased":
+        return weights, None, mass
+    ratio = (mass * mass - (weights * weights).sum(-1)).sqrt() / mass
+    return weights / ratio.unsqueeze(-1), ratio, mass

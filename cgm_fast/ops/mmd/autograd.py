@@ -37,33 +37,33 @@ def _split(
     x, y, x_weights, y_weights, cross, variance = inputs
     assert x is not None
     assert y is not None
-    n, m = x.shape[1], y.shape[1]
+    n, m = x.shape[-2], y.shape[-2]
     x_scale, y_scale, cross_scale = scales
     out: list[Tensor | None] = [None] * _TENSORS
     if needs[0]:
-        out[0] = of_z[:, :n].to(x.dtype)
+        out[0] = of_z.narrow(-2, 0, n).to(x.dtype)
     if needs[1]:
-        out[1] = of_z[:, n - begin : n - begin + m].to(y.dtype)
+        out[1] = of_z.narrow(-2, n - begin, m).to(y.dtype)
     if needs[2] and x_weights is not None:
-        out[2] = (x_scale * of_a[:, :n]).to(x_weights.dtype)
+        out[2] = (x_scale * of_a[..., :n]).to(x_weights.dtype)
     if needs[3] and y_weights is not None:
-        out[3] = (-y_scale * of_a[:, n:]).to(y_weights.dtype)
+        out[3] = (-y_scale * of_a[..., n:]).to(y_weights.dtype)
     if needs[4] and cross is not None:
-        out[4] = (cross_scale * of_p[:, -1]).to(cross.dtype)
+        out[4] = (cross_scale * of_p[..., -1]).to(cross.dtype)
     if needs[5] and variance is not None:
-        out[5] = of_p[:, :-1].to(variance.dtype)
+        out[5] = of_p[..., :-1].to(variance.dtype)
     return out
 
 
 class MMD(torch.autograd.Function):
-    """(x, y, x_weights, y_weights, cross, variance, constants..., backend) -> L [b]."""
+    """(x, y, x_weights, y_weights, cross, variance, constants..., backend) -> L [b]; a batch or none, as in ops.py."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         """Compute L and, in the same pass, its gradient in whatever requires one."""
         inputs, constants, backend = args[:_TENSORS], args[_TENSORS:-1], args[-1]
         needs = ctx.needs_input_grad[:_TENSORS]
-        plan = _plan(needs, inputs[0].shape[1], inputs[1].shape[1])
+        plan = _plan(needs, inputs[0].shape[-2], inputs[1].shape[-2])
         loss, *gradient = mmd_fwd(*inputs, *constants, *plan, backend)
         ctx.save_for_backward(*inputs, *gradient)
         ctx.plan, ctx.constants, ctx.backend = plan, constants, backend
@@ -93,12 +93,13 @@ def _scaled(
 ) -> list[Tensor | None]:
     grad_z, grad_a, grad_p = gradient
     begin, end, with_a, with_p = plan
+    of_rows = grad_loss[:, None] if grad_loss.dim() else grad_loss
     if end > begin:
-        grad_z = grad_z * grad_loss[:, None, None]
+        grad_z = grad_z * (of_rows.unsqueeze(-1) if grad_loss.dim() else grad_loss)
     if with_a:
-        grad_a = grad_a * grad_loss[:, None]
+        grad_a = grad_a * of_rows
     if with_p:
-        grad_p = grad_p * grad_loss[:, None]
+        grad_p = grad_p * of_rows
     return _split(needs, begin, constants[2:5], inputs, grad_z, grad_a, grad_p)
 
 
@@ -124,22 +125,22 @@ class MMDGradient(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         tangent = _gather(inputs, tangents, ctx.constants)
         begin, end, with_a, with_p = plan = _plan(
-            wanted[1 : 1 + _TENSORS], inputs[0].shape[1], inputs[1].shape[1]
+            wanted[1 : 1 + _TENSORS], inputs[0].shape[-2], inputs[1].shape[-2]
         )
         product = mmd_bwd(*inputs, *ctx.constants, *plan, *tangent, ctx.backend)
-        scaled = [product[0] * grad_loss[:, None, None]]
-        scaled += [part * grad_loss[:, None] if part.numel() else part for part in product[1:]]
+        scaled = [product[0] * grad_loss[..., None, None]]
+        scaled += [part * grad_loss[..., None] if part.numel() else part for part in product[1:]]
         out = _split(wanted[1 : 1 + _TENSORS], begin, ctx.constants[2:5], tuple(inputs), *scaled)
         grad_grad_loss = None
         if wanted[0]:
             grad_grad_loss = torch.zeros_like(grad_loss)
             begin, end, with_a, with_p = ctx.plan
             if end > begin and tangent[0] is not None:
-                grad_grad_loss += (gradient[0] * tangent[0][:, begin:end]).sum((1, 2))
+                grad_grad_loss += (gradient[0] * tangent[0][..., begin:end, :]).sum((-2, -1))
             if with_a and tangent[1] is not None:
-                grad_grad_loss += (gradient[1] * tangent[1]).sum(1)
+                grad_grad_loss += (gradient[1] * tangent[1]).sum(-1)
             if with_p and tangent[2] is not None:
-                grad_grad_loss += (gradient[2] * tangent[2]).sum(1)
+                grad_grad_loss += (gradient[2] * tangent[2]).sum(-1)
         return (grad_grad_loss, *out, None, None, None, None, None, None, None)
 
 
@@ -149,23 +150,26 @@ def _gather(
     """Tangents of the six inputs as tangents of z, a and (h, cross); None where all are."""
     x, y = inputs[0], inputs[1]
     x_scale, y_scale, cross_scale = constants[2:5]
-    b, n, m, s = x.shape[0], x.shape[1], y.shape[1], len(constants[1])
+    n, m, s = x.shape[-2], y.shape[-2], len(constants[1])
+    batch = x.shape[:-2]
     dtype = torch.promote_types(x.dtype, torch.float32)
 
-    def joined(first: Tensor | None, second: Tensor | None, sizes: Any) -> Tensor | None:
+    def joined(first: Tensor | None, second: Tensor | None, sizes: Any, dim: int) -> Tensor | None:
         if first is None and second is None:
             return None
         parts = zip((first, second), sizes, strict=True)
         return torch.cat(
-            [x.new_zeros(size, dtype=dtype) if t is None else t.to(dtype) for t, size in parts], 1
+            [x.new_zeros(size, dtype=dtype) if t is None else t.to(dtype) for t, size in parts], dim
         )
 
     dx, dy, dwx, dwy, dcross, dh = tangents
-    z = joined(dx, dy, (x.shape, y.shape))
+    z = joined(dx, dy, (x.shape, y.shape), -2)
     a = joined(
         None if dwx is None else x_scale * dwx,
         None if dwy is None else -y_scale * dwy,
-        ((b, n), (b, m)),
+        ((*batch, n), (*batch, m)),
+        -1,
     )
-    p = joined(dh, None if dcross is None else cross_scale * dcross[:, None], ((b, s), (b, 1)))
+    dcross = None if dcross is None else cross_scale * dcross[..., None]
+    p = joined(dh, dcross, ((*batch, s), (*batch, 1)), -1)
     return z, a, p

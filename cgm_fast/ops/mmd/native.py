@@ -29,15 +29,16 @@ def mmd_fwd(
     with_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)
     cross, variance = _plain(cross, dtype), _plain(variance, dtype)
-    b, n, d = x.shape
-    m, s = y.shape[1], len(kernel_weights)
-    loss = x.new_empty((b,), dtype=dtype)
-    grad_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
-    grad_a = x.new_empty((b, n + m) if with_a else (0,), dtype=dtype)
-    grad_p = x.new_empty((b, s + 1) if with_p else (0,), dtype=dtype)
+    *batch, n, d = x.shape
+    b = batch[0] if batch else 1
+    m, s = y.shape[-2], len(kernel_weights)
+    loss = torch.empty(batch, dtype=dtype)
+    grad_z = torch.empty((*batch, row_end - row_begin, d), dtype=dtype)
+    grad_a = torch.empty((*batch, n + m) if with_a else (0,), dtype=dtype)
+    grad_p = torch.empty((*batch, s + 1) if with_p else (0,), dtype=dtype)
     _FWD[dtype](
         row_begin, row_end,
         loss.data_ptr(), grad_z.data_ptr(),
@@ -71,16 +72,17 @@ def mmd_bwd(
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x_weights, y_weights = _plain(x_weights, dtype), _plain(y_weights, dtype)
     cross, variance = _plain(cross, dtype), _plain(variance, dtype)
     tangent_z, tangent_a = _plain(tangent_z, dtype), _plain(tangent_a, dtype)
     tangent_p = _plain(tangent_p, dtype)
-    b, n, d = x.shape
-    m, s = y.shape[1], len(kernel_weights)
-    out_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
-    out_a = x.new_empty((b, n + m) if with_a else (0,), dtype=dtype)
-    out_p = x.new_empty((b, s + 1) if with_p else (0,), dtype=dtype)
+    *batch, n, d = x.shape
+    b = batch[0] if batch else 1
+    m, s = y.shape[-2], len(kernel_weights)
+    out_z = torch.empty((*batch, row_end - row_begin, d), dtype=dtype)
+    out_a = torch.empty((*batch, n + m) if with_a else (0,), dtype=dtype)
+    out_p = torch.empty((*batch, s + 1) if with_p else (0,), dtype=dtype)
     _BWD[dtype](
         row_begin, row_end, _address(tangent_z), _address(tangent_a), _address(tangent_p),
         out_z.data_ptr(),
@@ -98,8 +100,8 @@ _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64:
 
 def _samples(value: Tensor) -> tuple[int, int, int, int, int]:
     """Where a batch of samples lies: the kernels read any dtype with any strides."""
-    item, row, feature = value.stride()
-    return value.data_ptr(), _DTYPES[value.dtype], item, row, feature
+    *item, row, feature = value.stride()
+    return value.data_ptr(), _DTYPES[value.dtype], item[0] if item else 0, row, feature
 
 
 def _plain(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -2,6 +2,10 @@
 
 Only torch is imported here. The implementation is chosen on real tensors, inside the op, so that
 torch.compile sees one opaque op whatever runs it.
+
+Shapes, where the batch [b] may be missing from all of them: x [b, n, d], y [b, m, d], weights [b, n]
+and [b, m], cross [b], variance [b, s]; the loss is [b], the gradients [b, rows, d], [b, n + m] and
+[b, s + 1].
 """
 
 from __future__ import annotations
@@ -42,13 +46,13 @@ def _mmd_bwd(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
 def _shapes(x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, kernel_weights = args[0], args[6]
     row_begin, row_end, with_a, with_p = args[10:14]
-    b, n, d = x.shape
+    *batch, n, d = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
     return (
-        x.new_empty((b,), dtype=dtype),
-        x.new_empty((b, row_end - row_begin, d), dtype=dtype),
-        x.new_empty((b, n + y.shape[1]) if with_a else (0,), dtype=dtype),
-        x.new_empty((b, len(kernel_weights) + 1) if with_p else (0,), dtype=dtype),
+        x.new_empty(batch, dtype=dtype),
+        x.new_empty((*batch, row_end - row_begin, d), dtype=dtype),
+        x.new_empty((*batch, n + y.shape[-2]) if with_a else (0,), dtype=dtype),
+        x.new_empty((*batch, len(kernel_weights) + 1) if with_p else (0,), dtype=dtype),
     )
 
 
