@@ -66,10 +66,10 @@ class CGMStepGradient(torch.autograd.Function):
             like.new_zeros(like.shape, dtype=dtype) if t is None else t.to(dtype)
             for t, like in zip(tangents, (r, g), strict=True)
         )
-        product = cgm_step_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
+        of_r, of_g = cgm_step_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
         grad_grad_loss = torch.zeros_like(grad_loss)
         for tangent, gradient in ((tangents[0], grad_r), (tangents[1], grad_g)):
             if tangent is not None:
                 grad_grad_loss += (tangent * gradient).sum()
-        out = scale_each(grad_loss, (r, g), product, ctx.needs_input_grad[1:3])
+        out = scale_each(grad_loss, (r, g), (of_r, of_g), ctx.needs_input_grad[1:3])
         return (grad_grad_loss, *out, *[None] * 7)

@@ -7,36 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.backends import implementation
+from cgm_fast.ops.registration import register
 
 _CONSTANTS = (
     "float sigma, float prior_sigma, float mmd_weight, float margin_weight, float margin, "
     "float negative_scale, float[] variances, float[] kernel_weights, bool detach_prior"
 )
 
-torch.library.define(
-    "cgm_fast::cgm_step_fwd",
-    f"(Tensor r, Tensor g, Tensor? labels, Tensor noise, {_CONSTANTS}, bool with_r, bool with_g, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.define(
-    "cgm_fast::cgm_step_bwd",
-    f"(Tensor r, Tensor g, Tensor assignment, Tensor noise, {_CONSTANTS}, Tensor tangent_r, "
-    "Tensor tangent_g, str backend) -> (Tensor, Tensor)",
-)
 
-
-@torch.library.impl("cgm_fast::cgm_step_fwd", "CompositeExplicitAutograd")
-def _fwd(r: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return implementation("cgm_step", args[-1], r.device).cgm_step_fwd(r, *args[:-1])
-
-
-@torch.library.impl("cgm_fast::cgm_step_bwd", "CompositeExplicitAutograd")
-def _bwd(r: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return implementation("cgm_step", args[-1], r.device).cgm_step_bwd(r, *args[:-1])
-
-
-@torch.library.register_fake("cgm_fast::cgm_step_fwd")
 def _fwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     with_r, with_g = args[11:13]
     dtype = torch.promote_types(r.dtype, torch.float32)
@@ -50,11 +28,22 @@ def _fwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("cgm_fast::cgm_step_bwd")
 def _bwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(r.dtype, torch.float32)
     return r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype)
 
 
-cgm_step_fwd = torch.ops.cgm_fast.cgm_step_fwd.default
-cgm_step_bwd = torch.ops.cgm_fast.cgm_step_bwd.default
+cgm_step_fwd = register(
+    "cgm_step",
+    "fwd",
+    f"(Tensor r, Tensor g, Tensor? labels, Tensor noise, {_CONSTANTS}, bool with_r, bool with_g, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fwd_fake,
+)
+cgm_step_bwd = register(
+    "cgm_step",
+    "bwd",
+    f"(Tensor r, Tensor g, Tensor assignment, Tensor noise, {_CONSTANTS}, Tensor tangent_r, "
+    "Tensor tangent_g, str backend) -> (Tensor, Tensor)",
+    _bwd_fake,
+)

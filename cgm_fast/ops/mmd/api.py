@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,8 @@ def mmd(
                 check_all_finite(name, value)
     n, d = x.shape[-2:]
     m = y.shape[-2]
+    variance: Tensor | None
+    variances: tuple[float, ...]
     if isinstance(bandwidth, Tensor):
         variance, variances = _tensor_variance(bandwidth, x), ()
         scales = variance.shape[-1]
@@ -116,7 +118,7 @@ def mmd(
     return loss
 
 
-def _cached(function: Callable[..., Any], *args: Any) -> Any:
+def _cached(function: Any, *args: Any) -> Any:
     """A function of hashable options and sizes, remembered; Dynamo traces the function itself."""
     return function.__wrapped__(*args) if torch.compiler.is_compiling() else function(*args)
 
@@ -136,12 +138,11 @@ def _constants(
         return kernel_weights, 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0, 1.0
     if n < 2 or m < 2:
         raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
-    cross = 1.0
-    factors = []
-    for rows, equal in ((n, equal_x), (m, equal_y)):
-        factors.append(1.0 / math.sqrt(rows * (rows - 1)) if equal else 1.0)
-        cross *= math.sqrt((rows - 1) / rows) if equal else 1.0
-    return kernel_weights, *factors, cross
+    x_scale = 1.0 / math.sqrt(n * (n - 1)) if equal_x else 1.0
+    y_scale = 1.0 / math.sqrt(m * (m - 1)) if equal_y else 1.0
+    cross = math.sqrt((n - 1) / n) if equal_x else 1.0
+    cross *= math.sqrt((m - 1) / m) if equal_y else 1.0
+    return kernel_weights, x_scale, y_scale, cross
 
 
 def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +171,9 @@ def resolve_variances(
 ) -> tuple[float, ...]:
     """σ² [s] as plain numbers, of a bandwidth that is not a tensor."""
     if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str):
-        bandwidth = tuple(bandwidth)
+        bandwidth = tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
+    elif not isinstance(bandwidth, str):
+        bandwidth = check_number("bandwidth", bandwidth, above=0)
     return _cached(_variances, bandwidth, d, dtype)
 
 

@@ -37,13 +37,13 @@ def _split(
     x, y, x_weights, y_weights, cross, variance = inputs
     assert x is not None
     assert y is not None
-    n, m = x.shape[-2], y.shape[-2]
+    n = x.shape[-2]
     x_scale, y_scale, cross_scale = scales
     out: list[Tensor | None] = [None] * _TENSORS
     if needs[0]:
-        out[0] = of_z.narrow(-2, 0, n).to(x.dtype)
+        out[0] = _like(x, of_z[..., :n, :])
     if needs[1]:
-        out[1] = of_z.narrow(-2, n - begin, m).to(y.dtype)
+        out[1] = _like(y, of_z[..., n - begin :, :])
     if needs[2] and x_weights is not None:
         out[2] = (x_scale * of_a[..., :n]).to(x_weights.dtype)
     if needs[3] and y_weights is not None:
@@ -55,8 +55,15 @@ def _split(
     return out
 
 
+def _like(given: Tensor, value: Tensor) -> Tensor:
+    return value if value.dtype == given.dtype else value.to(given.dtype)
+
+
 class MMD(torch.autograd.Function):
-    """(x, y, x_weights, y_weights, cross, variance, constants..., backend) -> L [b]; a batch or none, as in ops.py."""
+    """(x, y, x_weights, y_weights, cross, variance, constants..., backend) -> L [b].
+
+    Shapes, with a batch or without, are those of ops.py.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -93,6 +100,9 @@ def _scaled(
 ) -> list[Tensor | None]:
     grad_z, grad_a, grad_p = gradient
     begin, end, with_a, with_p = plan
+    if not (grad_loss.dim() or with_a or with_p):  # the usual call, and small ones are all overhead
+        grad_z = grad_z * grad_loss
+        return _split(needs, begin, constants[2:5], inputs, grad_z, grad_a, grad_p)
     of_rows = grad_loss[:, None] if grad_loss.dim() else grad_loss
     if end > begin:
         grad_z = grad_z * (of_rows.unsqueeze(-1) if grad_loss.dim() else grad_loss)

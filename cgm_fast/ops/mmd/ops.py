@@ -3,9 +3,9 @@
 Only torch is imported here. The implementation is chosen on real tensors, inside the op, so that
 torch.compile sees one opaque op whatever runs it.
 
-Shapes, where the batch [b] may be missing from all of them: x [b, n, d], y [b, m, d], weights [b, n]
-and [b, m], cross [b], variance [b, s]; the loss is [b], the gradients [b, rows, d], [b, n + m] and
-[b, s + 1].
+Shapes, where the batch [b] may be missing from all of them: x [b, n, d], y [b, m, d], weights
+[b, n] and [b, m], cross [b], variance [b, s]; the loss is [b], the gradients [b, rows, d],
+[b, n + m] and [b, s + 1].
 """
 
 from __future__ import annotations
@@ -15,32 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.backends import implementation
+from cgm_fast.ops.registration import register
 
 _INPUTS = (
     "Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor? cross, Tensor? variance, "
     "float[] variances, float[] kernel_weights, float x_scale, float y_scale, float cross_scale, "
     "SymInt row_begin, SymInt row_end, bool with_a, bool with_p"
 )
-
-torch.library.define(
-    "cgm_fast::mmd_fwd", f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-torch.library.define(
-    "cgm_fast::mmd_bwd",
-    f"({_INPUTS}, Tensor? tangent_z, Tensor? tangent_a, Tensor? tangent_p, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-
-
-@torch.library.impl("cgm_fast::mmd_fwd", "CompositeExplicitAutograd")
-def _mmd_fwd(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return implementation("mmd", args[-1], x.device).mmd_fwd(x, *args[:-1])
-
-
-@torch.library.impl("cgm_fast::mmd_bwd", "CompositeExplicitAutograd")
-def _mmd_bwd(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return implementation("mmd", args[-1], x.device).mmd_bwd(x, *args[:-1])
 
 
 def _shapes(x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,15 +37,21 @@ def _shapes(x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, T
     )
 
 
-@torch.library.register_fake("cgm_fast::mmd_fwd")
 def _mmd_fwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _shapes(x, args)
 
 
-@torch.library.register_fake("cgm_fast::mmd_bwd")
 def _mmd_bwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _shapes(x, args)[1:]
 
 
-mmd_fwd = torch.ops.cgm_fast.mmd_fwd.default
-mmd_bwd = torch.ops.cgm_fast.mmd_bwd.default
+mmd_fwd = register(
+    "mmd", "fwd", f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)", _mmd_fwd_fake
+)
+mmd_bwd = register(
+    "mmd",
+    "bwd",
+    f"({_INPUTS}, Tensor? tangent_z, Tensor? tangent_a, Tensor? tangent_p, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _mmd_bwd_fake,
+)

@@ -58,10 +58,10 @@ class PrototypeMarginGradient(torch.autograd.Function):
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
         """Hessian times the tangents, and the tangents' share of dL."""
         grad_loss, r, g, assignment, grad_r, grad_g = ctx.saved_tensors
-        product = prototype_margin_bwd(r, g, assignment, *ctx.constants, *tangents, ctx.backend)
+        of_r, of_g = prototype_margin_bwd(r, g, assignment, *ctx.constants, *tangents, ctx.backend)
         grad_grad_loss = torch.zeros_like(grad_loss)
         for tangent, gradient in zip(tangents, (grad_r, grad_g), strict=True):
             if tangent is not None:
                 grad_grad_loss += (tangent * gradient).sum()
-        out = scale_each(grad_loss, (r, g), product, ctx.needs_input_grad[1:3])
+        out = scale_each(grad_loss, (r, g), (of_r, of_g), ctx.needs_input_grad[1:3])
         return (grad_grad_loss, *out, None, None, None, None, None, None)
