@@ -82,22 +82,23 @@ void mmd_bwd(int64_t row_begin, int64_t row_end, Address z, Address a, Address p
 }
 
 template <typename T>
-void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, Address r, Address g, Address labels,
-                          double margin, double negative_scale, double scale, Address loss,
-                          Address assignment, Address grad_r, Address grad_g, int threads) {
+void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
+                          const PySamples& g, Address labels, double margin, double negative_scale,
+                          double scale, Address loss, Address assignment, Address grad_r,
+                          Address grad_g, int threads) {
   cf::prototype_margin_fwd_cpu<T>(
-      {rows, k, d, at<const T>(r), at<const T>(g), at<const int64_t>(labels), margin,
-       negative_scale, scale},
+      {rows, k, d, samples(r), samples(g), at<const int64_t>(labels), margin, negative_scale,
+       scale},
       {at<T>(loss), at<int64_t>(assignment), at<T>(grad_r), at<T>(grad_g)}, threads);
 }
 
 template <typename T>
-void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, Address r, Address g,
-                          Address assignment, double margin, double negative_scale, double scale,
-                          Address tangent_r, Address tangent_g, Address out_r, Address out_g,
-                          int threads) {
+void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
+                          const PySamples& g, Address assignment, double margin,
+                          double negative_scale, double scale, Address tangent_r, Address tangent_g,
+                          Address out_r, Address out_g, int threads) {
   cf::prototype_margin_bwd_cpu<T>(
-      {rows, k, d, at<const T>(r), at<const T>(g), nullptr, margin, negative_scale, scale},
+      {rows, k, d, samples(r), samples(g), nullptr, margin, negative_scale, scale},
       {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
        at<T>(out_g)},
       threads);

@@ -9,16 +9,9 @@
 
 #include <cstdint>
 
+#include "samples.h"
+
 namespace cgm_fast {
-
-enum class Dtype { float16, bfloat16, float32, float64 };
-
-// A batch of samples [batch, rows, d] as the caller has it; strides in elements.
-struct Samples {
-  const void* data;
-  Dtype dtype;
-  int64_t item_stride, row_stride, feature_stride;
-};
 
 template <typename T>
 struct MmdInput {

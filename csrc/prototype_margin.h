@@ -6,13 +6,15 @@
 
 #include <cstdint>
 
+#include "samples.h"
+
 namespace cgm_fast {
 
 template <typename T>
 struct PrototypeMarginInput {
   int64_t rows, k, d;
-  const T* r;                    // [rows, d] encoded samples
-  const T* g;                    // [k, d] prototypes
+  Samples r;                     // [rows, d] encoded samples
+  Samples g;                     // [k, d] prototypes
   const int64_t* labels;         // [rows] in [0, k), or null: nearest prototype
   double margin;                 // on the squared distance
   double negative_scale, scale;  // 1 and 1/rows for the paper's loss

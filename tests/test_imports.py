@@ -43,13 +43,14 @@ LAYERS = {
     "checks": (r"cgm_fast\.ops\.checks", set()),
     "scaling": (r"cgm_fast\.ops\.scaling", set()),
     "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
+    "memory": (r"cgm_fast\.ops\.memory", set()),
     "op": (OP, {"api"}),
     "api": (OP + r"\.api", {"api", "autograd", "definition", "checks", "backends"}),
     "autograd": (OP + r"\.autograd", {"definition", "scaling"}),
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
     # reference, native, and whatever implementations come.
-    "implementation": (OP + r"\.(?P<name>\w+)", {"implementation", "common", "compiled"}),
+    "implementation": (OP + r"\.(?P<name>\w+)", {"implementation", "common", "compiled", "memory"}),
 }
 
 

@@ -4,33 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/mmd_kernel.h"
-#include "cpu/samples.h"
+#include "cpu/read.h"
 #include "mmd.h"
 
 namespace cgm_fast {
 
 constexpr double kLn2 = 0.69314718055994530942;
-
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Aligned, uninitialised storage.
-template <typename U>
-struct Buffer {
-  explicit Buffer(int64_t size)
-      : data(static_cast<U*>(
-            std::aligned_alloc(64, round_up(std::max<int64_t>(size, 1) * sizeof(U), 64)))) {
-    if (!data) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  U* data;
-};
 
 struct Tile {
   bool of_y;

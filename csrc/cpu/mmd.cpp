@@ -364,34 +364,6 @@ void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads) 
 template void mmd_fwd_cpu(const MmdInput<float>&, const MmdGradient<float>&, int);
 template void mmd_fwd_cpu(const MmdInput<double>&, const MmdGradient<double>&, int);
 
-// One set of kernels per instruction set, each compiled from mmd_kernel.cpp.
-#define CGM_FAST_DECLARE(name)                        \
-  namespace name {                                    \
-  extern const MmdKernels<float> mmd_kernels_float;   \
-  extern const MmdKernels<double> mmd_kernels_double; \
-  }
-CGM_FAST_DECLARE(baseline)
-#ifdef CGM_FAST_X86
-CGM_FAST_DECLARE(avx2)
-CGM_FAST_DECLARE(avx512)
-#endif
-
-template <>
-const MmdKernels<float>& mmd_kernels<float>() {
-#ifdef CGM_FAST_X86
-  if (isa() == Isa::avx512) return avx512::mmd_kernels_float;
-  if (isa() == Isa::avx2) return avx2::mmd_kernels_float;
-#endif
-  return baseline::mmd_kernels_float;
-}
-
-template <>
-const MmdKernels<double>& mmd_kernels<double>() {
-#ifdef CGM_FAST_X86
-  if (isa() == Isa::avx512) return avx512::mmd_kernels_double;
-  if (isa() == Isa::avx2) return avx2::mmd_kernels_double;
-#endif
-  return baseline::mmd_kernels_double;
-}
+CGM_FAST_KERNELS(MmdKernels, mmd_kernels)
 
 }  // namespace cgm_fast

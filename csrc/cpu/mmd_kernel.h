@@ -6,30 +6,13 @@
 // would cancel, e_ij = -|z_i - z_j|^2.
 #pragma once
 
-#include <stdint.h>
+#include "cpu/block.h"
 
 namespace cgm_fast {
 
-constexpr int kBlockRows = 16;     // rows of a visit
-constexpr int kTileAlign = 16;     // columns of a visit are a multiple of this
-constexpr int kFeatureLanes = 32;  // from this d on, lanes run over features in `add_to_rows`
-
 template <typename T>
-struct MmdVisit {
-  int64_t d;         // features
-  int64_t columns;   // visited; those that only pad weigh 0
-  int64_t stride;    // from one feature of a panel to the next
-  int64_t features;  // length of a row of the row-major arrays: at least d + 1
-  int rows;          // up to kBlockRows, a multiple of 4; padding weighs 0
-
-  const T* rows_z;            // [rows, features]: z_i
-  const T* row_bias;          // [rows]: -|z_i|^2 / 2
-  const T* rows_weighted;     // [rows, features]: a_i z_i, then a_i
-  const T* panel;             // [d, stride]: z_j, transposed
-  const T* panel_weighted;    // [d, stride]: a_j z_j, transposed; read where d < kFeatureLanes
-  const T* columns_weighted;  // [columns, features]: a_j z_j, row by row; read from there on
-  const T* column_bias;       // [columns]: -|z_j|^2 / 2
-  const T* column_weight;     // [columns]: a_j
+struct MmdVisit : Block<T> {
+  const T* column_weight;  // [columns]: a_j
 
   // Bandwidths: exponents e * ratio, weights of each k in the loss and in its slope -2 h_0 dk/du.
   // Not `scaled`: there is one, of weight 1, and no derivative in it.
@@ -44,12 +27,9 @@ struct MmdVisit {
   bool differences;  // distances by plain differences: the data is many bandwidths wide
   bool with_rows, with_columns, with_variance;
 
-  T* w;              // [rows, columns], scratch: the slopes
   T* value_sums;     // [kBlockRows, kTileAlign]: per row, lanes of sum_j a_j (k - shift)
   T* slope_sums;     // the same of the slopes; unused where not `scaled`: they are equal
   T* variance_sums;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j t k_s, t = u / 2h_s
-  T* row_values;     // [rows, d, kTileAlign] lanes, or [rows, features]: sum_j slope_ij a_j z_j
-  T* column_values;  // [d + 1, stride]: sum_i slope_ij a_i (z_i, 1)
 };
 
 template <typename T>

@@ -11,7 +11,7 @@
 
 #include "cpu/exp.h"
 #include "cpu/parallel.h"
-#include "cpu/samples.h"
+#include "cpu/read.h"
 #include "mmd.h"
 
 namespace cgm_fast {

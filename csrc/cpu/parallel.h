@@ -19,7 +19,7 @@ void split_rows(int64_t rows, int parts, const Body& body) {
 
 // Waking a thread takes some microseconds; below this many operations it does not pay.
 inline int useful_threads(double operations, int threads) {
-  constexpr double kOperationsPerThread = 2e5;
+  constexpr double kOperationsPerThread = 2e6;
   return std::max(1, std::min(threads, static_cast<int>(operations / kOperationsPerThread)));
 }
 

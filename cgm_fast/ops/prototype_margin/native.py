@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast import _native
+from cgm_fast.ops.memory import address, compute_like, plain, samples
 
 _FWD = {
     torch.float32: _native.prototype_margin_fwd_float32,
@@ -28,17 +29,15 @@ def prototype_margin_fwd(
     with_g: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss [], assignment [B], and gradients in r [B, d] and g [k, d] (empty if not wanted)."""
-    dtype = torch.promote_types(r.dtype, torch.float32)
-    r, g = r.to(dtype).contiguous(), g.to(dtype).contiguous()
+    dtype, like = compute_like(r)
     labels = None if labels is None else labels.contiguous()
-    loss = r.new_empty(())
-    assignment = torch.empty(r.shape[:1], dtype=torch.int64)
-    grad_r = r.new_empty(r.shape if with_r else (0,))
-    grad_g = r.new_empty(g.shape if with_g else (0,))
+    loss = like.new_empty(())
+    assignment = r.new_empty(r.shape[:1], dtype=torch.int64)
+    grad_r = like.new_empty(r.shape if with_r else (0,))
+    grad_g = like.new_empty(g.shape if with_g else (0,))
     _FWD[dtype](
-        r.shape[0], g.shape[0], r.shape[1], r.data_ptr(), g.data_ptr(),
-        0 if labels is None else labels.data_ptr(), margin, negative_scale, scale,
-        loss.data_ptr(), assignment.data_ptr(),
+        r.shape[0], g.shape[0], r.shape[1], samples(r), samples(g), address(labels),
+        margin, negative_scale, scale, loss.data_ptr(), assignment.data_ptr(),
         grad_r.data_ptr() if with_r else 0, grad_g.data_ptr() if with_g else 0,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -56,17 +55,13 @@ def prototype_margin_bwd(
     tangent_g: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The Hessian applied to (tangent_r [B, d], tangent_g [k, d])."""
-    dtype = torch.promote_types(r.dtype, torch.float32)
-    r, g = r.to(dtype).contiguous(), g.to(dtype).contiguous()
+    dtype, like = compute_like(r)
     assignment = assignment.contiguous()
-    tangent_r = None if tangent_r is None else tangent_r.to(dtype).contiguous()
-    tangent_g = None if tangent_g is None else tangent_g.to(dtype).contiguous()
-    out_r, out_g = r.new_empty(r.shape), r.new_empty(g.shape)
+    tangent_r, tangent_g = plain(tangent_r, dtype), plain(tangent_g, dtype)
+    out_r, out_g = like.new_empty(r.shape), like.new_empty(g.shape)
     _BWD[dtype](
-        r.shape[0], g.shape[0], r.shape[1], r.data_ptr(), g.data_ptr(),
-        assignment.data_ptr(), margin, negative_scale, scale,
-        0 if tangent_r is None else tangent_r.data_ptr(),
-        0 if tangent_g is None else tangent_g.data_ptr(),
+        r.shape[0], g.shape[0], r.shape[1], samples(r), samples(g), assignment.data_ptr(),
+        margin, negative_scale, scale, address(tangent_r), address(tangent_g),
         out_r.data_ptr(), out_g.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out_r, out_g

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "mmd.h"
+#include "samples.h"
 
 namespace cgm_fast {
 

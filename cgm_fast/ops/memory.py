@@ -1,0 +1,31 @@
+"""How tensors reach the compiled module: as addresses, dtypes and strides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+
+
+def samples(value: Tensor) -> tuple[int, int, int, int, int]:
+    """Where samples [rows, d] or [b, rows, d] lie: kernels read any dtype with any strides."""
+    *item, row, feature = value.stride()
+    return value.data_ptr(), _DTYPES[value.dtype], item[0] if item else 0, row, feature
+
+
+def compute_like(value: Tensor) -> tuple[torch.dtype, Tensor]:
+    """The dtype to compute in, and a tensor of it to make others like."""
+    if value.dtype == torch.float32 or value.dtype == torch.float64:
+        return value.dtype, value
+    return torch.float32, value.new_empty(0, dtype=torch.float32)
+
+
+def plain(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A small operand as the kernels read it: contiguous, float32 or float64."""
+    return None if value is None else value.to(dtype).contiguous()
+
+
+def address(value: Tensor | None) -> int:
+    """The address of a tensor's first element; 0 for None, which kernels take for absent."""
+    return 0 if value is None else value.data_ptr()

@@ -1,0 +1,29 @@
+// The kernels of prototype_margin: a block of samples against a tile of prototypes. Compiled once
+// per instruction set (prototype_kernel.cpp); the driver is prototype_margin.cpp.
+#pragma once
+
+#include "cpu/block.h"
+
+namespace cgm_fast {
+
+template <typename T>
+struct PrototypeKernels {
+  // block.w = |z_i - z_j|^2, from plain differences: equal prototypes are equally far, to the bit.
+  void (*distances)(const Block<T>& block);
+  // The lowest index of the least of u [columns]; `least` comes with the least so far, and with its
+  // index, and is replaced where u has less.
+  void (*nearest)(const T* u, int64_t columns, int64_t first, T& least, int64_t& index);
+  // u [columns] becomes 1 where u < margin and 0 elsewhere; returns the sum of margin - u over the
+  // former, and adds their number to `count`.
+  double (*hinge)(T* u, int64_t columns, T margin, int64_t& count);
+  // block.row_values and block.column_values += the products of block.w, as in mmd_kernel.cpp.
+  void (*products)(const Block<T>& block, bool with_rows, bool with_columns);
+  void (*take)(T* from, int64_t count, double factor, double* out);
+  void (*take_lanes)(T* lanes, int64_t count, double factor, double* out);
+};
+
+// The kernels in the best instruction set that this processor has.
+template <typename T>
+const PrototypeKernels<T>& prototype_kernels();
+
+}  // namespace cgm_fast
