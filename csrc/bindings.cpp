@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cgm_step.h"
 #include "cpu/isa.h"
 #include "mmd.h"
 #include "prototype_margin.h"
@@ -104,6 +105,30 @@ void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
       threads);
 }
 
+template <typename T>
+void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
+                  Address labels, const PySamples& noise, double sigma, double prior_sigma,
+                  double mmd_weight, double margin_weight, double margin, double negative_scale,
+                  const std::vector<double>& variances, const std::vector<double>& kernel_weights,
+                  bool detach_prior, Address loss, Address terms, Address assignment, Address z,
+                  Address grad_r, Address grad_g, int threads) {
+  const cf::PrototypeMarginInput<T> of_margin{rows,
+                                              k,
+                                              d,
+                                              samples(r),
+                                              samples(g),
+                                              at<const int64_t>(labels),
+                                              margin,
+                                              negative_scale,
+                                              1.0 / double(rows)};
+  cf::cgm_step_fwd_cpu<T>(
+      {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight,
+       static_cast<int64_t>(variances.size()), variances.data(), kernel_weights.data(),
+       detach_prior},
+      {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(grad_r), at<T>(grad_g)},
+      threads);
+}
+
 template <typename T, typename... Input>
 void bind_mmd(py::module_& module, const char* fwd, const char* bwd,
               cf::MmdInput<T> (*)(Input...)) {
@@ -140,6 +165,8 @@ PYBIND11_MODULE(_native, module) {
   bind_mmd(module, "mmd_fwd_float64", "mmd_bwd_float64", &mmd_input<double>);
 
   using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("cgm_step_fwd_float32", &cgm_step_fwd<float>, Release());
+  module.def("cgm_step_fwd_float64", &cgm_step_fwd<double>, Release());
   module.def("prototype_margin_fwd_float32", &prototype_margin_fwd<float>, Release());
   module.def("prototype_margin_fwd_float64", &prototype_margin_fwd<double>, Release());
   module.def("prototype_margin_bwd_float32", &prototype_margin_bwd<float>, Release());

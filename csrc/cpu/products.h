@@ -161,9 +161,8 @@ void all_columns(const Block<T>& v) {
 template <typename T>
 void take(T* from, int64_t count, double factor, double* out) {
   int64_t i = 0;
-  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   for (; i + kWideLanes <= count; i += kWideLanes)
-    *reinterpret_cast<Unaligned*>(out + i) += factor * widen(from + i);
+    *reinterpret_cast<UnalignedWide*>(out + i) += factor * widen(from + i);
   for (; i < count; ++i) out[i] += factor * double(from[i]);
   __builtin_memset(from, 0, count * sizeof(T));
 }
@@ -171,7 +170,6 @@ void take(T* from, int64_t count, double factor, double* out) {
 // out[i] += factor * the sum of lanes[i], [count, kTileAlign], which become 0.
 template <typename T>
 void take_lanes(T* lanes, int64_t count, double factor, double* out) {
-  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   int64_t i = 0;
   for (; i + kWideLanes <= count; i += kWideLanes) {
     Wide value[kWideLanes];
@@ -179,7 +177,7 @@ void take_lanes(T* lanes, int64_t count, double factor, double* out) {
       value[l] = widen_all(lanes + (i + l) * kTileAlign);
       store(lanes + (i + l) * kTileAlign, Vec<T>{});
     }
-    *reinterpret_cast<Unaligned*>(out + i) += factor * sums_of_lanes(value);
+    *reinterpret_cast<UnalignedWide*>(out + i) += factor * sums_of_lanes(value);
   }
   for (; i < count; ++i) {
     out[i] += factor * sum_of_lanes(widen_all(lanes + i * kTileAlign));

@@ -34,6 +34,37 @@ void distances(const Block<T>& v) {
   }
 }
 
+// The least of a vector's lanes and its column, the lowest of equals: lane l stands for column
+// at[l] + l. NaNs lose, unless there is nothing else.
+template <typename T>
+CGM_INLINE void least_lane(Vec<T> lowest, typename Simd<T>::Bits at, T& best, int64_t& where) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  using Bits = typename Simd<T>::Bits;
+  alignas(64) T values[kLanes];
+  alignas(64) typename Simd<T>::Index columns_of[kLanes];
+  store(values, lowest);
+  *reinterpret_cast<Bits*>(columns_of) = at;
+  best = values[0];
+  where = columns_of[0];
+  for (int lane = 1; lane < kLanes; ++lane) {
+    const int64_t candidate = columns_of[lane] + lane;
+    const bool better = values[lane] < best || (values[lane] == best && candidate < where);
+    best = better ? values[lane] : best;
+    where = better ? candidate : where;
+  }
+}
+
+#if defined(__AVX512F__)
+template <>
+CGM_INLINE void least_lane<float>(Vec<float> lowest, Simd<float>::Bits at, float& best,
+                                  int64_t& where) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  best = _mm512_reduce_min_ps(lowest);
+  const __mmask16 mask = _mm512_cmpeq_ps_mask(lowest, splat(best));
+  where = mask ? _mm512_mask_reduce_min_epi32(mask, _mm512_add_epi32((__m512i)at, lane)) : 0;
+}
+#endif
+
 template <typename T>
 void nearest(const T* u, int64_t columns, int64_t first, T& least, int64_t& index) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -47,15 +78,9 @@ void nearest(const T* u, int64_t columns, int64_t first, T& least, int64_t& inde
     lowest = less ? value : lowest;
     at = less ? column : at;
   }
-  T best = lowest[0];
-  int64_t where = at[0];
-  for (int lane = 1; lane < kLanes; ++lane) {
-    const int64_t candidate = at[lane] + lane;
-    if (lowest[lane] < best || (lowest[lane] == best && candidate < where)) {
-      best = lowest[lane];
-      where = candidate;
-    }
-  }
+  T best;
+  int64_t where;
+  least_lane<T>(lowest, at, best, where);
   if (first == 0 || best < least) {
     least = best;
     index = first + where;
@@ -67,24 +92,44 @@ double hinge(T* u, int64_t columns, T margin, int64_t& count) {
   constexpr int kLanes = Simd<T>::kLanes;
   using Bits = typename Simd<T>::Bits;
   const Vec<T> zero = {}, one = splat(T(1));
-  Vec<T> sum = {};
-  Bits within = {};
+  Vec<T> sum = {}, within = {};
   for (int64_t j = 0; j < columns; j += kLanes) {
     const Vec<T> value = load(u + j);
     const Bits beyond = value >= margin;  // a NaN is not, and so reaches the loss
     sum += beyond ? zero : margin - value;
-    const Bits active = value < margin;
-    within -= active;  // a true lane is -1
-    store(u + j, active ? one : zero);
+    const Vec<T> active = value < margin ? one : zero;
+    within += active;
+    store(u + j, active);
   }
-  int64_t found = 0;
-  double total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    found += within[lane];
-    total += double(sum[lane]);
-  }
-  count += found;
+  alignas(64) T lanes[kLanes];
+  store(lanes, sum);
+  const double total = sum_of_lanes(widen_all(lanes));
+  store(lanes, within);
+  count += int64_t(sum_of_lanes(widen_all(lanes)));
   return total;
+}
+
+template <typename T>
+void pair(const T* a, const T* b, int64_t d, double factor, T* out, double* sum) {
+  int64_t f = 0;
+  for (; f + kWideLanes <= d; f += kWideLanes) {
+    const Wide difference = widen(a + f) - widen(b + f);
+    if (sum) narrow(widen(sum + f) + difference, sum + f);
+    if (out) narrow(factor * difference, out + f);
+  }
+  for (; f < d; ++f) {
+    const double difference = double(a[f]) - double(b[f]);
+    if (sum) sum[f] += difference;
+    if (out) out[f] = T(factor * difference);
+  }
+}
+
+template <typename T>
+void push(const T* value, const double* sums, int64_t d, double within, double factor, T* out) {
+  int64_t f = 0;
+  for (; f + kWideLanes <= d; f += kWideLanes)
+    narrow(widen(out + f) + factor * (within * widen(value + f) - widen(sums + f)), out + f);
+  for (; f < d; ++f) out[f] = T(double(out[f]) + factor * (within * double(value[f]) - sums[f]));
 }
 
 template <typename T>
@@ -94,8 +139,8 @@ void products(const Block<T>& v, bool with_rows, bool with_columns) {
 }
 
 template <typename T>
-constexpr PrototypeKernels<T> kernels = {distances<T>, nearest<T>, hinge<T>,
-                                         products<T>,  take<T>,    take_lanes<T>};
+constexpr PrototypeKernels<T> kernels = {distances<T>, nearest<T>,  hinge<T>, pair<T>,
+                                         push<T>,      products<T>, take<T>,  take_lanes<T>};
 
 }  // namespace
 

@@ -16,6 +16,10 @@ struct PrototypeKernels {
   // u [columns] becomes 1 where u < margin and 0 elsewhere; returns the sum of margin - u over the
   // former, and adds their number to `count`.
   double (*hinge)(T* u, int64_t columns, T margin, int64_t& count);
+  // With a - b [d], in double: out = factor * (a - b) and sum += a - b, where these are not null.
+  void (*pair)(const T* a, const T* b, int64_t d, double factor, T* out, double* sum);
+  // out [d] += factor * (within * value - sums).
+  void (*push)(const T* value, const double* sums, int64_t d, double within, double factor, T* out);
   // block.row_values and block.column_values += the products of block.w, as in mmd_kernel.cpp.
   void (*products)(const Block<T>& block, bool with_rows, bool with_columns);
   void (*take)(T* from, int64_t count, double factor, double* out);

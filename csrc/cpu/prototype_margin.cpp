@@ -62,7 +62,8 @@ struct Problem {
         positions(padded, in.d, features, false),
         values(padded, in.d, features, in.d >= kFeatureLanes),
         g(in.k * in.d),
-        centre(in.d, T(0)) {
+        centre(in.d, T(0)),
+        zero(in.d, T(0)) {
     std::vector<double> sum(in.d, 0.0);
     for (int64_t k = 0; k < in.k; ++k) {
       read_row(in.g, 0, k, in.d, g.data + k * in.d);
@@ -99,11 +100,12 @@ struct Problem {
       row[f] = second ? (tangent_r ? tangent_r[i * in.d + f] : T(0)) : r[f] - centre[f];
   }
 
-  // The assigned pair's own term, which nothing must round twice.
-  double difference(int64_t i, const T* r, int64_t k, int64_t f) const {
-    if (!second) return double(r[f]) - double(g.data[k * in.d + f]);
-    return (tangent_r ? double(tangent_r[i * in.d + f]) : 0.0) -
-           (tangent_g ? double(tangent_g[k * in.d + f]) : 0.0);
+  // The two sides of an assigned pair's own term, which nothing must round twice.
+  const T* own_r(int64_t i, const T* position) const {
+    return !second ? position : tangent_r ? tangent_r + i * in.d : zero.data();
+  }
+  const T* own_g(int64_t k) const {
+    return !second ? g.data + k * in.d : tangent_g ? tangent_g + k * in.d : zero.data();
   }
 
   const PrototypeMarginInput<T>& in;
@@ -112,8 +114,8 @@ struct Problem {
   int64_t features, padded;
   std::vector<Tile> tiles;
   Tiled<T> positions, values;
-  Buffer<T> g;  // [k, d]
-  std::vector<T> centre;
+  Buffer<T> g;                  // [k, d]
+  std::vector<T> centre, zero;  // [d]
 };
 
 // Where results go; null for what is not wanted.
@@ -261,24 +263,16 @@ class Worker {
       return;
     }
     double* sum = out_.with_g ? assigned_sums.data() + assigned * d_ : nullptr;
-    for (int64_t f = 0; f < d_; ++f) {
-      const double difference = p_.difference(i, position, assigned, f);
-      if (sum) sum[f] += difference;
-      if (out) out[f] = T(2 * in_.scale * difference);
-    }
-    if (!out || !touched_) return;
-    const T* value = values_.data + r * p_.features;
+    kernels_.pair(p_.own_r(i, position), p_.own_g(assigned), d_, 2 * in_.scale, out, sum);
+    if (!out || within == 0) return;
     T* lanes = row_values_.data + r * row_width_;
     sums_.assign(d_, 0.0);
     if (d_ < kFeatureLanes)
       kernels_.take_lanes(lanes, d_, 1.0, sums_.data());
     else
       kernels_.take(lanes, d_, 1.0, sums_.data());
-    if (within == 0) return;
-    const double factor = -2 * in_.scale * in_.negative_scale;
-    for (int64_t f = 0; f < d_; ++f)
-      out[f] = T(2 * in_.scale * p_.difference(i, position, assigned, f) +
-                 factor * (double(within) * double(value[f]) - sums_[f]));
+    kernels_.push(values_.data + r * p_.features, sums_.data(), d_, double(within),
+                  -2 * in_.scale * in_.negative_scale, out);
   }
 
   const Problem<T>& p_;

@@ -42,6 +42,7 @@ template <>
 struct Simd<float> {
   static constexpr int kLanes = kVectorBytes / 4;
   typedef float Vec __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Index;
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 23;
   static constexpr float kBias = 127;
@@ -54,6 +55,7 @@ template <>
 struct Simd<double> {
   static constexpr int kLanes = kVectorBytes / 8;
   typedef double Vec __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Index;
   typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 52;
   static constexpr double kBias = 1023;
@@ -149,10 +151,18 @@ CGM_INLINE Wide widen(const float* from) {
   return __builtin_convertvector(*reinterpret_cast<const Half*>(from), Wide);
 }
 
-CGM_INLINE Wide widen(const double* from) {
-  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-  return *reinterpret_cast<const Unaligned*>(from);
+typedef double UnalignedWide __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+
+CGM_INLINE Wide widen(const double* from) { return *reinterpret_cast<const UnalignedWide*>(from); }
+
+// The other way: rounds to T and stores.
+CGM_INLINE void narrow(Wide value, float* to) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
+  *reinterpret_cast<Unaligned*>(to) = __builtin_convertvector(value, Half);
 }
+
+CGM_INLINE void narrow(Wide value, double* to) { *reinterpret_cast<UnalignedWide*>(to) = value; }
 
 // A vector's lanes as doubles, pairs of them added up.
 template <typename T>
@@ -164,9 +174,13 @@ CGM_INLINE Wide widen_all(const T* aligned) {
 }
 
 CGM_INLINE double sum_of_lanes(Wide value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd(value);
+#else
   double total = 0;
   CGM_UNROLL for (int i = 0; i < kWideLanes; ++i) total += value[i];
   return total;
+#endif
 }
 
 // Lane i of the result is the sum of the lanes of value[i].
