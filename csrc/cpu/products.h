@@ -103,21 +103,19 @@ CGM_INLINE void add_to_wide_rows(const Block<T>& v, int64_t i, int64_t f) {
       store(values + r * v.features + c * kLanes, sum[r][c]);
 }
 
+// Features outside, rows inside: the columns' few features stay in the first-level cache.
 template <typename T, int C>
-CGM_INLINE void wide_features(const Block<T>& v, int64_t i, int64_t f) {
+CGM_INLINE void wide_features(const Block<T>& v, int64_t f) {
   constexpr int kStep = C * Simd<T>::kLanes;
-  for (; f + kStep < v.d + Simd<T>::kLanes; f += kStep) add_to_wide_rows<T, C>(v, i, f);
-  if constexpr (C > 1) wide_features<T, C / 2>(v, i, f);
+  for (; f + kStep < v.d + Simd<T>::kLanes; f += kStep)
+    for (int64_t i = 0; i < v.rows; i += kR) add_to_wide_rows<T, C>(v, i, f);
+  if constexpr (C > 1) wide_features<T, C / 2>(v, f);
 }
 
 template <typename T>
 void all_rows(const Block<T>& v) {
-  for (int64_t i = 0; i < v.rows; i += kR) {
-    if (v.d < kFeatureLanes)
-      row_features<T, kRowFeatures>(v, i, 0);
-    else
-      wide_features<T, kWideVectors>(v, i, 0);
-  }
+  if (v.d >= kFeatureLanes) return wide_features<T, kWideVectors>(v, 0);
+  for (int64_t i = 0; i < v.rows; i += kR) row_features<T, kRowFeatures>(v, i, 0);
 }
 
 // column_values += w^T (a z): F features of C vectors of columns in registers, over all rows of the
