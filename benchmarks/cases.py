@@ -44,20 +44,20 @@ class Oracle(NamedTuple):
     """The magnitudes of the loss's terms before they cancel, what its error is measured by."""
     gradients: tuple[Tensor, ...]
     assignment: Tensor | None = None
+    active: int = 0
+    """Pairs of sample and prototype that have a gradient."""
 
 
 class Op(NamedTuple):
-    """An op: its name, the shapes for every peer, those for some, and where inputs come from."""
+    """An op: its work, the shapes for every peer, those for some, and where inputs come from."""
 
     name: str
+    work: Callable[..., floors.Work]
+    """Of the plain algorithm: sizes, and `active` where pairs differ."""
     shapes: tuple[Any, ...]
     case: Callable[[Any, str], tuple[tuple[Tensor, ...], Oracle]]
     sweep: tuple[Any, ...] = ()
     sweep_peers: tuple[str, ...] = ()
-
-    def work(self, shape: Any) -> floors.Work:
-        """The arithmetic of the plain algorithm at this shape."""
-        return floors.of(self.name, shape._asdict())
 
 
 def shape_id(shape: Any) -> str:
@@ -88,6 +88,7 @@ def margin_oracle(r: Tensor, g: Tensor, margin: float = 1.0) -> Oracle:
     """Eq. 8 with the nearest prototypes."""
     r, g = (value.detach().double().requires_grad_() for value in (r, g))
     loss = magnitude = 0.0
+    active = 0
     assignments = []
     for rows in r.split(max(1, BLOCK_BYTES // (8 * g.numel()))):
         distance = (rows[:, None] - g).square().sum(2)
@@ -99,10 +100,11 @@ def margin_oracle(r: Tensor, g: Tensor, margin: float = 1.0) -> Oracle:
         loss += float(block.detach())
         of_hinge = (margin + distance.detach())[hinge > 0].sum()
         magnitude += float(distance.detach()[own].sum() + of_hinge) / len(r)
+        active += len(rows) + int((hinge > 0).sum())
         assignments.append(nearest)
     assert r.grad is not None
     assert g.grad is not None
-    return Oracle(loss, magnitude, (r.grad, g.grad), torch.cat(assignments))
+    return Oracle(loss, magnitude, (r.grad, g.grad), torch.cat(assignments), active)
 
 
 def clear_prototypes(b: int, k: int, d: int, margin: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -147,12 +149,14 @@ def cgm_step_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...
     gradients = torch.autograd.grad(loss, leaves)
     prior = g.double()[assignment] + math.sqrt(0.02) * noise[1].double()
     of_mmd = mmd_magnitude(z.detach(), prior, sigma=[math.sqrt(shape.d)])
-    magnitude = 1000 * float(of_mmd) + margin_oracle(r, g).magnitude
+    of_margin = margin_oracle(r, g)
+    magnitude = 1000 * float(of_mmd) + of_margin.magnitude
     oracle = Oracle(
         float(loss.detach()),
         magnitude,
         tuple(part.to(device) for part in gradients),
         assignment.to(device),
+        of_margin.active,
     )
     return (r.to(device), g.to(device), noise.to(device)), oracle
 
@@ -160,6 +164,7 @@ def cgm_step_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...
 # In the order of their work: what a slow peer will take is foretold from what it took before.
 MMD = Op(
     "mmd",
+    floors.mmd,
     tuple(
         MMDShape(*shape)
         for shape in (
@@ -173,6 +178,7 @@ MMD = Op(
 )  # fmt: skip
 PROTOTYPE_MARGIN = Op(
     "prototype_margin",
+    floors.prototype_margin,
     tuple(
         PrototypeShape(*shape)
         for shape in (
@@ -184,10 +190,10 @@ PROTOTYPE_MARGIN = Op(
 # The paper's batch sizes, categories and latent sizes.
 CGM_STEP = Op(
     "cgm_step",
+    floors.cgm_step,
     tuple(
         PrototypeShape(*shape)
         for shape in ((64, 10, 2), (64, 10, 10), (100, 10, 300), (256, 100, 600))
     ),
     cgm_step_case,
 )
-OPS = {op.name: op for op in (MMD, PROTOTYPE_MARGIN, CGM_STEP)}

@@ -16,16 +16,13 @@ from benchmarks.measure import Limits  # noqa: E402
 
 LAST = Path(__file__).parent / "results" / "last.json"
 
-# Warnings of the packages compared with, when they are imported or first called.
-PEER_WARNINGS = ()
-
 
 def pytest_addoption(parser):
     group = parser.getgroup("benchmark")
     group.addoption(
         "--slowest-call",
         type=float,
-        default=15.0,
+        default=10.0,
         metavar="SECONDS",
         help="Skip a peer where one call would take longer. Default: %(default)s",
     )
@@ -40,9 +37,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    for warning in PEER_WARNINGS:
-        config.addinivalue_line("filterwarnings", warning)
-    if config.option.benchmark_json is None and not config.option.benchmark_disable:
+    if config.option.benchmark_json is None:
         config.option.benchmark_json = LAST
     machine.cpu_limits()  # before anything else warms the processor up or throttles it
 

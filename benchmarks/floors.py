@@ -46,16 +46,15 @@ def mmd_each_pair_once(n: int, d: int) -> Work:
     return Work(3 * d * pairs, pairs)
 
 
-def prototype_margin(b: int, k: int, d: int) -> Work:
-    """The distances; gradients touch only pairs within the margin, how many depends on the data."""
-    return Work(float(b * k * d))
+def prototype_margin(b: int, k: int, d: int, active: int = 0) -> Work:
+    """The distances, and a share of both gradients for each active pair.
+
+    Active are the pairs that have a gradient: every sample with its own prototype, and with those
+    within the margin. How many that are depends on the data.
+    """
+    return Work(float((b * k + 2 * active) * d))
 
 
-def cgm_step(b: int, k: int, d: int) -> Work:
-    """The distances to the prototypes, then the MMD of b latents with b draws from the prior."""
-    return prototype_margin(b, k, d) + mmd(b, d)
-
-
-def of(op: str, shape: dict[str, int]) -> Work:
-    """The work of an op's plain algorithm at a shape, both as the benchmarks record them."""
-    return {"mmd": mmd, "prototype_margin": prototype_margin, "cgm_step": cgm_step}[op](**shape)
+def cgm_step(b: int, k: int, d: int, active: int = 0) -> Work:
+    """The margin loss, then the MMD of b latents with b draws from the prior."""
+    return prototype_margin(b, k, d, active) + mmd(b, d)

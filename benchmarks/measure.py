@@ -71,10 +71,14 @@ def _resident(name: str) -> int:
 def peak_memory(step: Callable[[], Any], device: str) -> int | None:
     """Bytes that one call needs at its peak beyond what is there before; None if unknown.
 
+    Where the step has a number of its own (`peak_bytes`), that number.
+
     On a GPU, what torch's allocator handed out. On the CPU, the growth of the resident memory of
     the whole process, whoever allocated it: Linux keeps its peak and lets it be reset. What
     malloc holds back is given to the system first, so that it counts when it is used again.
     """
+    if (planned := getattr(step, "peak_bytes", None)) is not None:
+        return int(planned)
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()

@@ -31,9 +31,13 @@ def cases(op, peers):
         for device in DEVICES
         for shape in (*op.shapes, *op.sweep)
         for peer in peers
-        if device in peer.devices
-        and (shape in op.shapes or peer.ours or peer.name in op.sweep_peers)
+        if device in peer.devices and (shape in op.shapes or sweeps(op, peer))
     ]
+
+
+def sweeps(op, peer):
+    """Whether a peer is measured at the shapes that only a figure needs."""
+    return peer.name in op.sweep_peers or (peer.ours and peer.name != "reference")
 
 
 def as_tensor(value: Any) -> torch.Tensor:
@@ -67,20 +71,23 @@ def check(peer, result, oracle):
 
 def run(benchmark, limits, budget, op, shape, peer, device):
     key = (op.name, peer.name, device)
-    work = op.work(shape)
+    work = op.work(**shape._asdict())
+    size = work.size
     if reason := peer.missing():
         pytest.skip(f"{peer.name}: {reason}")
     if benchmark.disabled:
-        if work.size > SMOKE_WORK or shape in op.sweep:
+        if size > SMOKE_WORK or shape in op.sweep:
             pytest.skip(f"{shape_id(shape)} only when measuring")
         if peer.compiles and (op, shape) != (MMD, MMD.shapes[0]):
             pytest.skip(f"{peer.name}: compiles, so only one shape without measuring")
     pairs = work.exponentials or shape[0] * shape[1]
     stored = pairs if peer.stores_pairs else 0.0
-    if reason := limits.why_skip(key, work.size, stored):
+    if reason := limits.why_skip(key, size, stored):
         pytest.skip(f"{peer.name}: {reason}")
 
     inputs, oracle = op.case(shape, device)
+    if oracle.active:
+        work = op.work(**shape._asdict(), active=oracle.active)
     step = measure.synchronized(peer.prepare(*inputs), device)
     errors, tolerance = check(peer, step(), oracle)
     peak = None if benchmark.disabled else measure.peak_memory(step, device)
@@ -94,12 +101,13 @@ def run(benchmark, limits, budget, op, shape, peer, device):
         device=device,
         dtype="float32",
         threads=torch.get_num_threads(),
+        work=work._asdict(),
         errors=errors,
         tolerance=tolerance,
         peak_bytes=peak,
     )
     seconds = measure.time_step(benchmark, step, *budget)
-    limits.note(key, work.size, stored, seconds, peak)
+    limits.note(key, size, stored, seconds, peak)
 
 
 @pytest.mark.parametrize(("shape", "peer", "device"), cases(MMD, mmd.PEERS))

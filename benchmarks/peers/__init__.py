@@ -52,6 +52,18 @@ class Peer:
         return "; ".join(reasons) or None
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A step whose library says beforehand how many bytes it takes beyond its inputs."""
+
+    step: Step
+    peak_bytes: int
+
+    def __call__(self) -> Any:
+        """Run it."""
+        return self.step()
+
+
 @functools.cache
 def why_not_importable(module: str) -> str | None:
     """None if a module can be imported, else the reason."""
