@@ -38,6 +38,7 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     if config.option.benchmark_json is None:
+        LAST.parent.mkdir(exist_ok=True)
         config.option.benchmark_json = LAST
     machine.cpu_limits()  # before anything else warms the processor up or throttles it
 
