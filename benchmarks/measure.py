@@ -17,6 +17,8 @@ import torch
 ROUND_SECONDS = 2e-4
 """A round repeats a shorter step until it takes this long, so that the clock does not show."""
 MOST_ROUNDS = 200
+WARM_SECONDS = 0.2
+"""For how long a step runs unmeasured, at least once."""
 SLOW_SECONDS = 2.0
 """A step that takes longer than this gets SLOW_ROUNDS rounds."""
 SLOW_ROUNDS = 3
@@ -45,7 +47,7 @@ def time_step(benchmark: Any, step: Callable[[], Any], seconds: float, min_round
         benchmark.pedantic(step)
         return math.nan
     once = math.inf
-    until = time.perf_counter() + min(0.2, seconds)
+    until = time.perf_counter() + min(WARM_SECONDS, seconds)
     while True:
         start = time.perf_counter()
         step()
