@@ -40,7 +40,8 @@ def pytest_configure(config):
     if config.option.benchmark_json is None:
         LAST.parent.mkdir(exist_ok=True)
         config.option.benchmark_json = LAST
-    machine.cpu_limits()  # before anything else warms the processor up or throttles it
+    if not config.option.benchmark_disable:
+        machine.cpu_limits()  # before the peers' threads are there
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
