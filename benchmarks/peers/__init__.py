@@ -1,0 +1,123 @@
+"""Who is compared: cgm_fast's implementations, and other ways to get the same numbers."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgm_fast.ops.backends import BACKENDS, availability
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to compute an op.
+
+    Args:
+        name: What the tables call it.
+        prepare: Inputs to a step without arguments, which is what is timed. A step returns loss
+            and gradients, then perhaps the assignment; where `assigns_only`, the assignment.
+        needs: Modules that must be importable.
+        devices: Types of device it serves.
+        ours: An implementation of this package.
+        compiles: Something is compiled at the first call for a shape, which takes seconds.
+        assigns_only: Computes the assignment and nothing else.
+        stores_pairs: Memory grows with the number of pairs.
+    """
+
+    name: str
+    prepare: Callable[..., Step]
+    needs: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    ours: bool = False
+    compiles: bool = False
+    assigns_only: bool = False
+    stores_pairs: bool = False
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None."""
+        if self.ours:
+            return availability()[self.name]
+        reasons = [reason for module in self.needs if (reason := why_not_importable(module))]
+        if self.compiles and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+            reasons.append("no C++ compiler was found")
+        return "; ".join(reasons) or None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step whose library says beforehand how many bytes it takes beyond its inputs."""
+
+    step: Step
+    peak_bytes: int
+
+    def __call__(self) -> Any:
+        """Run it."""
+        return self.step()
+
+
+@functools.cache
+def why_not_importable(module: str) -> str | None:
+    """None if a module can be imported, else the reason."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # a package that breaks on this Python or torch is no peer either
+        return f"{module} cannot be imported: {type(error).__name__}: {error}"
+    return None
+
+
+def our_peers(call: Callable[..., tuple[Tensor, Tensor | None]]) -> list[Peer]:
+    """A peer for each implementation of this package.
+
+    Args:
+        call: (backend, inputs...) to loss and assignment; the first two inputs have gradients.
+    """
+
+    def prepare(name: str) -> Callable[..., Step]:
+        return with_gradients(functools.partial(call, name))
+
+    devices = ("cpu", "cuda", "mps")
+    return [
+        Peer(name, prepare(name), devices=backend.devices or devices, ours=True)
+        for name, backend in BACKENDS.items()
+    ]
+
+
+def with_gradients(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., Step]:
+    """The step of a differentiable function: its loss, and the gradients in its first two inputs.
+
+    Args:
+        function: Inputs to loss and assignment, or None for the latter.
+    """
+
+    def prepare(*inputs: Tensor) -> Step:
+        leaves = [value.detach().requires_grad_() for value in inputs[:2]]
+        rest = inputs[2:]
+
+        def step() -> Any:
+            loss, assignment = function(*leaves, *rest)
+            return loss.detach(), *torch.autograd.grad(loss, leaves), assignment
+
+        return step
+
+    return prepare
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Step]:
+    """The same under torch.compile, for one shape at a time, where its code is fastest."""
+
+    def prepare(*inputs: Tensor) -> Step:
+        torch._dynamo.reset()
+        return with_gradients(torch.compile(function, dynamic=False))(*inputs)
+
+    return prepare

@@ -1,0 +1,279 @@
+"""Tables, figures and CSV rows from the JSON of a run: `python -m benchmarks.report`.
+
+Prints Markdown: a table per op with a row per shape. What a column means stands in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.floors import Work
+
+HERE = Path(__file__).parent
+LAST = HERE / "results" / "last.json"
+
+CSV_COLUMNS = (
+    "op", "shape", "peer", "device_type", "threads", "dtype", "median_ms", "p20_ms", "p80_ms",
+    "ratio", "limit_share", "peak_mb", "loss_error", "gradient_error", "device", "instruction_set",
+    "versions", "commit", "date",
+)  # fmt: skip
+KEY = CSV_COLUMNS[:5]
+"""The columns that tell rows apart: a later run replaces the rows that it measured again."""
+
+Row = dict[str, Any]
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value below which a share of the values lies."""
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of one JSON file, with numbers in the units of the CSV; unknown ones are None.
+
+    Raises:
+        ValueError: the file is none that this suite wrote.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    machine = content.get("machine_info", {})
+    if "devices" not in machine:
+        raise ValueError(f"{path} was not written by this suite: it does not name its devices")
+    commit = content.get("commit_info", {})
+    limits = machine.get("limits")
+    rows = []
+    for entry in content["benchmarks"]:
+        info = entry["extra_info"]
+        if "op" not in info:
+            continue
+        times = [1e3 * seconds for seconds in entry["stats"]["data"]]
+        errors = info.get("errors", {})
+        row: Row = {
+            "op": info["op"],
+            "shape": " ".join(f"{name}={value}" for name, value in info["shape"].items()),
+            "sizes": info["shape"],
+            "peer": info["peer"],
+            "ours": info["ours"],
+            "assigns_only": info.get("assigns_only", False),
+            "compared": "work" in info,
+            "device_type": info["device"],
+            "threads": info["threads"],
+            "dtype": info["dtype"],
+            "median_ms": statistics.median(times),
+            "p20_ms": quantile(times, 0.2),
+            "p80_ms": quantile(times, 0.8),
+            "floor_ms": None,
+            "limit_share": None,
+            "peak_mb": None if info.get("peak_bytes") is None else info["peak_bytes"] / 1e6,
+            "loss_error": errors.get("loss"),
+            "gradient_error": errors.get("gradient"),
+            "images_per_second": info.get("images_per_second"),
+            "device": machine["devices"][info["device"]],
+            "instruction_set": (machine.get("compiled_module") or {}).get("instruction_set"),
+            "versions": " ".join(f"{k}={v}" for k, v in machine["versions"].items()),
+            "commit": str(commit.get("id"))[:12] + ("+changes" if commit.get("dirty") else ""),
+            "date": content["datetime"][:10],
+        }
+        if "part" in info:
+            row["shape"] += f", {info['part']}"
+        if limits and info["device"] == "cpu" and "work" in info:
+            row["floor_ms"] = 1e3 * Work(**info["work"]).seconds(**limits)
+            row["limit_share"] = row["floor_ms"] / row["median_ms"]
+        rows.append(row)
+    return rows
+
+
+def merge(runs: Iterable[list[Row]]) -> list[Row]:
+    """Rows of several runs, the later ones in place of the earlier, with ratios filled in.
+
+    A row's ratio is its time over that of our fastest implementation at the same shape.
+    """
+    found = {tuple(row[name] for name in ("device", *KEY)): row for run in runs for row in run}
+    rows = list(found.values())
+    for row in rows:
+        best = best_of_ours(rows, row)
+        row["ratio"] = row["median_ms"] / best["median_ms"] if best else None
+    return rows
+
+
+def best_of_ours(rows: list[Row], like: Row) -> Row | None:
+    """Our fastest implementation at a row's op, shape and device."""
+    same = ("op", "shape", "device", "threads")
+    ours = [r for r in rows if r["ours"] and all(r[name] == like[name] for name in same)]
+    return min(ours, key=lambda row: row["median_ms"], default=None)
+
+
+# Markdown
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The value with so many digits and no exponent: 0.0123, 4.56, 789, 1230."""
+    if value == 0:
+        return "0"
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e" in text and value > 1 else text
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table; the first column to the left, the rest to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """The values in order, each once."""
+    return list(dict.fromkeys(values))
+
+
+def op_tables(rows: list[Row]) -> str:
+    """Times, then peak memory and gradient errors, of one op on one device."""
+    peers = unique(row["peer"] for row in rows)
+    by_case = {(row["shape"], row["peer"]): row for row in rows}
+    ours = {row["peer"] for row in rows if row["ours"]}
+    partly = {row["peer"] for row in rows if row["assigns_only"]}
+    # A sweep has few peers and a figure of its own.
+    shapes = [
+        shape
+        for shape in unique(row["shape"] for row in rows)
+        if any((shape, peer) in by_case for peer in peers if peer not in ours)
+        or len(ours) == len(peers)
+    ]
+    times, rest = [], []
+    for shape in shapes:
+        best = best_of_ours(rows, next(row for row in rows if row["shape"] == shape))
+        if best is None:
+            continue
+        others = [peer for peer in peers if peer != best["peer"]]
+        share = "" if best["limit_share"] is None else f"{best['limit_share']:.0%}"
+        line = [shape, f"{significant(best['median_ms'])} ({best['peer']})", share]
+        for peer in peers:
+            row = by_case.get((shape, peer))
+            if row is None:
+                line.append("")
+            elif peer not in others:
+                line.append("1")
+            else:
+                line.append(f"{significant(row['ratio'], 2)}")
+        times.append(line)
+        rest.append([shape, *(memory_and_error(by_case.get((shape, peer))) for peer in peers)])
+    named = [f"{peer} *" if peer in partly else peer for peer in peers]
+    text = table(["shape", "best of ours, ms", "share of limit", *named], times)
+    if partly:
+        text += "\n\n\\* assignment only, neither loss nor gradients"
+    return (
+        f"Time; peers as multiples of the best of ours:\n\n{text}\n\n"
+        "Peak memory beyond the inputs in MB, relative error of the gradient:\n\n"
+        + table(["shape", *named], rest)
+    )
+
+
+def memory_and_error(row: Row | None) -> str:
+    """A cell of the second table."""
+    if row is None:
+        return ""
+    memory = "" if row["peak_mb"] is None else significant(row["peak_mb"], 2)
+    error = "" if row["gradient_error"] is None else f"{row['gradient_error']:.0e}"
+    return ", ".join(part for part in (memory, error) if part)
+
+
+def plain_table(rows: list[Row]) -> str:
+    """A line for each row, for what has no shapes to compare."""
+    lines = []
+    for row in rows:
+        cells = [row["shape"], row["peer"], significant(row["median_ms"])]
+        rate, peak = row["images_per_second"], row["peak_mb"]
+        cells.append("" if rate is None else significant(rate))
+        cells.append("" if peak is None else significant(peak))
+        lines.append(cells)
+    return table(["shape", "peer", "ms", "images/s", "peak MB"], lines)
+
+
+def markdown(rows: list[Row]) -> str:
+    """All tables, with what they were measured on."""
+    parts = []
+    for device, threads in unique((row["device"], row["threads"]) for row in rows):
+        here = [row for row in rows if (row["device"], row["threads"]) == (device, threads)]
+        first = here[0]
+        code = f", {first['instruction_set']}" if first["instruction_set"] else ""
+        parts.append(
+            f"## {device}, {threads} thread{'s' if threads > 1 else ''}{code}\n\n"
+            f"{first['date']}, commit {first['commit']}, {first['versions']}"
+        )
+        for op in unique(row["op"] for row in here):
+            of_op = [row for row in here if row["op"] == op]
+            compared = any(row["compared"] for row in of_op)
+            parts.append(f"### {op}\n\n{op_tables(of_op) if compared else plain_table(of_op)}")
+    return "\n\n".join(parts)
+
+
+# CSV
+
+
+def slug(name: str) -> str:
+    """A device's name as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write_csv(rows: list[Row], folder: Path) -> list[Path]:
+    """Add the rows to the file of their device, in place of what they measure again."""
+    paths = []
+    for device in unique(row["device"] for row in rows):
+        path = folder / f"{slug(device)}.csv"
+        kept: dict[tuple[str, ...], dict[str, str]] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+        for row in rows:
+            if row["device"] == device:
+                texts = {name: as_text(row[name]) for name in CSV_COLUMNS}
+                kept[tuple(texts[name] for name in KEY)] = texts
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept.values())
+        paths.append(path)
+    return paths
+
+
+def as_text(value: Any) -> str:
+    """A cell of the CSV: four digits, nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the tables of one or several runs; on request, write CSV rows and figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("json", nargs="*", type=Path, help="of pytest-benchmark; the last run's")
+    parser.add_argument("--csv", action="store_true", help="update benchmarks/results/*.csv")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="draw figures into FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        rows = merge(read(path) for path in options.json or [LAST])
+    except (OSError, ValueError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(markdown(rows))
+    written: list[Path] = []
+    if options.csv:
+        written += write_csv(rows, HERE / "results")
+    if options.figures is not None:
+        from benchmarks import figures
+
+        written += figures.draw(rows, options.figures)
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

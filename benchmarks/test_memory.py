@@ -1,0 +1,48 @@
+"""The promise on memory: O(M d), less than 100 MB beyond the inputs at n = m = 65536, d = 10."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.cases import MMDShape
+from benchmarks.peers.mmd import PEERS
+from cgm_fast.testing import samples
+
+# The reference keeps this promise too, but takes minutes.
+SHAPE = MMDShape(65536, 10)
+ALLOWED = 100e6
+
+
+@pytest.mark.parametrize(
+    "peer", [p for p in PEERS if p.ours and p.name != "reference"], ids=lambda peer: peer.name
+)
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_a_large_mmd_fits_in_100_megabytes(benchmark, peer, device):
+    if device not in peer.devices:
+        pytest.skip(f"{peer.name} does not serve {device}")
+    if reason := peer.missing():
+        pytest.skip(f"{peer.name}: {reason}")
+    if benchmark.disabled:
+        pytest.skip("only when measuring")
+    inputs = samples(SHAPE.n, SHAPE.n, SHAPE.d, device=device)
+    step = measure.synchronized(peer.prepare(*inputs), device)
+    peaks, results = [], []
+
+    def call():
+        peaks.append(measure.peak_memory(lambda: results.append(step()), device))
+
+    benchmark.group = f"memory {SHAPE}"
+    benchmark.pedantic(call, rounds=1)
+    (peak,), (loss, *gradients, _) = peaks, results[0]
+    if peak is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    # Too many pairs for an oracle: there are tests for the values, here they must only be there.
+    assert math.isfinite(float(loss))
+    assert all(bool(part.isfinite().all()) for part in gradients)
+    benchmark.extra_info.update(
+        op="memory", shape=SHAPE._asdict(), peer=peer.name, ours=True, device=device,
+        dtype="float32", threads=torch.get_num_threads(), peak_bytes=peak,
+    )  # fmt: skip
+    assert peak < ALLOWED, f"peak of {peak / 1e6:.0f} MB beyond the inputs"
