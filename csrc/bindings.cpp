@@ -10,6 +10,7 @@
 
 #include "cgm_step.h"
 #include "cpu/isa.h"
+#include "cpu/probe.h"
 #include "mmd.h"
 #include "prototype_margin.h"
 
@@ -155,11 +156,18 @@ py::dict build_info() {
   return info;
 }
 
+// Multiply-adds and exponentials per second that this processor can do at most.
+std::tuple<double, double> probe_float32(int threads) {
+  const cf::Limits limits = cf::measure_limits(threads);
+  return {limits.multiply_adds, limits.exponentials};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled kernels of cgm_fast. Called through cgm_fast.ops, not directly.";
   module.def("build_info", &build_info);
+  module.def("probe_float32", &probe_float32, py::call_guard<py::gil_scoped_release>());
 
   bind_mmd(module, "mmd_fwd_float32", "mmd_bwd_float32", &mmd_input<float>);
   bind_mmd(module, "mmd_fwd_float64", "mmd_bwd_float64", &mmd_input<double>);

@@ -1,277 +1,223 @@
-// The second-order pass of MMD² on the CPU, Hessian times a direction: one visit to every ordered
-// pair of rows. Plain and portable; the first-order pass (mmd.cpp) is the fast one.
+// The second-order pass of MMD² on the CPU, Hessian times a direction: the driver of the visits in
+// mmd_second_kernel.cpp, to every ordered pair of rows.
 //
-// Each thread owns a range of rows and streams all columns past each row, in panels laid out
-// feature by feature so that the inner loops run over columns. Distances are plain differences:
-// nothing cancels however far from the origin the data lies. Sums over columns are in T within a
-// panel and in double across panels; sums over rows are in double and in row order.
+// Each thread owns blocks of rows and meets every tile of columns. As in the first pass a row's
+// result comes from sums over its columns, sum_j w'_ij (z_i - z_j) + w_ij (t_i - t_j) as
+// z_i sum w' + t_i sum w - sum (w' z_j + w t_j), in coordinates less a common centre. Sums are in T
+// over a few tiles and in double beyond, and what a thread adds does not depend on the others.
 #include <algorithm>
-#include <limits>
+#include <memory>
 #include <vector>
 
-#include "cpu/exp.h"
+#include "cpu/isa.h"
+#include "cpu/layout.h"
+#include "cpu/mmd_second_kernel.h"
 #include "cpu/parallel.h"
-#include "cpu/read.h"
 #include "mmd.h"
 
 namespace cgm_fast {
+
+CGM_FAST_KERNELS(SecondKernels, second_kernels)
+
 namespace {
 
-constexpr int kLanes = 64;  // columns of a panel
+constexpr int kTilesPerSum = 4;  // whose sums stay in T
+constexpr int kLaneSums = 3;     // per row: of w', w and dL/da
 
-// phi(t) = exp(-t), the Gaussian kernel as a function of t = |a - b|^2 / 2h. A radial kernel is
-// this one function: its value less one, and its first two derivatives.
-struct Gaussian {
-  template <typename T>
-  static void evaluate(T t, T& minus_one, T& first, T& second) {
-    T value;
-    exp_neg(t, value, minus_one);
-    first = -value;
-    second = value;
+// The direction, laid out like the data and in its coordinates.
+template <typename T>
+struct Direction {
+  Direction(const Layout<T>& layout, const MmdTangent<T>& tangent)
+      : a(layout.padded),
+        a_dot(layout.padded),
+        rows(layout.padded * layout.features),
+        panels(layout.padded * layout.in.d) {
+    const MmdInput<T>& in = layout.in;
+    const int64_t d = in.d, count = in.n + in.m, b = layout.item;
+    const T* tz = tangent.z ? tangent.z + b * count * d : nullptr;
+    const T* ta = tangent.a ? tangent.a + b * count : nullptr;
+    const T* tp = tangent.p ? tangent.p + b * (in.scales + 1) : nullptr;
+    for (int64_t s = 0; s < in.scales; ++s) {
+      variance.push_back(T(layout.h[s]));
+      variance_dot.push_back(tp ? tp[s] : T(0));
+      kernel_weight.push_back(T(in.kernel_weights[s]));
+    }
+    cross_dot = tp ? tp[in.scales] : T(0);
+    std::vector<double> centre(d, 0.0);  // only differences of the direction matter, too
+    for (int64_t i = 0; tz && i < count; ++i)
+      for (int64_t f = 0; f < d; ++f) centre[f] += double(tz[i * d + f]) / double(count);
+    for (const Tile& tile : layout.tiles) {
+      for (int64_t lane = 0; lane < tile.columns; ++lane) {
+        const int64_t at = tile.start + lane, i = (tile.of_y ? in.n : 0) + tile.row + lane;
+        const bool inside = lane < tile.rows;
+        a.data[at] = T(double(layout.weight.data[at]) * layout.unit(tile.of_y));
+        a_dot.data[at] = inside && ta ? ta[i] : T(0);
+        T* row = rows.data + at * layout.features;
+        for (int64_t f = 0; f < d; ++f)
+          row[f] = inside && tz ? T((double(tz[i * d + f]) - centre[f]) * layout.scale) : T(0);
+        std::fill(row + d, row + layout.features, T(0));
+        T* panel = panels.data + tile.start * d + lane;
+        for (int64_t f = 0; f < d; ++f) panel[f * tile.columns] = row[f];
+      }
+    }
   }
+
+  Buffer<T> a, a_dot;      // [padded]
+  Buffer<T> rows, panels;  // as in Layout
+  std::vector<T> variance, variance_dot, kernel_weight;
+  T cross_dot;
 };
 
-// Columns [begin, begin + kLanes) of one sample, transposed; lanes past the end weigh nothing.
 template <typename T>
-struct Panels {
-  Panels(int64_t n, int64_t m, int64_t d)
-      : d(d), x_panels((n + kLanes - 1) / kLanes), y_panels((m + kLanes - 1) / kLanes) {
-    z.resize(count() * d * kLanes);
-    a.resize(count() * kLanes);
+class Worker {
+ public:
+  Worker(const Layout<T>& layout, const Direction<T>& direction, const MmdTangent<T>& tangent,
+         double* block_p)
+      : layout_(layout),
+        direction_(direction),
+        tangent_(tangent),
+        d_(layout.in.d),
+        row_width_(d_ < kFeatureLanes ? d_ * kTileAlign : layout.features),
+        block_p_(block_p),
+        w_(kBlockRows * layout.width),
+        w_dot_(kBlockRows * layout.width),
+        lanes_(kBlockRows * kLaneSums * kTileAlign),
+        p_sums_((layout.in.scales + 1) * kTileAlign),
+        row_values_(kBlockRows * row_width_),
+        totals_(kBlockRows * (d_ + kLaneSums)) {
+    std::fill_n(lanes_.data, lanes_.size, T(0));
+    std::fill_n(p_sums_.data, p_sums_.size, T(0));
+    std::fill_n(row_values_.data, row_values_.size, T(0));
   }
 
-  int64_t count() const { return x_panels + y_panels; }
-  bool of_x(int64_t panel) const { return panel < x_panels; }
-  const T* columns(int64_t panel) const { return z.data() + panel * d * kLanes; }
-  const T* weights(int64_t panel) const { return a.data() + panel * kLanes; }
-
-  // Fills both from row-major samples; a null sample or weight reads as `fill`.
-  void load(const T* x, const T* y, const T* ax, const T* ay, T scale_x, T scale_y, int64_t n,
-            int64_t m, T fill) {
-    load_sample(x, ax, scale_x, n, 0, fill);
-    load_sample(y, ay, scale_y, m, x_panels, fill);
+  // Rows [begin, begin + kBlockRows) of a tile against every tile.
+  void visit(const Tile& own, int64_t begin, int64_t block) {
+    const int64_t at = own.start + begin, scales = layout_.in.scales;
+    const int count = int(std::min<int64_t>(kBlockRows, own.rows - begin));
+    SecondVisit<T> v = {};
+    v.d = d_;
+    v.features = layout_.features;
+    v.rows = int(round_up(count, 4));
+    v.rows_z = layout_.rows.data + at * v.features;
+    v.rows_t = direction_.rows.data + at * v.features;
+    v.row_a = direction_.a.data + at;
+    v.row_a_dot = direction_.a_dot.data + at;
+    v.unit = T(1 / (layout_.scale * layout_.scale));
+    v.scales = scales;
+    v.variance = direction_.variance.data();
+    v.variance_dot = direction_.variance_dot.data();
+    v.kernel_weight = direction_.kernel_weight.data();
+    v.with_p = tangent_.out_p != nullptr;
+    v.w = w_.data;
+    v.w_dot = w_dot_.data;
+    v.lanes = lanes_.data;
+    v.p_sums = p_sums_.data;
+    v.row_values = row_values_.data;
+    std::fill(totals_.begin(), totals_.end(), 0.0);
+    int pending = 0;
+    for (const Tile& met : layout_.tiles) {
+      meet(v, own, begin, met);
+      if (++pending < kTilesPerSum && &met != &layout_.tiles.back()) continue;
+      pending = 0;
+      take_rows(v.rows);
+      if (v.with_p)
+        kernels_.take_lanes(p_sums_.data, scales + 1, 1.0, block_p_ + block * (scales + 1));
+    }
+    write(own, begin, count);
   }
-
-  int64_t d, x_panels, y_panels;
-  std::vector<T> z, a;
 
  private:
-  void load_sample(const T* rows, const T* weights, T scale, int64_t n, int64_t first, T fill) {
-    for (int64_t j = 0; j < (n + kLanes - 1) / kLanes * kLanes; ++j) {
-      const int64_t panel = first + j / kLanes, lane = j % kLanes;
-      const bool inside = j < n;
-      a[panel * kLanes + lane] = inside ? scale * (weights ? weights[j] : fill) : T(0);
-      for (int64_t f = 0; f < d; ++f)
-        z[(panel * d + f) * kLanes + lane] = inside && rows ? rows[j * d + f] : T(0);
-    }
-  }
-};
-
-// |a - b|^2 / 2h, kept finite: 0 * inf would turn a vanished kernel into NaN.
-template <typename T>
-inline T scaled(T u, T inverse) {
-  const T t = u * inverse, largest = std::numeric_limits<T>::max();
-  return largest < t ? largest : t;
-}
-
-// The inputs of one batch item, ready to be visited.
-template <typename T>
-struct Item {
-  Item(const MmdInput<T>& in, int64_t b)
-      : in(in),
-        z((in.n + in.m) * in.d),
-        variance(in.scales),
-        cross(T(in.cross_scale) * (in.cross ? in.cross[b] : T(1))),
-        panels(in.n, in.m, in.d) {
-    for (int64_t i = 0; i < in.n + in.m; ++i) {
-      const bool of_y = i >= in.n;
-      read_row(of_y ? in.y : in.x, b, of_y ? i - in.n : i, in.d, z.data() + i * in.d);
-    }
-    panels.load(row(0), row(in.n), in.x_weights ? in.x_weights + b * in.n : nullptr,
-                in.y_weights ? in.y_weights + b * in.m : nullptr, T(in.x_scale), T(-in.y_scale),
-                in.n, in.m, T(1));
-    for (int64_t s = 0; s < in.scales; ++s)
-      variance[s] = in.variance ? in.variance[b * in.scales + s] : T(in.variances[s]);
+  void meet(SecondVisit<T>& v, const Tile& own, int64_t begin, const Tile& met) {
+    v.columns = v.stride = met.columns;
+    v.panel = layout_.panels.data + met.start * d_;
+    v.panel_t = direction_.panels.data + met.start * d_;
+    v.column_a = direction_.a.data + met.start;
+    v.column_a_dot = direction_.a_dot.data + met.start;
+    v.across = met.of_y != own.of_y;
+    v.relation = v.across ? T(layout_.cross) : T(1);
+    v.relation_dot = v.across ? direction_.cross_dot : T(0);
+    v.diagonal = &met == &own ? begin : -1;
+    kernels_.pairs(v);
+    Block<T> product = v;  // w' z_j, and then w t_j
+    product.w = v.w_dot;
+    product.panel_weighted = v.panel;
+    product.columns_weighted = layout_.rows.data + met.start * v.features;
+    kernels_.add_rows(product);
+    product.w = v.w;
+    product.panel_weighted = v.panel_t;
+    product.columns_weighted = direction_.rows.data + met.start * v.features;
+    kernels_.add_rows(product);
   }
 
-  const T* row(int64_t i) const { return z.data() + i * in.d; }
-  // Where row i's weight (or any per-row value laid out in panels) lies.
-  int64_t lane(int64_t i) const { return i < in.n ? i : panels.x_panels * kLanes + (i - in.n); }
-  T weight(int64_t i) const { return panels.a[lane(i)]; }
-  T relation(int64_t i, int64_t panel) const {
-    return (i < in.n) == panels.of_x(panel) ? T(1) : cross;
-  }
-
-  const MmdInput<T>& in;
-  std::vector<T> z;  // [M, d], x above y
-  std::vector<T> variance;
-  T cross;
-  Panels<T> panels;
-};
-
-template <typename T>
-void squared_distances(const T* row, const T* columns, int64_t d, T* u) {
-  std::fill(u, u + kLanes, T(0));
-  for (int64_t f = 0; f < d; ++f) {
-    const T value = row[f];
-    const T* column = columns + f * kLanes;
-#pragma omp simd
-    for (int j = 0; j < kLanes; ++j) {
-      const T difference = value - column[j];
-      u[j] += difference * difference;
-    }
-  }
-}
-
-// The kernel and its derivatives in u and in each h for one row of distances.
-template <typename T>
-struct KernelRow {
-  explicit KernelRow(int64_t scales) : by_variance(scales * kLanes) {}
-
-  template <typename Kernel>
-  void evaluate(const MmdInput<T>& in, const T* variance, const T* u, bool with_variance) {
-    std::fill(minus_one, minus_one + kLanes, T(0));
-    std::fill(by_u, by_u + kLanes, T(0));
-    for (int64_t s = 0; s < in.scales; ++s) {
-      const T inverse = T(0.5) / variance[s], weight = T(in.kernel_weights[s]);
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        T value, first, second;
-        Kernel::evaluate(scaled(u[j], inverse), value, first, second);
-        minus_one[j] += weight * value;
-        by_u[j] += weight * inverse * first;
-      }
-      if (!with_variance) continue;
-      T* row = by_variance.data() + s * kLanes;
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        T value, first, second;
-        const T t = scaled(u[j], inverse);
-        Kernel::evaluate(t, value, first, second);
-        row[j] = -weight * first * t * (T(2) * inverse);
-      }
+  void take_rows(int rows) {
+    for (int r = 0; r < rows; ++r) {
+      double* total = totals_.data() + r * (d_ + kLaneSums);
+      T* row = row_values_.data + r * row_width_;
+      kernels_.take_lanes(lanes_.data + r * kLaneSums * kTileAlign, kLaneSums, 1.0, total);
+      if (d_ < kFeatureLanes)
+        kernels_.take_lanes(row, d_, 1.0, total + kLaneSums);
+      else
+        kernels_.take(row, d_, 1.0, total + kLaneSums);
+      std::fill_n(row, row_width_, T(0));
     }
   }
 
-  // Directional derivatives along (u', h'): of k - 1, of dk/du and of each dk/dh.
-  template <typename Kernel>
-  void differentiate(const MmdInput<T>& in, const T* variance, const T* u, const T* u_dot,
-                     const T* h_dot) {
-    std::fill(minus_one_dot, minus_one_dot + kLanes, T(0));
-    std::fill(by_u_dot, by_u_dot + kLanes, T(0));
-    for (int64_t s = 0; s < in.scales; ++s) {
-      const T h = variance[s], inverse = T(0.5) / h, weight = T(in.kernel_weights[s]);
-      const T dh = h_dot ? h_dot[s] : T(0);
-      T* row = by_variance_dot.data() + s * kLanes;
-#pragma omp simd
-      for (int j = 0; j < kLanes; ++j) {
-        T value, first, second;
-        const T t = scaled(u[j], inverse);
-        Kernel::evaluate(t, value, first, second);
-        const T t_dot = (u_dot[j] - T(2) * t * dh) * inverse;
-        minus_one_dot[j] += weight * first * t_dot;
-        by_u_dot[j] += weight * inverse * (second * t_dot - first * dh / h);
-        row[j] = -weight * ((second * t + first) * t_dot - first * t * dh / h) / h;
-      }
+  void write(const Tile& own, int64_t begin, int count) {
+    const MmdInput<T>& in = layout_.in;
+    const int64_t first = (own.of_y ? in.n : 0) + own.row + begin, rows = in.n + in.m;
+    const int64_t wanted = tangent_.row_end - tangent_.row_begin;
+    for (int r = 0; r < count; ++r) {
+      const double* total = totals_.data() + r * (d_ + kLaneSums);
+      const int64_t i = first + r;
+      if (tangent_.out_a) tangent_.out_a[layout_.item * rows + i] = T(2 * total[2]);
+      if (i < tangent_.row_begin || i >= tangent_.row_end) continue;
+      const T* z = layout_.rows.data + (own.start + begin + r) * layout_.features;
+      const T* t = direction_.rows.data + (own.start + begin + r) * layout_.features;
+      T* out = tangent_.out_z + (layout_.item * wanted + i - tangent_.row_begin) * d_;
+      for (int64_t f = 0; f < d_; ++f)
+        out[f] = T(4 / layout_.scale *
+                   (total[0] * double(z[f]) + total[1] * double(t[f]) - total[kLaneSums + f]));
     }
   }
 
-  T minus_one[kLanes], by_u[kLanes], minus_one_dot[kLanes], by_u_dot[kLanes];
-  std::vector<T> by_variance, by_variance_dot;
+  const Layout<T>& layout_;
+  const Direction<T>& direction_;
+  const MmdTangent<T>& tangent_;
+  const SecondKernels<T>& kernels_ = second_kernels<T>();
+  const int64_t d_, row_width_;
+  double* block_p_;  // [blocks, scales + 1]
+  Buffer<T> w_, w_dot_, lanes_, p_sums_, row_values_;
+  std::vector<double> totals_;  // per row: the lane sums, then sum_j w'_ij z_j + w_ij t_j
 };
 
 template <typename T>
-void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t b, int threads) {
-  const Item<T> item(in, b);
-  const int64_t rows = in.n + in.m, wanted = tangent.row_end - tangent.row_begin;
-  const int64_t p = in.scales + 1;
-  const T* tz = tangent.z ? tangent.z + b * rows * in.d : nullptr;
-  const T* ta = tangent.a ? tangent.a + b * rows : nullptr;
-  const T* tp = tangent.p ? tangent.p + b * p : nullptr;
-  const T cross_dot = tp ? tp[in.scales] : T(0);
-  const std::vector<T> zero(in.d, T(0));
-  Panels<T> dots(in.n, in.m, in.d);  // the tangent, laid out like the data
-  dots.load(tz, tz ? tz + in.n * in.d : nullptr, ta, ta ? ta + in.n : nullptr, T(1), T(1), in.n,
-            in.m, T(0));
-  std::vector<double> row_p(tangent.out_p ? rows * p : 0);
-  const double work = double(rows) * rows * (2 * in.d + 40.0 * in.scales);
-  split_rows(rows, useful_threads(work, threads), [&](int, int64_t begin, int64_t end) {
-    KernelRow<T> kernel(in.scales);
-    kernel.by_variance_dot.resize(in.scales * kLanes);
-    std::vector<double> sums(in.d);
-    alignas(64) T u[kLanes], u_dot[kLanes], w[kLanes], w_dot[kLanes], c_dot[kLanes];
-    for (int64_t i = begin; i < end; ++i) {
-      const T *z = item.row(i), *z_dot = tz ? tz + i * in.d : zero.data();
-      const T a_i = item.weight(i), a_i_dot = dots.a[item.lane(i)];
-      std::fill(sums.begin(), sums.end(), 0.0);
-      double inside = 0;
-      for (int64_t panel = 0; panel < item.panels.count(); ++panel) {
-        const T *columns = item.panels.columns(panel), *columns_dot = dots.columns(panel);
-        const T *a = item.panels.weights(panel), *a_dot = dots.weights(panel);
-        const bool across = (i < in.n) != item.panels.of_x(panel);
-        const T r = across ? item.cross : T(1), r_dot = across ? cross_dot : T(0);
-        squared_distances(z, columns, in.d, u);
-        std::fill(u_dot, u_dot + kLanes, T(0));
-        for (int64_t f = 0; f < in.d; ++f)
-#pragma omp simd
-          for (int j = 0; j < kLanes; ++j)
-            u_dot[j] +=
-                T(2) * (z[f] - columns[f * kLanes + j]) * (z_dot[f] - columns_dot[f * kLanes + j]);
-        kernel.template evaluate<Gaussian>(in, item.variance.data(), u, tangent.out_p != nullptr);
-        kernel.template differentiate<Gaussian>(in, item.variance.data(), u, u_dot, tp);
-#pragma omp simd
-        for (int j = 0; j < kLanes; ++j) {
-          c_dot[j] = r * (a_i_dot * a[j] + a_i * a_dot[j]) + r_dot * a_i * a[j];
-          w[j] = r * a_i * a[j] * kernel.by_u[j];
-          w_dot[j] = c_dot[j] * kernel.by_u[j] + r * a_i * a[j] * kernel.by_u_dot[j];
-        }
-        for (int j = 0; j < kLanes; ++j)
-          inside += (r_dot * a[j] + r * a_dot[j]) * kernel.minus_one[j] +
-                    r * a[j] * kernel.minus_one_dot[j];
-        for (int64_t f = 0; f < in.d; ++f) {
-          T sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int j = 0; j < kLanes; ++j)
-            sum += w_dot[j] * (z[f] - columns[f * kLanes + j]) +
-                   w[j] * (z_dot[f] - columns_dot[f * kLanes + j]);
-          sums[f] += sum;
-        }
-        if (!tangent.out_p) continue;
-        double* row = row_p.data() + i * p;
-        for (int64_t s = 0; s < in.scales; ++s)
-          for (int j = 0; j < kLanes; ++j)
-            row[s] += c_dot[j] * kernel.by_variance[s * kLanes + j] +
-                      r * a_i * a[j] * kernel.by_variance_dot[s * kLanes + j];
-        if (across)
-          for (int j = 0; j < kLanes; ++j)
-            row[in.scales] += (a_i_dot * a[j] + a_i * a_dot[j]) * kernel.minus_one[j] +
-                              a_i * a[j] * kernel.minus_one_dot[j];
-      }
-      if (tangent.out_a) tangent.out_a[b * rows + i] = T(2 * inside);
-      if (i < tangent.row_begin || i >= tangent.row_end) continue;
-      T* out = tangent.out_z + (b * wanted + i - tangent.row_begin) * in.d;
-      for (int64_t f = 0; f < in.d; ++f) out[f] = T(4 * sums[f]);
-    }
+void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t item, int threads) {
+  const double pairs = double(in.n + in.m) * double(in.n + in.m);
+  threads = useful_threads(pairs * (5.0 * double(in.d) + 40.0 * double(in.scales)), threads);
+  const Layout<T> layout(in, item, threads);
+  const Direction<T> direction(layout, tangent);
+  struct Place {
+    const Tile* tile;
+    int64_t begin;
+  };
+  std::vector<Place> blocks;
+  for (const Tile& tile : layout.tiles)
+    for (int64_t begin = 0; begin < tile.rows; begin += kBlockRows)
+      blocks.push_back({&tile, begin});
+  const int64_t count = int64_t(blocks.size()), p = in.scales + 1;
+  std::vector<double> block_p(tangent.out_p ? count * p : 0, 0.0);
+  threads = int(std::min<int64_t>(threads, count));
+  std::vector<std::unique_ptr<Worker<T>>> workers(threads);
+  for (auto& worker : workers)
+    worker = std::make_unique<Worker<T>>(layout, direction, tangent, block_p.data());
+  split_rows(count, threads, [&](int part, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) workers[part]->visit(*blocks[i].tile, blocks[i].begin, i);
   });
   if (!tangent.out_p) return;
   for (int64_t s = 0; s < p; ++s) {
     double sum = 0;
-    for (int64_t i = 0; i < rows; ++i) sum += row_p[i * p + s];
-    tangent.out_p[b * p + s] = T(sum);
-  }
-}
-
-// Many small problems: a thread takes whole ones. Few: the threads share the rows of each.
-template <typename T, typename Visit>
-void for_each_item(const MmdInput<T>& in, int threads, const Visit& visit) {
-  const double rows = double(in.n + in.m);
-  const double work = in.batch * rows * rows * (in.d + 20.0 * in.scales);
-  if (in.batch >= threads && threads > 1) {
-    split_rows(in.batch, useful_threads(work, threads), [&](int, int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) visit(b, 1);
-    });
-  } else {
-    for (int64_t b = 0; b < in.batch; ++b) visit(b, threads);
+    for (int64_t i = 0; i < count; ++i) sum += block_p[i * p + s];
+    tangent.out_p[item * p + s] = T(sum);
   }
 }
 
@@ -279,7 +225,11 @@ void for_each_item(const MmdInput<T>& in, int threads, const Visit& visit) {
 
 template <typename T>
 void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads) {
-  for_each_item(in, threads, [&](int64_t b, int inner) { backward_item(in, tangent, b, inner); });
+  if (in.batch >= threads && threads > 1) {  // many problems: each thread takes whole ones
+    parallel_parts(int(in.batch), threads, [&](int item) { backward_item(in, tangent, item, 1); });
+  } else {
+    for (int64_t item = 0; item < in.batch; ++item) backward_item(in, tangent, item, threads);
+  }
 }
 
 template void mmd_bwd_cpu(const MmdInput<float>&, const MmdTangent<float>&, int);
