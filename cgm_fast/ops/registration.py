@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from cgm_fast.ops.backends import implementation
 
@@ -52,7 +53,7 @@ def register(
 
     def call(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if (
-            torch.compiler.is_compiling()
+            is_compiling()
             or type(first) is not Tensor
             or _modes()
             or _function_modes()

@@ -72,12 +72,11 @@ struct Layout {
       slope_weight.push_back(T(in.kernel_weights[s] * h[0] / h[s]));
     }
     read();
-    double mean, largest;
-    centre(mean, largest);
+    const double largest = centre();
     const double widest = *std::max_element(ratio.begin(), ratio.end());
-    // Which constant to take from k before summing, so that least is left to cancel: 1 where most
-    // pairs are within a bandwidth or so (their mean |z_i - z_j|^2 is twice the mean square).
-    shift = T(2 * kLn2 * mean * widest < 1 ? 1 : 0);
+    // Slopes less 1 leave least to cancel where all pairs are within a bandwidth or so; but a row
+    // far from all others would be left with the rounding of 1 - 1.
+    shifted = largest * widest < 1.5;
     // |a|^2 + |b|^2 - 2ab loses what |a|^2 has over the distance: not where the data is wide, nor
     // where so few features cost no more as differences.
     differences = largest * widest > 24 || in.d <= 4;
@@ -103,10 +102,9 @@ struct Layout {
   std::vector<double> h;
   std::vector<T> ratio, value_weight, slope_weight;
   double cross, scale;  // z in the kernel is (z - centre) * scale
-  T shift;
+  bool shifted;
   bool differences, several;  // several: bandwidths, or one of weight other than 1
   double mass[2] = {0, 0};    // sum of a_j over x and over y
-  double own_mass = 0;        // sum of a_j^2
   std::vector<double> total;  // sum of a_j z_j over x [d] and over y [d]
 
   // What the weights of a sample's rows are to be multiplied by.
@@ -134,9 +132,9 @@ struct Layout {
     }
   }
 
-  // Takes the mean row from every row; then mean and largest |z|^2 in units where the first
-  // bandwidth's kernel is 2^-|z_i - z_j|^2.
-  void centre(double& mean, double& largest) {
+  // Takes the mean row from every row; then the largest |z|^2 in units where the first bandwidth's
+  // kernel is 2^-|z_i - z_j|^2.
+  double centre() {
     std::vector<double> sum(in.d, 0.0);
     for (const Tile& tile : tiles) {
       const T* row = rows.data + tile.start * features;
@@ -146,8 +144,7 @@ struct Layout {
     // Rounded to T: then z - centre is exact wherever the data is far from the origin.
     std::vector<T> middle(in.d);
     for (int64_t f = 0; f < in.d; ++f) middle[f] = T(sum[f] / double(in.n + in.m));
-    double squares = 0;
-    largest = 0;
+    double largest = 0;
     for (const Tile& tile : tiles) {
       T* row = rows.data + tile.start * features;
       for (int64_t lane = 0; lane < tile.rows; ++lane, row += features) {
@@ -156,13 +153,10 @@ struct Layout {
           row[f] -= middle[f];
           square += double(row[f]) * double(row[f]);
         }
-        squares += square;
         largest = std::max(largest, square);
       }
     }
-    const double unit = 1 / (2 * kLn2 * h[0]);
-    mean = unit * squares / double(in.n + in.m);
-    largest *= unit;
+    return largest / (2 * kLn2 * h[0]);
   }
 
   // Scales a tile's rows; transposes them, weighs them, and adds up what finish() needs.
@@ -188,7 +182,6 @@ struct Layout {
       bias.data[at] = T(-0.5 * square);
       weight.data[at] = own;
       mass[tile.of_y] += double(own);
-      own_mass += double(own) * double(own) * unit(tile.of_y) * unit(tile.of_y);
       if (!weighted_rows) continue;
       T* of_panel = own_weighted_panels.data + tile.start * d + lane;
       T* of_row = own_weighted.data + at * features;

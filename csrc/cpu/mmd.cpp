@@ -60,12 +60,12 @@ struct Sums {
         columns(with_columns ? layout.padded * (layout.in.d + 1) : 0, 0.0),
         values(with_values ? layout.padded : 0, 0.0) {}
 
-  std::vector<double> within, across;  // per group of rows, sums of c_ij (k_ij - shift)
+  std::vector<double> within, across;  // per group of rows, sums of c_ij (k_ij - 1)
   std::vector<double> variance;        // per group of rows and bandwidth, sums of c_ij t k_s
   // sum_j r_ij a_j slope_ij (z_j, 1) over the pairs in which i was the row, [padded, d + 1], and
   // over those in which it was the column, tile by tile [d + 1, columns]
   std::vector<double> rows, columns;
-  std::vector<double> values;  // sum_j r_ij a_j (k_ij - shift), where that is not the last of rows
+  std::vector<double> values;  // sum_j r_ij a_j (k_ij - 1), where that is not the last of rows
 };
 
 // One problem: its data, what is wanted of it and what has been added up.
@@ -163,7 +163,7 @@ class Worker {
     v.ratio = layout_.ratio.data();
     v.value_weight = layout_.value_weight.data();
     v.slope_weight = layout_.slope_weight.data();
-    v.shift = layout_.shift;
+    v.shifted = layout_.shifted;
     v.differences = layout_.differences;
     v.with_variance = pass_.out.grad_p != nullptr;
     v.with_rows = pass_.wanted(own);
@@ -196,7 +196,8 @@ class Worker {
   void take_values(const Tile& own, int64_t begin, int rows, int times) {
     double values[kBlockRows] = {}, slopes[kBlockRows] = {};
     kernels_.take_lanes(value_sums_.data, rows, unit_, values);
-    if (pass_.scaled) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
+    const bool separate = pass_.scaled || !layout_.shifted;
+    if (separate) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
     const T* weight = layout_.weight.data + own.start + begin;
     const double unit = layout_.unit(own.of_y);
     double sum = 0;
@@ -204,7 +205,7 @@ class Worker {
     *total_ += times * unit * sum;
     if (!pass_.sums.rows.empty()) {
       double* last = pass_.sums.rows.data() + (own.start + begin) * (d_ + 1) + d_;
-      const double* taken = pass_.scaled ? slopes : values;
+      const double* taken = separate ? slopes : values;
       for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += taken[r];
     }
     if (!pass_.sums.values.empty())
@@ -238,7 +239,7 @@ class Worker {
   Buffer<T> w_, value_sums_, slope_sums_, variance_sums_, row_values_, column_values_;
   int64_t p_ = 0;            // the group of rows
   double unit_ = 0;          // what the columns' weights are to be multiplied by
-  double* total_ = nullptr;  // where c_ij (k_ij - shift) goes
+  double* total_ = nullptr;  // where c_ij (k_ij - 1) goes
 };
 
 // Turns the sums into the gradient of a tile's rows, in the caller's units.
@@ -247,12 +248,12 @@ void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
   const Layout<T>& layout = pass.layout;
   const MmdInput<T>& in = layout.in;
   const MmdGradient<T>& out = pass.out;
-  // dL/dz_i = -(2/h) a_i [S_i z_i - V_i], with k = (k - shift) + shift in both sums.
+  // dL/dz_i = -(2/h) a_i [S_i z_i - V_i]; shifted slopes get their 1 back here, in both sums.
   const double factor = -2 / (layout.h[0] * layout.scale);
   const int64_t d = in.d;
   const double* own = layout.total.data() + tile.of_y * d;
   const double* other = layout.total.data() + !tile.of_y * d;
-  const double constant = double(layout.shift) * slopes, cross = layout.cross;
+  const double constant = layout.shifted ? slopes : 0.0, cross = layout.cross;
   for (int64_t lane = 0; lane < tile.rows; ++lane) {
     const int64_t row = (tile.of_y ? in.n : 0) + tile.row + lane;
     if (row < out.row_begin || row >= out.row_end) continue;
@@ -279,17 +280,10 @@ void finish(const Pass<T>& pass, int threads) {
   const Layout<T>& layout = pass.layout;
   const MmdInput<T>& in = layout.in;
   const MmdGradient<T>& out = pass.out;
-  const double cross = layout.cross, shift = double(layout.shift);
-  const double* mass = layout.mass;
-  const double values = std::accumulate(in.kernel_weights, in.kernel_weights + in.scales, 0.0);
   double slopes = 0;
   for (T weight : layout.slope_weight) slopes += double(weight);
-  // The op's sums are over k - 1, the kernel's over k - shift.
-  const double pairs = mass[0] * mass[0] + mass[1] * mass[1] - layout.own_mass;
-  double within = -(1 - shift) * values * pairs;
-  double across = -(1 - shift) * values * 2 * cross * mass[0] * mass[1];
-  within = std::accumulate(pass.sums.within.begin(), pass.sums.within.end(), within);
-  across = std::accumulate(pass.sums.across.begin(), pass.sums.across.end(), across);
+  const double within = std::accumulate(pass.sums.within.begin(), pass.sums.within.end(), 0.0);
+  const double across = std::accumulate(pass.sums.across.begin(), pass.sums.across.end(), 0.0);
   out.loss[layout.item] = T(within + across);
   if (out.grad_p) {
     T* grad = out.grad_p + layout.item * (in.scales + 1);
@@ -298,22 +292,23 @@ void finish(const Pass<T>& pass, int threads) {
       for (size_t p = 0; p < pass.groups.size(); ++p) sum += pass.sums.variance[p * in.scales + s];
       grad[s] = T(in.kernel_weights[s] * sum / layout.h[s]);
     }
-    grad[in.scales] = T(across / cross);
+    grad[in.scales] = T(across / layout.cross);
   }
   if (out.grad_a) {
     T* grad = out.grad_a + layout.item * (in.n + in.m);
     for (const Tile& tile : layout.tiles) {
       for (int64_t lane = 0; lane < tile.rows; ++lane) {
         const int64_t at = tile.start + lane, i = (tile.of_y ? in.n : 0) + tile.row + lane;
-        const double a = double(layout.weight.data[at]) * layout.unit(tile.of_y);
-        const double around = mass[tile.of_y] + cross * mass[!tile.of_y] - a;
-        double sum = -(1 - shift) * values * around;
+        double sum = 0;
         if (!pass.sums.values.empty()) {
-          sum += pass.sums.values[at];
-        } else {
-          sum += pass.sums.rows[at * (in.d + 1) + in.d];
+          sum = pass.sums.values[at];
+        } else {  // the slopes are the values, less 1 or not
+          sum = pass.sums.rows[at * (in.d + 1) + in.d];
           if (pass.symmetric)
             sum += pass.sums.columns[tile.start * (in.d + 1) + in.d * tile.columns + lane];
+          const double a = double(layout.weight.data[at]) * layout.unit(tile.of_y);
+          if (!layout.shifted)
+            sum -= layout.mass[tile.of_y] - a + layout.cross * layout.mass[!tile.of_y];
         }
         grad[i] = T(2 * sum);
       }

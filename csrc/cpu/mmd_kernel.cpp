@@ -13,12 +13,15 @@
 namespace cgm_fast {
 namespace {
 
-// A radial kernel as a function of the exponent e: its value less `shift` and its slope
-// -2 h dk/du, less the same. For the Gaussian the two are one.
+// A radial kernel as a function of the exponent e: its value less 1, and its slope -2 h dk/du, less
+// 1 too where kShifted. For the Gaussian value and slope are one.
 struct Gaussian {
-  template <typename T>
-  CGM_INLINE static void evaluate(Vec<T> e, T shift, Vec<T>& value, Vec<T>& slope) {
-    value = slope = exp2_minus(e, shift);
+  template <typename T, bool kShifted>
+  CGM_INLINE static void evaluate(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+    Vec<T> power, rest;
+    split_exp2<T>(e, power, rest);
+    value = rest + (power - T(1));
+    slope = kShifted ? value : rest + power;
   }
 };
 
@@ -31,7 +34,7 @@ CGM_INLINE void leave_out_own(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T>
 }
 
 // Step 1 for 4 rows and C vectors of columns, up to feature `end`.
-template <typename Kernel, typename T, int C, bool kDifferences, bool kDiagonal>
+template <typename Kernel, typename T, int C, bool kDifferences, bool kDiagonal, bool kShifted>
 CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> e[kR][C];
@@ -44,34 +47,41 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
   Vec<T> a_j[C];
   CGM_UNROLL for (int c = 0; c < C; ++c) a_j[c] = load(v.column_weight + j + c * kLanes);
   CGM_UNROLL for (int r = 0; r < kR; ++r) {
-    T* sums = v.value_sums + (i + r) * kTileAlign;
+    T* values = v.value_sums + (i + r) * kTileAlign;
+    T* slopes = v.slope_sums + (i + r) * kTileAlign;
     T* w = v.w + (i + r) * v.columns + j;
-    Vec<T> sum = load(sums);
+    Vec<T> value_sum = load(values), slope_sum = Vec<T>{};
+    if (!kShifted) slope_sum = load(slopes);
     CGM_UNROLL for (int c = 0; c < C; ++c) {
       Vec<T> value, slope;
-      Kernel::template evaluate<T>(e[r][c], v.shift, value, slope);
-      if (kDiagonal) leave_out_own<T>(v, i + r, j + c * kLanes, value);
-      sum += value * a_j[c];
-      store(w + c * kLanes, value);
+      Kernel::template evaluate<T, kShifted>(e[r][c], value, slope);
+      if (kDiagonal) {
+        leave_out_own<T>(v, i + r, j + c * kLanes, value);
+        leave_out_own<T>(v, i + r, j + c * kLanes, slope);
+      }
+      value_sum += value * a_j[c];
+      if (!kShifted) slope_sum += slope * a_j[c];
+      store(w + c * kLanes, slope);
     }
-    store(sums, sum);
+    store(values, value_sum);
+    if (!kShifted) store(slopes, slope_sum);
   }
 }
 
 // Step 1 with several bandwidths, or with derivatives in them.
-template <typename Kernel, typename T, int C, bool kDifferences>
+template <typename Kernel, typename T, int C, bool kDifferences, bool kShifted>
 CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
                                   int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
-  constexpr T kLn2 = T(0.69314718055994530942);
+  constexpr T kLn2 = T(0.69314718055994530942), kShift = kShifted ? T(1) : T(0);
   Vec<T> e[kR][C];
   exponents<T, C, kDifferences>(v, i, j, begin, end, e);
-  CGM_UNROLL for (int r = 0; r < kR; ++r) {
+  for (int r = 0; r < kR; ++r) {
     T* value_sums = v.value_sums + (i + r) * kTileAlign;
     T* slope_sums = v.slope_sums + (i + r) * kTileAlign;
     T* w = v.w + (i + r) * v.columns + j;
     const T a_i = v.rows_weighted[(i + r) * v.features + v.d];
-    CGM_UNROLL for (int c = 0; c < C; ++c) {
+    for (int c = 0; c < C; ++c) {
       if (end < v.d) {
         store(w + c * kLanes, e[r][c]);
         continue;
@@ -83,12 +93,12 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
       for (int64_t s = 0; s < v.scales; ++s) {
         const Vec<T> exponent = e[r][c] * v.ratio[s];
         Vec<T> value, slope;
-        Kernel::template evaluate<T>(exponent, v.shift, value, slope);
+        Kernel::template evaluate<T, kShifted>(exponent, value, slope);
         values += value * v.value_weight[s];
         slopes += slope * v.slope_weight[s];
         if (v.with_variance) {
           T* sums = v.variance_sums + s * kTileAlign;
-          store(sums, load(sums) + exponent * (slope + v.shift) * (-kLn2 * a_i) * a_j);
+          store(sums, load(sums) + exponent * (slope + kShift) * (-kLn2 * a_i) * a_j);
         }
       }
       store(value_sums, load(value_sums) + values * a_j);
@@ -100,16 +110,16 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
 
 enum class Step { plain, diagonal, scaled };
 
-template <typename Kernel, typename T, int C, bool kDifferences, Step kStep>
+template <typename Kernel, typename T, int C, bool kDifferences, bool kShifted, Step kStep>
 CGM_INLINE void weights_of_rows(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
                                 int64_t end) {
-  if (kStep == Step::scaled)
-    weights_of_scales<Kernel, T, C, kDifferences>(v, i, j, begin, end);
+  if constexpr (kStep == Step::scaled)
+    weights_of_scales<Kernel, T, C, kDifferences, kShifted>(v, i, j, begin, end);
   else
-    weights<Kernel, T, C, kDifferences, kStep == Step::diagonal>(v, i, j, begin, end);
+    weights<Kernel, T, C, kDifferences, kStep == Step::diagonal, kShifted>(v, i, j, begin, end);
 }
 
-template <typename Kernel, typename T, bool kDifferences, Step kStep>
+template <typename Kernel, typename T, bool kDifferences, bool kShifted, Step kStep>
 void all_weights(const MmdVisit<T>& v) {
   constexpr int kLanes = Simd<T>::kLanes;
   constexpr int64_t kChunk = 512;  // features whose panel stays near
@@ -118,29 +128,32 @@ void all_weights(const MmdVisit<T>& v) {
     for (int64_t i = 0; i < v.rows; i += kR) {
       int64_t j = 0;
       for (; j + kPairColumns * kLanes <= v.columns; j += kPairColumns * kLanes)
-        weights_of_rows<Kernel, T, kPairColumns, kDifferences, kStep>(v, i, j, begin, end);
+        weights_of_rows<Kernel, T, kPairColumns, kDifferences, kShifted, kStep>(v, i, j, begin,
+                                                                                end);
       for (; j < v.columns; j += kLanes)
-        weights_of_rows<Kernel, T, 1, kDifferences, kStep>(v, i, j, begin, end);
+        weights_of_rows<Kernel, T, 1, kDifferences, kShifted, kStep>(v, i, j, begin, end);
     }
   }
 }
 
-template <typename Kernel, typename T, bool kDifferences>
+template <typename Kernel, typename T, bool kDifferences, bool kShifted>
 CGM_INLINE void weights_in_steps(const MmdVisit<T>& v) {
   if (v.scaled)
-    all_weights<Kernel, T, kDifferences, Step::scaled>(v);
+    all_weights<Kernel, T, kDifferences, kShifted, Step::scaled>(v);
   else if (v.diagonal >= 0)
-    all_weights<Kernel, T, kDifferences, Step::diagonal>(v);
+    all_weights<Kernel, T, kDifferences, kShifted, Step::diagonal>(v);
   else
-    all_weights<Kernel, T, kDifferences, Step::plain>(v);
+    all_weights<Kernel, T, kDifferences, kShifted, Step::plain>(v);
 }
 
 template <typename T>
 void visit(const MmdVisit<T>& v) {
   if (v.differences)
-    weights_in_steps<Gaussian, T, true>(v);
+    v.shifted ? weights_in_steps<Gaussian, T, true, true>(v)
+              : weights_in_steps<Gaussian, T, true, false>(v);
   else
-    weights_in_steps<Gaussian, T, false>(v);
+    v.shifted ? weights_in_steps<Gaussian, T, false, true>(v)
+              : weights_in_steps<Gaussian, T, false, false>(v);
   if (v.with_rows) all_rows(v);
   if (v.with_columns) all_columns(v);
 }

@@ -23,12 +23,12 @@ struct MmdVisit : Block<T> {
   const T* slope_weight;  // [scales], kernel weight times h_0 / h_s
 
   int64_t diagonal;  // column of row 0's own pair, which is left out; negative: not among these
-  T shift;           // 0 or 1: sums are over k - shift
+  bool shifted;      // slopes are less 1, as values always are
   bool differences;  // distances by plain differences: the data is many bandwidths wide
   bool with_rows, with_columns, with_variance;
 
-  T* value_sums;     // [kBlockRows, kTileAlign]: per row, lanes of sum_j a_j (k - shift)
-  T* slope_sums;     // the same of the slopes; unused where not `scaled`: they are equal
+  T* value_sums;     // [kBlockRows, kTileAlign]: per row, lanes of sum_j a_j (k - 1)
+  T* slope_sums;     // the same of the slopes; unused where these are the values
   T* variance_sums;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j t k_s, t = u / 2h_s
 };
 

@@ -15,8 +15,10 @@ struct Gaussian {
   template <typename T>
   CGM_INLINE static void evaluate(Vec<T> t, Vec<T>& minus_one, Vec<T>& first, Vec<T>& second) {
     constexpr T kLog2e = T(1.4426950408889634074);
-    minus_one = exp2_minus(t * -kLog2e, T(1));
-    second = exp2_minus(t * -kLog2e, T(0));
+    Vec<T> power, rest;
+    split_exp2<T>(t * -kLog2e, power, rest);
+    minus_one = rest + (power - T(1));
+    second = rest + power;
     first = -second;
   }
 };

@@ -25,7 +25,11 @@ T exponentials(int64_t steps) {
   constexpr int kSums = kProbeSums / 3;
   Vec<T> sum[kSums] = {}, e = splat(T(-1));
   for (int64_t step = 0; step < steps; ++step, e -= T(1e-6))
-    CGM_UNROLL for (int i = 0; i < kSums; ++i) sum[i] += exp2_minus(e - T(i), T(1));
+    CGM_UNROLL for (int i = 0; i < kSums; ++i) {
+      Vec<T> power, rest;
+      split_exp2<T>(e - T(i), power, rest);
+      sum[i] += rest + (power - T(1));
+    }
   CGM_UNROLL for (int i = 1; i < kSums; ++i) sum[0] += sum[i];
   return sum[0][0];
 }

@@ -130,16 +130,16 @@ CGM_INLINE Vec<double> exp2_polynomial(Vec<double> f) {
   return q * f + 6.9314718055994530909e-1;
 }
 
-// 2^e - shift for e <= 0 (or a rounding error above), with shift 0 or 1: 2^n q(f) + (2^n - shift)
-// does not cancel. A NaN stays.
+// 2^e = power + rest for e <= 0 (or a rounding error above), where power is exact and rest small,
+// so that 2^e - 1 = rest + (power - 1) does not cancel. A NaN stays.
 template <typename T>
-CGM_INLINE Vec<T> exp2_minus(Vec<T> e, T shift) {
+CGM_INLINE void split_exp2(Vec<T> e, Vec<T>& power, Vec<T>& rest) {
   using S = Simd<T>;
   e = at_least(e, splat<T>(-S::kBias));  // 2^-bias becomes an exact zero
   const Vec<T> shifted = e + S::kRound;  // its low bits hold n + bias, which is all of 2^n
   const Vec<T> f = e - (shifted - S::kRound);
-  const Vec<T> power = (Vec<T>)((typename S::Bits)shifted << S::kMantissa);
-  return power * (exp2_polynomial(f) * f) + (power - shift);
+  power = (Vec<T>)((typename S::Bits)shifted << S::kMantissa);
+  rest = power * (exp2_polynomial(f) * f);
 }
 
 // Half a vector's lanes of floats, or a vector of doubles, as doubles.
