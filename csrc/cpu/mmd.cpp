@@ -133,7 +133,7 @@ class Worker {
   // Whether the gradient of some row of a tile is asked for.
   bool wanted(const Tile& tile) const {
     const int64_t first = (tile.of_y ? layout_.in.n : 0) + tile.row;
-    return first < out_.row_end && first + tile.rows > out_.row_begin;
+    return std::max(first, out_.row_begin) < std::min(first + tile.rows, out_.row_end);
   }
 
   MmdVisit<T> of_rows(const Tile& own, int64_t begin, int rows) {
