@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace cgm_fast {
 
@@ -42,7 +43,8 @@ inline void exp_neg(T t, T& value, T& minus_one) {
   for (int i = E::kDegree; i >= 2; --i) q = T(1) + f * q * T(1.0 / i);
   q *= f;
   const Bits exponent = __builtin_bit_cast(Bits, shifted) - __builtin_bit_cast(Bits, E::kRound);
-  const T power = __builtin_bit_cast(T, (exponent + E::kBias) << E::kMantissa);
+  using Unsigned = std::make_unsigned_t<Bits>;  // a NaN's bits may be negative: those do not shift
+  const T power = __builtin_bit_cast(T, Unsigned(exponent + E::kBias) << E::kMantissa);
   value = power + power * q;
   minus_one = power * q + (power - T(1));
 }
