@@ -637,7 +637,7 @@ void check_margin(uint64_t seed) {
 
 struct Everything {  // one of each call, with work for several threads
   Everything()
-      : random{3}, mmd(options(), random), margin(600, 40, 10, true, false, true, true, random) {}
+      : random{3}, mmd(options(), random), margin(600, 100, 31, true, false, true, true, random) {}
 
   static MmdOptions options() {
     MmdOptions o{1, 160, 130, 10, 1};

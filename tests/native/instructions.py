@@ -1,4 +1,4 @@
-"""Instructions that the CPU kernels take, counted by callgrind: a guard that needs no quiet machine.
+"""Instructions that the CPU kernels take, counted by callgrind: a guard without a clock.
 
     python tests/native/instructions.py DRIVER             compare with instructions.csv
     python tests/native/instructions.py DRIVER --update    write it
