@@ -329,10 +329,11 @@ void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item
   const Layout<T> layout(in, item, threads);
   const std::vector<Group> groups = make_groups(layout, threads);
   const bool with_gradient = out.row_end > out.row_begin || out.grad_a;
-  // What is visited does not depend on which derivatives are wanted, lest the value do too.
-  const bool several = layout.several || in.variance || in.cross;
-  const bool symmetric = !layout.weighted_rows || !several,
-             scaled = layout.several || out.grad_p != nullptr;
+  // What is visited does not depend on which derivatives are wanted, lest the value do too: there
+  // are derivatives in bandwidths only where these or `cross` are given as arrays.
+  const bool several = layout.several || in.variance || in.cross || out.grad_p;
+  const bool symmetric = !layout.weighted_rows || !several;
+  const bool scaled = layout.several || out.grad_p;
   Sums<T> sums(layout, groups, with_gradient, with_gradient && symmetric, out.grad_a && scaled);
   const Pass<T> pass{layout, out, groups, sums, symmetric, scaled};
   PairSchedule schedule(int64_t(groups.size()), symmetric);

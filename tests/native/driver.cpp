@@ -522,7 +522,9 @@ struct Margin {
       if (random.chance(0.3)) std::copy_n(g.data + (c - 1) * d, d, g.data + c * d);
     for (int64_t i = 0; i < labels.size; ++i) labels.data[i] = random.below(k);
     const double margin = double(d) * random.pick({0.0, 0.5, 1.0});
-    in = {rows, k, d, r.data, g.data, labels.data, margin, 0.7, 1.0 / double(rows)};
+    constexpr Dtype dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+    in = {rows,        k,      d,   {r.data, dtype, 0, d, 1}, {g.data, dtype, 0, d, 1},
+          labels.data, margin, 0.7, 1.0 / double(rows)};
   }
 
   Array<T> r, g, t_r, t_g;
