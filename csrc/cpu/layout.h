@@ -41,7 +41,7 @@ inline std::vector<Tile> make_tiles(int64_t n, int64_t m, int64_t width) {
 // A block's slopes, a tile's panel and its sums stay in the first two levels of cache, and every
 // thread gets a few tiles.
 inline int64_t tile_width(int64_t d, int64_t rows, int threads) {
-  const int64_t by_cache = 49152 / d, by_thread = threads > 1 ? rows / (4 * threads) : rows;
+  const int64_t by_cache = 49152 / d, by_thread = threads > 1 ? rows / (2 * threads) : rows;
   return std::clamp<int64_t>(std::min(by_cache, by_thread) / 64 * 64, 64, 256);
 }
 

@@ -36,7 +36,7 @@ std::vector<Group> make_groups(const Layout<T>& layout, int threads) {
   const std::vector<Tile>& tiles = layout.tiles;
   // Enough of them for every thread to have a few tasks in a round.
   const int64_t target =
-      threads > 1 ? std::min(kGroupRows, layout.padded / (4 * threads)) : kGroupRows;
+      threads > 1 ? std::min(kGroupRows, layout.padded / (2 * threads)) : kGroupRows;
   const size_t width = std::max<int64_t>(1, target / layout.width);
   std::vector<Group> groups;
   for (size_t i = 0; i < tiles.size(); ++i) {
@@ -64,8 +64,8 @@ struct Sums {
   std::vector<double> variance;        // per group of rows and bandwidth, sums of c_ij t k_s
   // sum_j r_ij a_j slope_ij (z_j, 1) over the pairs in which i was the row, [padded, d + 1], and
   // over those in which it was the column, tile by tile [d + 1, columns]
-  std::vector<double> rows, columns;
-  std::vector<double> values;  // sum_j r_ij a_j (k_ij - 1), where that is not the last of rows
+  Buffer<double> rows, columns;
+  Buffer<double> values;  // sum_j r_ij a_j (k_ij - 1), where that is not the last of rows
 };
 
 // One problem: its data, what is wanted of it and what has been added up.
@@ -204,7 +204,7 @@ class Worker {
     for (int r = 0; r < rows; ++r) sum += double(weight[r]) * values[r];
     *total_ += times * unit * sum;
     if (!pass_.sums.rows.empty()) {
-      double* last = pass_.sums.rows.data() + (own.start + begin) * (d_ + 1) + d_;
+      double* last = pass_.sums.rows.data + (own.start + begin) * (d_ + 1) + d_;
       const double* taken = separate ? slopes : values;
       for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += taken[r];
     }
@@ -216,7 +216,7 @@ class Worker {
   }
 
   void take_rows(const Tile& own, int64_t begin, int rows) {
-    double* sums = pass_.sums.rows.data() + (own.start + begin) * (d_ + 1);
+    double* sums = pass_.sums.rows.data + (own.start + begin) * (d_ + 1);
     for (int r = 0; r < rows; ++r, sums += d_ + 1) {
       T* row = row_values_.data + r * row_width_;
       if (d_ < kFeatureLanes) {
@@ -228,7 +228,7 @@ class Worker {
   }
 
   void take_columns(const Group& group, double unit) {
-    double* sums = pass_.sums.columns.data() + group.start * (d_ + 1);
+    double* sums = pass_.sums.columns.data + group.start * (d_ + 1);
     kernels_.take(column_values_.data, group.columns * (d_ + 1), unit, sums);
   }
 
@@ -259,9 +259,9 @@ void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
     if (row < out.row_begin || row >= out.row_end) continue;
     const double a = double(layout.weight.data[tile.start + lane]) * layout.unit(tile.of_y);
     const T* z = layout.rows.data + (tile.start + lane) * layout.features;
-    const double* of_row = pass.sums.rows.data() + (tile.start + lane) * (d + 1);
+    const double* of_row = pass.sums.rows.data + (tile.start + lane) * (d + 1);
     const double* of_column =
-        pass.symmetric ? pass.sums.columns.data() + tile.start * (d + 1) + lane : nullptr;
+        pass.symmetric ? pass.sums.columns.data + tile.start * (d + 1) + lane : nullptr;
     // A row's pair with itself is in neither sum: it would add the same to both.
     double s = constant * (layout.mass[tile.of_y] - a + cross * layout.mass[!tile.of_y]);
     s += of_row[d] + (of_column ? of_column[d * tile.columns] : 0.0);
@@ -324,8 +324,8 @@ template <typename T>
 void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item, int threads) {
   const double pairs = double(in.n + in.m) * double(in.n + in.m);
   const double work = pairs * (2.0 * double(in.d) + 16.0 * double(in.scales));
-  // Waking a thread takes some microseconds, in which one core does about this much.
-  threads = int(std::min(double(threads), 1 + work / 2e6));
+  // Waking a thread takes tens of microseconds, in which one core does about this much.
+  threads = int(std::min(double(threads), 1 + work / 1.5e7));
   const Layout<T> layout(in, item, threads);
   const std::vector<Group> groups = make_groups(layout, threads);
   const bool with_gradient = out.row_end > out.row_begin || out.grad_a;

@@ -183,7 +183,7 @@ class Worker {
     blocks_since_sum_ = 0;
     if (!touched_) return;
     touched_ = false;
-    kernels_.take(column_values_.data, column_values_.size, 1.0, active_sums.data());
+    kernels_.take(column_values_.data, column_values_.size, 1.0, active_sums.data);
   }
 
  private:
@@ -262,7 +262,7 @@ class Worker {
       if (out) std::fill_n(out, d_, T(0));
       return;
     }
-    double* sum = out_.with_g ? assigned_sums.data() + assigned * d_ : nullptr;
+    double* sum = out_.with_g ? assigned_sums.data + assigned * d_ : nullptr;
     kernels_.pair(p_.own_r(i, position), p_.own_g(assigned), d_, 2 * in_.scale, out, sum);
     if (!out || within == 0) return;
     T* lanes = row_values_.data + r * row_width_;
@@ -288,8 +288,8 @@ class Worker {
   bool touched_ = false;
 
  public:
-  std::vector<double> assigned_sums;  // [k, d], sum of r_i - g_k over the samples assigned to k
-  std::vector<double> active_sums;  // tile by tile [d + 1, columns]: of (r_i, 1) inside the margin
+  Buffer<double> assigned_sums;  // [k, d], sum of r_i - g_k over the samples assigned to k
+  Buffer<double> active_sums;    // tile by tile [d + 1, columns]: of (r_i, 1) inside the margin
 };
 
 // Adds up the threads' shares of the gradient in g.
