@@ -12,7 +12,7 @@ from cgm_fast.ops.backends import AUTO, BACKENDS, availability, choose
 _EXTRAS = {
     "train": ("matplotlib", "rich", "safetensors", "scikit-learn", "tensorboard", "torchvision",
               "tyro"),
-    "bench": ("pytest", "pytest-benchmark"),
+    "bench": ("matplotlib", "pytest", "pytest-benchmark"),
 }  # fmt: skip
 
 

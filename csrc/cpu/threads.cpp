@@ -8,6 +8,7 @@
 #include <thread>
 
 #ifndef _WIN32
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -103,6 +104,27 @@ Pool& current_pool() {
   return *found;
 }
 
+// GOMP_parallel(function, its argument, threads, flags), of GNU's run-time and those that stand in
+// for it.
+using OpenMp = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+std::atomic<bool> forked{false};
+
+// The OpenMP run-time that the process has loaded, torch's, or null. Its idle threads wait by
+// spinning, so a pool of our own beside it would get half a core. Not in a forked child, where the
+// run-time waits for threads that did not come along.
+OpenMp loaded_openmp() {
+#ifdef _WIN32
+  return nullptr;
+#else
+  static const OpenMp found = [] {
+    pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+    return reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  }();
+  return forked.load() ? nullptr : found;
+#endif
+}
+
 }  // namespace
 
 void run_parts(int parts, int threads, void (*body)(void*, int), void* context) {
@@ -110,12 +132,16 @@ void run_parts(int parts, int threads, void (*body)(void*, int), void* context) 
   job.body = body;
   job.context = context;
   job.parts = parts;
-  Pool& workers = current_pool();
-  std::unique_lock<std::mutex> alone(workers.callers, std::try_to_lock);
-  if (alone.owns_lock()) {
-    workers.run(job, threads < parts ? threads : parts);
+  threads = threads < parts ? threads : parts;
+  if (OpenMp parallel = loaded_openmp()) {
+    parallel([](void* given) { static_cast<Job*>(given)->work(); }, &job, unsigned(threads), 0);
   } else {
-    job.work();  // another call has the pool; the parts, and so the result, are the same
+    Pool& workers = current_pool();
+    std::unique_lock<std::mutex> alone(workers.callers, std::try_to_lock);
+    if (alone.owns_lock())
+      workers.run(job, threads);
+    else
+      job.work();  // another call has the pool; the parts, and so the result, are the same
   }
   if (job.error) std::rethrow_exception(job.error);
 }

@@ -1,5 +1,5 @@
-// A small pool of threads, woken for each call. Not OpenMP: a second run-time beside torch's would
-// fight it for the cores, and would not survive a fork.
+// Several threads for one call: those of the OpenMP run-time that torch has loaded, else a small
+// pool of our own. The module links no OpenMP: a second run-time would fight torch's for the cores.
 #pragma once
 
 namespace cgm_fast {

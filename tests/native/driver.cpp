@@ -31,6 +31,8 @@
 #include "mmd.h"
 #include "prototype_margin.h"
 
+int check_step();  // check_step.cpp
+
 namespace {
 
 using namespace cgm_fast;
@@ -639,11 +641,11 @@ void check_margin(uint64_t seed) {
 
 struct Everything {  // one of each call, with work for several threads
   Everything()
-      : random{3}, mmd(options(), random), margin(600, 100, 31, true, false, true, true, random) {}
+      : random{3}, mmd(options(), random), margin(3000, 100, 31, true, false, true, true, random) {}
 
   static MmdOptions options() {
-    MmdOptions o{1, 160, 130, 10, 1};
-    o.end = 290;
+    MmdOptions o{1, 700, 600, 3, 1};
+    o.end = 1300;
     return o;
   }
 
@@ -775,6 +777,7 @@ int main(int count_of_arguments, char** arguments) {
     for (uint64_t seed = 0; seed < seeds / 2; ++seed) check_margin(seed);
     check_large_mmd();
     check_nan();
+    failures += check_step();
     check_concurrent_calls();
     check_fork();
   } else {

@@ -176,6 +176,15 @@ def test_numerics_contract(case, backend, device):
     assert_contract(results) if exact else assert_contract(results, 1e-4, 1e-3)
 
 
+@pytest.mark.parametrize("far", [2.0, 4.0, 5.0])
+def test_a_row_far_from_the_others_keeps_its_gradient(far, backend, device):
+    """Its kernel values are tiny, and must not be left with the rounding of k − 1."""
+    generator = torch.Generator().manual_seed(0)
+    y = (0.01 * torch.randn(150, 1, generator=generator)).to(device)
+    x = torch.full((1, 1), far, device=device)
+    assert_contract(kernel_and_oracle(x, y, with_tensors(x, y, {}, 1.0), backend, order=1))
+
+
 @pytest.mark.parametrize("sigma", [1e-3, 1e-12])
 def test_second_derivative_where_the_kernel_vanishes(sigma, backend, device):
     x, y = samples(33, 31, 10, device=device)

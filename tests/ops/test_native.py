@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cgm_fast
+from cgm_fast import testing
 from cgm_fast.ops import backends
 
 reason = backends.availability()["native"]
@@ -60,6 +61,74 @@ def test_concurrent_calls_agree(samples):
     with ThreadPoolExecutor(4) as callers:
         found = list(callers.map(lambda _: cgm_fast.mmd(*samples, backend="native"), range(32)))
     assert all(torch.equal(value, alone) for value in found)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# Work for several threads, with lanes over columns and over features.
+@pytest.mark.parametrize("shape", [(900, 800, 10), (1, 2000, 3), (700, 600, 65)])
+def test_mmd_for_any_number_of_threads(threads, shape):
+    n, m, d = shape
+    x, y = testing.samples(n, m, d)
+    sigma = [d**0.5]
+    exact, gradient, _ = testing.derivatives(
+        lambda x, y: testing.mmd_formula(x, y, sigma=sigma), (x.double(), y.double()), order=1
+    )
+    magnitude = testing.mmd_magnitude(x, y, sigma=sigma)
+    for count in (1, 2, 3, 8):
+        threads(count)
+        first, again = (
+            testing.derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="native"), (x, y), order=1)
+            for _ in range(2)
+        )
+        testing.assert_loss_close(first[0], exact, magnitude)
+        for found, repeated, wanted in zip(first[1], again[1], gradient, strict=True):
+            testing.assert_gradient_close(found, wanted)
+            assert torch.equal(found, repeated)
+
+
+def test_prototype_margin_for_any_number_of_threads(threads):
+    r, g, labels = testing.prototypes(3000, 130, 40)
+    exact, gradient, _ = testing.derivatives(
+        lambda r, g: testing.prototype_margin_formula(r, g, labels)[0],
+        (r.double(), g.double()),
+        order=1,
+    )
+    for count in (1, 2, 3, 8):
+        threads(count)
+        loss, found, _ = testing.derivatives(
+            lambda r, g: cgm_fast.prototype_margin(r, g, labels, backend="native").loss,
+            (r, g),
+            order=1,
+        )
+        assert abs(float(loss) - float(exact)) <= 1e-6 * float(exact)
+        for value, wanted in zip(found, gradient, strict=True):
+            testing.assert_gradient_close(value, wanted)
+
+
+def test_a_workspace_used_before_leaves_no_trace():
+    """Memory is kept between calls: larger, smaller and of another dtype, in turn."""
+    problems = [testing.samples(n, n, d) for n, d in ((300, 10), (5, 2), (700, 40), (64, 10))]
+    problems += [tuple(value.double() for value in pair) for pair in problems[:2]]
+
+    def results():
+        return [
+            torch.autograd.grad(
+                cgm_fast.mmd(x.requires_grad_(), y.requires_grad_(), backend="native"), (x, y)
+            )
+            for x, y in problems
+        ]
+
+    first = results()
+    for _ in range(3):
+        for one, other in zip(first, results(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 FORK = """
