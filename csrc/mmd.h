@@ -33,7 +33,7 @@ struct MmdGradient {
   int64_t row_begin, row_end;  // rows of z whose gradient is wanted; empty: none
   T* loss;                     // [batch]
   T* grad_z;                   // [batch, row_end - row_begin, d]
-  T* grad_a;                   // [batch, M], or null; in the signed row weight a, where given
+  T* grad_a;                   // [batch, M], or null: only where rows have weights; in a
   T* grad_p;                   // [batch, scales + 1], or null; the variances h, then cross
 };
 

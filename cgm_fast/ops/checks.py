@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,3 +73,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def cached(function: Any, *args: Any) -> Any:
+    """Call a function under lru_cache; the function itself where Dynamo traces it, or where an
+    argument that cannot be hashed is about to be refused by name."""
+    if not torch.compiler.is_compiling():
+        try:
+            return function(*args)
+        except TypeError:
+            pass
+    return function.__wrapped__(*args)

@@ -11,12 +11,14 @@ from torch import Tensor
 
 
 def scale_each(
-    factor: Tensor,
+    factor: Tensor | None,
     inputs: tuple[Tensor, Tensor],
     values: tuple[Tensor, Tensor],
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, ...]:
-    """factor * value in its input's dtype, or None where no derivative is wanted."""
+    """factor * value in its input's dtype, or None where no derivative is wanted; None is 0."""
+    if factor is None:
+        return None, None
     return tuple(
         (factor * value).to(like.dtype) if need else None
         for like, value, need in zip(inputs, values, needs, strict=True)

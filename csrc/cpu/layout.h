@@ -8,6 +8,7 @@
 
 #include "cpu/buffer.h"
 #include "cpu/mmd_kernel.h"
+#include "cpu/parallel.h"
 #include "cpu/read.h"
 #include "mmd.h"
 
@@ -45,11 +46,24 @@ inline int64_t tile_width(int64_t d, int64_t rows, int threads) {
   return std::clamp<int64_t>(std::min(by_cache, by_thread) / 64 * 64, 64, 256);
 }
 
+// In eight sums: one would wait for each addition.
+template <typename T>
+double sum_of_squares(const T* row, int64_t d) {
+  double part[8] = {}, rest = 0;
+  int64_t f = 0;
+  for (; f + 8 <= d; f += 8)
+    for (int l = 0; l < 8; ++l) part[l] += double(row[f + l]) * double(row[f + l]);
+  for (; f < d; ++f) rest += double(row[f]) * double(row[f]);
+  for (int l = 0; l < 4; ++l) part[l] += part[l + 4];
+  return ((part[0] + part[1]) + (part[2] + part[3])) + rest;
+}
+
 template <typename T>
 struct Layout {
   Layout(const MmdInput<T>& in, int64_t item, int threads)
       : in(in),
         item(item),
+        threads(threads),
         weighted_rows(in.x_weights || in.y_weights),
         width(tile_width(in.d, in.n + in.m, threads)),
         tiles(make_tiles(in.n, in.m, width)),
@@ -71,7 +85,6 @@ struct Layout {
       value_weight.push_back(T(in.kernel_weights[s]));
       slope_weight.push_back(T(in.kernel_weights[s] * h[0] / h[s]));
     }
-    read();
     const double largest = centre();
     const double widest = *std::max_element(ratio.begin(), ratio.end());
     // Slopes less 1 leave least to cancel where all pairs are within a bandwidth or so; but a row
@@ -82,15 +95,12 @@ struct Layout {
     differences = largest * widest > 24 || in.d <= 4;
     several = in.scales > 1 || in.kernel_weights[0] != 1.0;
     scale = std::sqrt(1 / (2 * kLn2 * h[0])) * (differences ? 1.0 : std::sqrt(2.0));
-    for (const Tile& tile : tiles) finish(tile);
-    for (bool of_y : {false, true}) {
-      mass[of_y] *= unit(of_y);
-      for (int64_t f = 0; f < in.d; ++f) total[of_y * in.d + f] *= unit(of_y);
-    }
+    finish();
   }
 
   const MmdInput<T>& in;
   int64_t item;
+  int threads;
   bool weighted_rows;  // rows have weights of their own; else all rows of a sample weigh unit()
   int64_t width;       // columns of a tile, at most
   std::vector<Tile> tiles;
@@ -119,8 +129,18 @@ struct Layout {
   }
 
  private:
-  void read() {
-    for (const Tile& tile : tiles) {
+  // Calls body(tile, its index); on all threads where that is worth waking them.
+  template <typename Body>
+  void each_tile(const Body& body) const {
+    parallel_parts(int(tiles.size()), padded * in.d > 1 << 16 ? threads : 1,
+                   [&](int i) { body(tiles[i], i); });
+  }
+
+  // Reads the rows; returns the sums of every tile, [tiles, d].
+  std::vector<double> read() {
+    std::vector<double> sums(tiles.size() * in.d, 0.0);
+    each_tile([&](const Tile& tile, int i) {
+      double* sum = sums.data() + i * in.d;
       T* row = rows.data + tile.start * features;
       for (int64_t lane = 0; lane < tile.columns; ++lane, row += features) {
         if (lane < tile.rows)
@@ -128,66 +148,78 @@ struct Layout {
         else
           std::fill_n(row, in.d, T(0));
         std::fill(row + in.d, row + features, T(0));
+        for (int64_t f = 0; f < in.d; ++f) sum[f] += double(row[f]);
       }
-    }
+    });
+    return sums;
   }
 
   // Takes the mean row from every row; then the largest |z|^2 in units where the first bandwidth's
   // kernel is 2^-|z_i - z_j|^2.
   double centre() {
+    const std::vector<double> sums = read();
     std::vector<double> sum(in.d, 0.0);
-    for (const Tile& tile : tiles) {
-      const T* row = rows.data + tile.start * features;
-      for (int64_t lane = 0; lane < tile.rows; ++lane, row += features)
-        for (int64_t f = 0; f < in.d; ++f) sum[f] += double(row[f]);
-    }
+    for (size_t at = 0; at < sums.size();)
+      for (int64_t f = 0; f < in.d; ++f) sum[f] += sums[at++];
     // Rounded to T: then z - centre is exact wherever the data is far from the origin.
     std::vector<T> middle(in.d);
     for (int64_t f = 0; f < in.d; ++f) middle[f] = T(sum[f] / double(in.n + in.m));
-    double largest = 0;
-    for (const Tile& tile : tiles) {
+    std::vector<double> largest(tiles.size(), 0.0);
+    each_tile([&](const Tile& tile, int i) {
       T* row = rows.data + tile.start * features;
       for (int64_t lane = 0; lane < tile.rows; ++lane, row += features) {
-        double square = 0;
-        for (int64_t f = 0; f < in.d; ++f) {
-          row[f] -= middle[f];
-          square += double(row[f]) * double(row[f]);
-        }
-        largest = std::max(largest, square);
+        for (int64_t f = 0; f < in.d; ++f) row[f] -= middle[f];
+        largest[i] = std::max(largest[i], sum_of_squares(row, in.d));
       }
-    }
-    return largest / (2 * kLn2 * h[0]);
+    });
+    return *std::max_element(largest.begin(), largest.end()) / (2 * kLn2 * h[0]);
   }
 
-  // Scales a tile's rows; transposes them, weighs them, and adds up what finish() needs.
-  void finish(const Tile& tile) {
+  // Scales the rows; transposes them, weighs them, and adds up masses and totals.
+  void finish() {
+    const int64_t width = in.d + 1;
+    std::vector<double> sums(tiles.size() * width, 0.0);
+    each_tile([&](const Tile& tile, int i) { finish(tile, sums.data() + i * width); });
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      const bool of_y = tiles[i].of_y;
+      const double *sum = sums.data() + i * width, by = unit(of_y);
+      for (int64_t f = 0; f < in.d; ++f) total[of_y * in.d + f] += by * sum[f];
+      mass[of_y] += by * sum[in.d];
+    }
+  }
+
+  // `sum` gets those of w z and of w, [d + 1].
+  void finish(const Tile& tile, double* sum) {
     const int64_t d = in.d;
-    double* sum = total.data() + tile.of_y * d;
-    T* panel = panels.data + tile.start * d;
     const T* given = tile.of_y ? in.y_weights : in.x_weights;
     if (given) given += item * (tile.of_y ? in.m : in.n) + tile.row;
     for (int64_t lane = 0; lane < tile.columns; ++lane) {
       const int64_t at = tile.start + lane;
       T* row = rows.data + at * features;
       const T own = lane < tile.rows ? (given ? given[lane] : T(1)) : T(0);
-      double square = 0;
-      for (int64_t f = 0; f < d; ++f) {
-        const T value = T(double(row[f]) * scale);
-        row[f] = value;
-        panel[f * tile.columns + lane] = value;
-        square += double(value) * double(value);
-        sum[f] += double(own) * double(value);
-      }
+      for (int64_t f = 0; f < d; ++f) row[f] = T(double(row[f]) * scale);
+      for (int64_t f = 0; f < d; ++f) sum[f] += double(own) * double(row[f]);
+      sum[d] += double(own);
       row[d] = own;
-      bias.data[at] = T(-0.5 * square);
+      bias.data[at] = T(-0.5 * sum_of_squares(row, d));
       weight.data[at] = own;
-      mass[tile.of_y] += double(own);
       if (!weighted_rows) continue;
-      T* of_panel = own_weighted_panels.data + tile.start * d + lane;
       T* of_row = own_weighted.data + at * features;
       std::fill_n(of_row, features, T(0));
-      for (int64_t f = 0; f < d; ++f) of_panel[f * tile.columns] = of_row[f] = own * row[f];
+      for (int64_t f = 0; f < d; ++f) of_row[f] = own * row[f];
       of_row[d] = own;
+    }
+    transpose(rows.data, tile, panels.data);
+    if (weighted_rows) transpose(own_weighted.data, tile, own_weighted_panels.data);
+  }
+
+  // A tile of row-major `from` as a panel: a line of cache at a time.
+  void transpose(const T* from, const Tile& tile, T* to) const {
+    for (int64_t lane = 0; lane < tile.columns; lane += kTileAlign) {
+      const T* row = from + (tile.start + lane) * features;
+      T* panel = to + tile.start * in.d + lane;
+      for (int64_t f = 0; f < in.d; ++f, panel += tile.columns)
+        for (int l = 0; l < kTileAlign; ++l) panel[l] = row[l * features + f];
     }
   }
 };

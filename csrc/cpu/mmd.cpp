@@ -17,7 +17,7 @@
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/pairs.h"
-#include "cpu/threads.h"
+#include "cpu/parallel.h"
 
 namespace cgm_fast {
 namespace {
@@ -56,9 +56,15 @@ struct Sums {
       : within(groups.size(), 0.0),
         across(groups.size(), 0.0),
         variance(groups.size() * layout.in.scales, 0.0),
-        rows(with_gradient ? layout.padded * (layout.in.d + 1) : 0, 0.0),
-        columns(with_columns ? layout.padded * (layout.in.d + 1) : 0, 0.0),
+        rows(with_gradient ? layout.padded * (layout.in.d + 1) : 0),
+        columns(with_columns ? layout.padded * (layout.in.d + 1) : 0),
         values(with_values ? layout.padded : 0, 0.0) {}
+
+  // Zeroes those of a group's rows, by the thread that is about to add to them.
+  void start(const Group& group, int64_t width) {
+    for (const Buffer<double>* sums : {&rows, &columns})
+      if (!sums->empty()) std::fill_n(sums->data + group.start * width, group.columns * width, 0.0);
+  }
 
   std::vector<double> within, across;  // per group of rows, sums of c_ij (k_ij - 1)
   std::vector<double> variance;        // per group of rows and bandwidth, sums of c_ij t k_s
@@ -112,6 +118,7 @@ class Worker {
     const bool across = rows.of_y != columns.of_y;
     const double cross = across ? layout_.cross : 1.0;
     p_ = p;
+    if (p == q) pass_.sums.start(rows, d_ + 1);  // a group meets itself first
     unit_ = layout_.unit(columns.of_y) * cross;
     total_ = &(across ? pass_.sums.across : pass_.sums.within)[p];
     for (size_t tile = rows.begin; tile < rows.end; ++tile)
@@ -254,21 +261,29 @@ void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
   const double* own = layout.total.data() + tile.of_y * d;
   const double* other = layout.total.data() + !tile.of_y * d;
   const double constant = layout.shifted ? slopes : 0.0, cross = layout.cross;
+  constexpr int64_t kLanes = 8;  // rows whose sums as columns are read together: a line of cache
+  std::vector<double> of_columns(pass.symmetric ? kLanes * (d + 1) : 0);
   for (int64_t lane = 0; lane < tile.rows; ++lane) {
+    if (pass.symmetric && lane % kLanes == 0) {
+      const double* sums = pass.sums.columns.data + tile.start * (d + 1) + lane;
+      for (int64_t f = 0; f <= d; ++f, sums += tile.columns)
+        for (int64_t l = 0; l < kLanes; ++l) of_columns[l * (d + 1) + f] = sums[l];
+    }
     const int64_t row = (tile.of_y ? in.n : 0) + tile.row + lane;
     if (row < out.row_begin || row >= out.row_end) continue;
     const double a = double(layout.weight.data[tile.start + lane]) * layout.unit(tile.of_y);
     const T* z = layout.rows.data + (tile.start + lane) * layout.features;
-    const double* of_row = pass.sums.rows.data + (tile.start + lane) * (d + 1);
-    const double* of_column =
-        pass.symmetric ? pass.sums.columns.data + tile.start * (d + 1) + lane : nullptr;
+    double* sums = pass.sums.rows.data + (tile.start + lane) * (d + 1);
+    if (pass.symmetric) {
+      const double* of_column = of_columns.data() + lane % kLanes * (d + 1);
+      for (int64_t f = 0; f <= d; ++f) sums[f] += of_column[f];
+    }
     // A row's pair with itself is in neither sum: it would add the same to both.
-    double s = constant * (layout.mass[tile.of_y] - a + cross * layout.mass[!tile.of_y]);
-    s += of_row[d] + (of_column ? of_column[d * tile.columns] : 0.0);
+    const double s =
+        sums[d] + constant * (layout.mass[tile.of_y] - a + cross * layout.mass[!tile.of_y]);
     T* grad = out.grad_z + (layout.item * (out.row_end - out.row_begin) + row - out.row_begin) * d;
     for (int64_t f = 0; f < d; ++f) {
-      double v = constant * (own[f] - a * double(z[f]) + cross * other[f]);
-      v += of_row[f] + (of_column ? of_column[f * tile.columns] : 0.0);
+      const double v = sums[f] + constant * (own[f] - a * double(z[f]) + cross * other[f]);
       grad[f] = T(factor * a * (s * double(z[f]) - v));
     }
   }
@@ -323,9 +338,7 @@ void finish(const Pass<T>& pass, int threads) {
 template <typename T>
 void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item, int threads) {
   const double pairs = double(in.n + in.m) * double(in.n + in.m);
-  const double work = pairs * (2.0 * double(in.d) + 16.0 * double(in.scales));
-  // Waking a thread takes tens of microseconds, in which one core does about this much.
-  threads = int(std::min(double(threads), 1 + work / 1.5e7));
+  threads = useful_threads(pairs * (2.0 * double(in.d) + 16.0 * double(in.scales)), threads);
   const Layout<T> layout(in, item, threads);
   const std::vector<Group> groups = make_groups(layout, threads);
   const bool with_gradient = out.row_end > out.row_begin || out.grad_a;
@@ -350,11 +363,8 @@ void forward_item(const MmdInput<T>& in, const MmdGradient<T>& out, int64_t item
 
 template <typename T>
 void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads) {
-  if (in.batch >= threads && threads > 1) {  // many problems: each thread takes whole ones
-    parallel_parts(int(in.batch), threads, [&](int item) { forward_item(in, out, item, 1); });
-  } else {
-    for (int64_t item = 0; item < in.batch; ++item) forward_item(in, out, item, threads);
-  }
+  for_each_item(in.batch, threads,
+                [&](int64_t item, int inner) { forward_item(in, out, item, inner); });
 }
 
 template void mmd_fwd_cpu(const MmdInput<float>&, const MmdGradient<float>&, int);

@@ -110,30 +110,16 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
 
 enum class Step { plain, diagonal, scaled };
 
-template <typename Kernel, typename T, int C, bool kDifferences, bool kShifted, Step kStep>
-CGM_INLINE void weights_of_rows(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
-                                int64_t end) {
-  if constexpr (kStep == Step::scaled)
-    weights_of_scales<Kernel, T, C, kDifferences, kShifted>(v, i, j, begin, end);
-  else
-    weights<Kernel, T, C, kDifferences, kStep == Step::diagonal, kShifted>(v, i, j, begin, end);
-}
-
 template <typename Kernel, typename T, bool kDifferences, bool kShifted, Step kStep>
 void all_weights(const MmdVisit<T>& v) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  constexpr int64_t kChunk = 512;  // features whose panel stays near
-  for (int64_t begin = 0; begin < v.d; begin += kChunk) {
-    const int64_t end = begin + kChunk < v.d ? begin + kChunk : v.d;
-    for (int64_t i = 0; i < v.rows; i += kR) {
-      int64_t j = 0;
-      for (; j + kPairColumns * kLanes <= v.columns; j += kPairColumns * kLanes)
-        weights_of_rows<Kernel, T, kPairColumns, kDifferences, kShifted, kStep>(v, i, j, begin,
-                                                                                end);
-      for (; j < v.columns; j += kLanes)
-        weights_of_rows<Kernel, T, 1, kDifferences, kShifted, kStep>(v, i, j, begin, end);
-    }
-  }
+  each_register_block(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
+                             int64_t end) __attribute__((always_inline)) {
+    constexpr int C = decltype(vectors)::kCount;
+    if constexpr (kStep == Step::scaled)
+      weights_of_scales<Kernel, T, C, kDifferences, kShifted>(v, i, j, begin, end);
+    else
+      weights<Kernel, T, C, kDifferences, kStep == Step::diagonal, kShifted>(v, i, j, begin, end);
+  });
 }
 
 template <typename Kernel, typename T, bool kDifferences, bool kShifted>

@@ -225,11 +225,8 @@ void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t 
 
 template <typename T>
 void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads) {
-  if (in.batch >= threads && threads > 1) {  // many problems: each thread takes whole ones
-    parallel_parts(int(in.batch), threads, [&](int item) { backward_item(in, tangent, item, 1); });
-  } else {
-    for (int64_t item = 0; item < in.batch; ++item) backward_item(in, tangent, item, threads);
-  }
+  for_each_item(in.batch, threads,
+                [&](int64_t item, int inner) { backward_item(in, tangent, item, inner); });
 }
 
 template void mmd_bwd_cpu(const MmdInput<float>&, const MmdTangent<float>&, int);

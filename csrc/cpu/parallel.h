@@ -1,4 +1,4 @@
-// Splits rows over the threads of the pool (threads.h).
+// Splits work over threads (threads.h).
 #pragma once
 
 #include <algorithm>
@@ -17,10 +17,21 @@ void split_rows(int64_t rows, int parts, const Body& body) {
                  [&](int part) { body(part, rows * part / parts, rows * (part + 1) / parts); });
 }
 
-// Waking a thread takes some microseconds; below this many operations it does not pay.
+// Calls visit(item, threads) for every item of a batch. Many: a thread takes whole ones; few: the
+// threads share the work of each.
+template <typename Visit>
+void for_each_item(int64_t batch, int threads, const Visit& visit) {
+  if (batch >= threads && threads > 1) {
+    parallel_parts(static_cast<int>(batch), threads, [&](int item) { visit(item, 1); });
+  } else {
+    for (int64_t item = 0; item < batch; ++item) visit(item, threads);
+  }
+}
+
+// How many threads are worth waking: that takes tens of microseconds, in which one core does about
+// this many operations.
 inline int useful_threads(double operations, int threads) {
-  constexpr double kOperationsPerThread = 2e6;
-  return std::max(1, std::min(threads, static_cast<int>(operations / kOperationsPerThread)));
+  return static_cast<int>(std::min(double(threads), 1 + operations / 1.5e7));
 }
 
 }  // namespace cgm_fast

@@ -54,6 +54,33 @@ CGM_INLINE void exponents(const Block<T>& v, int64_t i, int64_t j, int64_t begin
   }
 }
 
+// So many vectors of columns, as a type that a visit is told.
+template <int C>
+struct Vectors {
+  static constexpr int kCount = C;
+};
+
+template <int C, typename T, typename Visit>
+CGM_INLINE void each_column(const Block<T>& v, int64_t j, const Visit& visit) {
+  constexpr int kStep = C * Simd<T>::kLanes;
+  for (; j + kStep <= v.columns; j += kStep) visit(Vectors<C>(), j);
+  if constexpr (C > 1) each_column<C / 2>(v, j, visit);
+}
+
+// Calls visit(vectors, row, column, begin, end) for kR rows and some vectors of columns at a time,
+// over features [begin, end): a chunk of them, whose panel stays near.
+template <typename T, typename Visit>
+CGM_INLINE void each_register_block(const Block<T>& v, const Visit& visit) {
+  constexpr int64_t kChunk = 512;
+  for (int64_t begin = 0; begin < v.d; begin += kChunk) {
+    const int64_t end = begin + kChunk < v.d ? begin + kChunk : v.d;
+    for (int64_t i = 0; i < v.rows; i += kR)
+      each_column<kPairColumns>(v, 0, [&](auto vectors, int64_t j) __attribute__((always_inline)) {
+        visit(vectors, i, j, begin, end);
+      });
+  }
+}
+
 // row_values += w (a z) for small d: lanes over columns, F features of 4 rows in registers.
 template <typename T, int F>
 CGM_INLINE void add_to_rows(const Block<T>& v, int64_t i, int64_t f) {

@@ -7,31 +7,17 @@
 namespace cgm_fast {
 namespace {
 
-template <typename T, int C>
-CGM_INLINE void distances_of_rows(const Block<T>& v, int64_t i, int64_t j, int64_t begin,
-                                  int64_t end) {
-  Vec<T> e[kR][C];
-  exponents<T, C, true>(v, i, j, begin, end, e);
-  for (int r = 0; r < kR; ++r)
-    for (int c = 0; c < C; ++c)
-      store(v.w + (i + r) * v.columns + j + c * Simd<T>::kLanes, end < v.d ? e[r][c] : -e[r][c]);
-}
-
 template <typename T>
 void distances(const Block<T>& v) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  constexpr int64_t kChunk = 512;  // features whose panel stays near
-  for (int64_t begin = 0; begin < v.d; begin += kChunk) {
-    const int64_t end = begin + kChunk < v.d ? begin + kChunk : v.d;
-    for (int64_t i = 0; i < v.rows; i += kR) {
-      int64_t j = 0;
-      for (; j + kPairColumns * kLanes <= v.columns; j += kPairColumns * kLanes)
-        distances_of_rows<T, kPairColumns>(v, i, j, begin, end);
-      for (; j + 2 * kLanes <= v.columns; j += 2 * kLanes)
-        distances_of_rows<T, 2>(v, i, j, begin, end);
-      for (; j < v.columns; j += kLanes) distances_of_rows<T, 1>(v, i, j, begin, end);
-    }
-  }
+  each_register_block(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
+                             int64_t end) __attribute__((always_inline)) {
+    constexpr int C = decltype(vectors)::kCount;
+    Vec<T> e[kR][C];
+    exponents<T, C, true>(v, i, j, begin, end, e);
+    for (int r = 0; r < kR; ++r)
+      for (int c = 0; c < C; ++c)
+        store(v.w + (i + r) * v.columns + j + c * Simd<T>::kLanes, end < v.d ? e[r][c] : -e[r][c]);
+  });
 }
 
 // The least of a vector's lanes and its column, the lowest of equals: lane l stands for column
@@ -65,15 +51,30 @@ CGM_INLINE void least_lane<float>(Vec<float> lowest, Simd<float>::Bits at, float
 }
 #endif
 
+// The vector of u at j, infinite from `count` on; and in column `own`.
 template <typename T>
-void nearest(const T* u, int64_t columns, int64_t first, T& least, int64_t& index) {
+CGM_INLINE Vec<T> there(const T* u, int64_t j, int64_t count) {
+  const Vec<T> value = load(u + j);
+  if (j + Simd<T>::kLanes <= count) return value;
+  const Vec<T> far = splat(T(__builtin_inf()));
+  return lane_numbers<T>() < typename Simd<T>::Index(count - j) ? value : far;
+}
+
+template <typename T>
+CGM_INLINE Vec<T> others(const T* u, int64_t j, int64_t count, int64_t own) {
+  const Vec<T> far = splat(T(__builtin_inf()));
+  return lane_numbers<T>() == typename Simd<T>::Index(own - j) ? far : there(u, j, count);
+}
+
+template <typename T>
+void nearest(const T* u, int64_t count, int64_t first, T& least, int64_t& index) {
   constexpr int kLanes = Simd<T>::kLanes;
   using Bits = typename Simd<T>::Bits;
-  Vec<T> lowest = load(u);
+  Vec<T> lowest = there(u, 0, count);
   Bits at = {}, column = {};
-  for (int64_t j = kLanes; j < columns; j += kLanes) {
+  for (int64_t j = kLanes; j < count; j += kLanes) {
     column += kLanes;
-    const Vec<T> value = load(u + j);
+    const Vec<T> value = there(u, j, count);
     const Bits less = value < lowest;
     lowest = less ? value : lowest;
     at = less ? column : at;
@@ -88,25 +89,33 @@ void nearest(const T* u, int64_t columns, int64_t first, T& least, int64_t& inde
 }
 
 template <typename T>
-double hinge(T* u, int64_t columns, T margin, int64_t& count) {
+double hinge(const T* u, int64_t count, int64_t own, T margin, int64_t& within) {
   constexpr int kLanes = Simd<T>::kLanes;
   using Bits = typename Simd<T>::Bits;
+  Bits any = {};  // "not beyond" is not "within": a NaN is neither, and has to reach the loss
+  for (int64_t j = 0; j < count; j += kLanes) any |= ~Bits(others(u, j, count, own) >= margin);
+  if (!any_lane<T>(any)) return 0;
   const Vec<T> zero = {}, one = splat(T(1));
-  Vec<T> sum = {}, within = {};
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    const Vec<T> value = load(u + j);
-    const Bits beyond = value >= margin;  // a NaN is not, and so reaches the loss
+  Vec<T> sum = {}, ones = {};
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const Vec<T> value = others(u, j, count, own);
+    const Bits beyond = value >= margin;
     sum += beyond ? zero : margin - value;
-    const Vec<T> active = value < margin ? one : zero;
-    within += active;
-    store(u + j, active);
+    ones += value < margin ? one : zero;
   }
   alignas(64) T lanes[kLanes];
   store(lanes, sum);
   const double total = sum_of_lanes(widen_all(lanes));
-  store(lanes, within);
-  count += int64_t(sum_of_lanes(widen_all(lanes)));
+  store(lanes, ones);
+  within += int64_t(sum_of_lanes(widen_all(lanes)));
   return total;
+}
+
+template <typename T>
+void activate(T* u, int64_t columns, int64_t count, int64_t own, T margin) {
+  const Vec<T> zero = {}, one = splat(T(1));
+  for (int64_t j = 0; j < columns; j += Simd<T>::kLanes)
+    store(u + j, others(u, j, count, own) < margin ? one : zero);
 }
 
 template <typename T>
@@ -139,7 +148,7 @@ void products(const Block<T>& v, bool with_rows, bool with_columns) {
 }
 
 template <typename T>
-constexpr PrototypeKernels<T> kernels = {distances<T>, nearest<T>,  hinge<T>, pair<T>,
+constexpr PrototypeKernels<T> kernels = {distances<T>, nearest<T>,  hinge<T>, activate<T>,  pair<T>,
                                          push<T>,      products<T>, take<T>,  take_lanes<T>};
 
 }  // namespace

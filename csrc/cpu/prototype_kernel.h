@@ -10,12 +10,14 @@ template <typename T>
 struct PrototypeKernels {
   // block.w = |z_i - z_j|^2, from plain differences: equal prototypes are equally far, to the bit.
   void (*distances)(const Block<T>& block);
-  // The lowest index of the least of u [columns]; `least` comes with the least so far, and with its
+  // The lowest index of the least of u [count]; `least` comes with the least so far, and with its
   // index, and is replaced where u has less.
-  void (*nearest)(const T* u, int64_t columns, int64_t first, T& least, int64_t& index);
-  // u [columns] becomes 1 where u < margin and 0 elsewhere; returns the sum of margin - u over the
-  // former, and adds their number to `count`.
-  double (*hinge)(T* u, int64_t columns, T margin, int64_t& count);
+  void (*nearest)(const T* u, int64_t count, int64_t first, T& least, int64_t& index);
+  // The sum of margin - u over those of u [count] that are less than margin, whose number is added
+  // to `within`; without column `own`, if that is one of them.
+  double (*hinge)(const T* u, int64_t count, int64_t own, T margin, int64_t& within);
+  // u becomes 1 in the columns that hinge() sums, 0 in all others up to `columns`.
+  void (*activate)(T* u, int64_t columns, int64_t count, int64_t own, T margin);
   // With a - b [d], in double: out = factor * (a - b) and sum += a - b, where these are not null.
   void (*pair)(const T* a, const T* b, int64_t d, double factor, T* out, double* sum);
   // out [d] += factor * (within * value - sums).

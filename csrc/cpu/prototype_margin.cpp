@@ -174,7 +174,7 @@ class Worker {
     }
     out_.block_loss[block] = loss;
     if (!with_sums_) return;
-    if (any) sum_active(v);
+    if (any) sum_active(v, first, assigned, within);
     for (int r = 0; r < count_; ++r) finish_row(first + r, r, assigned[r], within[r]);
     if (++blocks_since_sum_ == kBlocksPerSum) take_columns();
   }
@@ -190,15 +190,10 @@ class Worker {
   void read(int64_t first, int rows) {
     for (int r = 0; r < rows; ++r) {
       T* position = positions_.data + r * p_.features;
-      T* value = values_.data + r * p_.features;
-      std::fill_n(value, p_.features, T(0));
-      if (r < count_) {
+      if (r < count_)
         read_row(in_.r, 0, first + r, d_, position);
-        if (with_sums_) p_.value_of_r(first + r, position, value);
-        value[d_] = T(1);
-      } else {
+      else
         std::fill_n(position, d_, T(0));
-      }
     }
   }
 
@@ -215,41 +210,50 @@ class Worker {
     return u_.data + tile.start * kBlockRows + r * tile.columns;
   }
 
-  T& distance(int64_t k, int r) {
+  T distance(int64_t k, int r) {
     const Tile& tile = p_.tiles[k / kTileColumns];
     return distances(tile, r)[k - tile.start];
   }
 
   // Row r's prototype, its part of the loss, and how many others are within the margin.
   double assign(int64_t i, int r, int64_t& assigned, int64_t& within) {
-    constexpr T kFar = std::numeric_limits<T>::infinity();
-    for (const Tile& tile : p_.tiles)
-      std::fill_n(distances(tile, r) + tile.count, tile.columns - tile.count, kFar);
     if (out_.given) {
       assigned = out_.given[i];
     } else {
       T least = 0;
       for (const Tile& tile : p_.tiles)
-        kernels_.nearest(distances(tile, r), tile.columns, tile.start, least, assigned);
+        kernels_.nearest(distances(tile, r), tile.count, tile.start, least, assigned);
     }
     if (out_.assignment) out_.assignment[i] = assigned;
     if (assigned < 0 || assigned >= in_.k) {  // callers check; never read out of bounds
       assigned = -1;
-      for (const Tile& tile : p_.tiles) std::fill_n(distances(tile, r), tile.columns, T(0));
       return std::numeric_limits<double>::quiet_NaN();
     }
     const double own = double(distance(assigned, r));
-    distance(assigned, r) = kFar;
     double hinge = 0;
     for (const Tile& tile : p_.tiles)
-      hinge += kernels_.hinge(distances(tile, r), tile.columns, T(in_.margin), within);
+      hinge += kernels_.hinge(distances(tile, r), tile.count, assigned - tile.start, T(in_.margin),
+                              within);
     return own + in_.negative_scale * hinge;
   }
 
-  void sum_active(Block<T>& v) {
+  void sum_active(Block<T>& v, int64_t first, const int64_t* assigned, const int64_t* within) {
     touched_ = true;
+    for (int r = 0; r < v.rows; ++r) {
+      T* value = values_.data + r * p_.features;
+      std::fill_n(value, p_.features, T(0));
+      if (r >= count_) continue;
+      p_.value_of_r(first + r, positions_.data + r * p_.features, value);
+      value[d_] = T(1);
+    }
     for (const Tile& tile : p_.tiles) {
-      for (int r = count_; r < v.rows; ++r) std::fill_n(distances(tile, r), tile.columns, T(0));
+      for (int r = 0; r < v.rows; ++r) {
+        if (r < count_ && within[r] > 0)
+          kernels_.activate(distances(tile, r), tile.columns, tile.count, assigned[r] - tile.start,
+                            T(in_.margin));
+        else
+          std::fill_n(distances(tile, r), tile.columns, T(0));
+      }
       at_tile(v, tile);
       kernels_.products(v, out_.grad_r != nullptr, out_.with_g);
     }

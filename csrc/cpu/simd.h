@@ -183,6 +183,28 @@ CGM_INLINE double sum_of_lanes(Wide value) {
 #endif
 }
 
+// 0, 1, 2, ... for the lanes of a vector of T.
+template <typename T>
+CGM_INLINE typename Simd<T>::Bits lane_numbers() {
+  alignas(64) static const typename Simd<T>::Index numbers[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                                  8, 9, 10, 11, 12, 13, 14, 15};
+  return *reinterpret_cast<const typename Simd<T>::Bits*>(numbers);
+}
+
+// Whether some lane of a comparison's result is true.
+template <typename T>
+CGM_INLINE bool any_lane(typename Simd<T>::Bits bits) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)bits, (__m512i)bits) != 0;
+#else
+  typedef int64_t Words __attribute__((vector_size(kVectorBytes)));
+  const Words words = (Words)bits;
+  int64_t any = 0;
+  CGM_UNROLL for (int i = 0; i < kWideLanes; ++i) any |= words[i];
+  return any != 0;
+#endif
+}
+
 // Lane i of the result is the sum of the lanes of value[i].
 CGM_INLINE Wide sums_of_lanes(const Wide (&value)[kWideLanes]) {
 #if defined(__AVX512F__)

@@ -6,7 +6,7 @@ namespace cgm_fast {
 
 // Calls body(context, part) once for every part in [0, parts), on up to `threads` threads, the
 // caller's among them. What a part does must not depend on which thread does it; then results
-// depend on `parts` alone. Called while the pool is busy, or in a forked child, it still works.
+// depend on `parts` alone. It may be called by several threads at once, and in a forked child.
 void run_parts(int parts, int threads, void (*body)(void*, int), void* context);
 
 template <typename Body>

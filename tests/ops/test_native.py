@@ -56,7 +56,7 @@ def samples():
 
 
 def test_concurrent_calls_agree(samples):
-    """While one call has the pool, others do their parts themselves: the same parts."""
+    """However many calls share the threads, each has the same parts, and so the same bits."""
     alone = cgm_fast.mmd(*samples, backend="native")
     with ThreadPoolExecutor(4) as callers:
         found = list(callers.map(lambda _: cgm_fast.mmd(*samples, backend="native"), range(32)))
@@ -138,7 +138,7 @@ import cgm_fast
 
 torch.manual_seed(0)
 x, y = torch.randn(900, 10), torch.randn(800, 10)
-before = cgm_fast.mmd(x, y, backend="native")  # the pool's threads exist now, but not in a child
+before = cgm_fast.mmd(x, y, backend="native")  # threads wait now, but not in a child
 child = os.fork()
 if child == 0:
     os._exit(0 if torch.equal(cgm_fast.mmd(x, y, backend="native"), before) else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.cgm_step.autograd import CGMStep
 from cgm_fast.ops.cgm_step.ops import cgm_step_fwd
 from cgm_fast.ops.checks import (
+    cached,
     check_all_finite,
     check_choice,
     check_float_tensor,
@@ -92,21 +94,15 @@ def cgm_loss(
     """
     r, g = check_prototypes(r, g)
     labels = check_labels(labels, r, g)
-    check_number("sigma2", sigma2, at_least=0)
-    prior_sigma2 = sigma2 if prior_sigma2 is None else prior_sigma2
-    check_number("prior_sigma2", prior_sigma2, at_least=0)
-    check_number("mmd_weight", mmd_weight, at_least=0)
-    check_number("margin_weight", margin_weight, at_least=0)
-    check_number("margin", margin, at_least=0)
-    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
-    check_choice("negatives", negatives, NEGATIVES)
     check_name(backend)
     if isinstance(bandwidth, Tensor):
         raise TypeError("bandwidth must be a string, a number or a sequence of numbers here")
     b, d = r.shape
     variances = resolve_variances(bandwidth, d, r.dtype)
-    scales = len(variances)
-    kernel_weights = [1.0 / scales if kernel_agg == "mean" else 1.0] * scales
+    scalars, kernel_weights = cached(
+        _constants, sigma2, prior_sigma2, mmd_weight, margin_weight, margin, kernel_agg, negatives,
+        len(variances), g.shape[0],
+    )  # fmt: skip
     if noise is None:
         # torch.compile takes no generator, not even None, where a size is a symbol.
         source: dict[str, Any] = {} if generator is None else {"generator": generator}
@@ -120,15 +116,39 @@ def cgm_loss(
     if check_finite:
         for name, value in (("r", r), ("g", g), ("noise", noise)):
             check_all_finite(name, value)
-    constants = (
-        math.sqrt(sigma2), math.sqrt(prior_sigma2), float(mmd_weight), float(margin_weight),
-        float(margin), 1.0 if negatives == "sum" else 1.0 / (g.shape[0] - 1), variances,
-        kernel_weights, detach_prior,
-    )  # fmt: skip
+    constants = (*scalars, variances, kernel_weights, detach_prior)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad):
         loss, terms, assignment, z = CGMStep.apply(r, g, labels, noise, *constants, backend)
     else:
         loss, terms, assignment, z, *_ = cgm_step_fwd(
             r, g, labels, noise, *constants, False, False, backend
         )
-    return CGMLossResult(loss, terms[0], terms[1], assignment, z)
+    of_mmd, of_margin = terms.unbind()
+    return CGMLossResult(loss, of_mmd, of_margin, assignment, z)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _constants(
+    sigma2: float,
+    prior_sigma2: float | None,
+    mmd_weight: float,
+    margin_weight: float,
+    margin: float,
+    kernel_agg: str,
+    negatives: str,
+    scales: int,
+    k: int,
+) -> tuple[tuple[float, float, float, float, float, float], tuple[float, ...]]:
+    """σ, τ, λ, β, m and the weight of a negative, checked; the weights of the bandwidths."""
+    sigma2 = check_number("sigma2", sigma2, at_least=0)
+    if prior_sigma2 is None:
+        prior_sigma2 = sigma2
+    prior_sigma2 = check_number("prior_sigma2", prior_sigma2, at_least=0)
+    mmd_weight = check_number("mmd_weight", mmd_weight, at_least=0)
+    margin_weight = check_number("margin_weight", margin_weight, at_least=0)
+    margin = check_number("margin", margin, at_least=0)
+    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
+    check_choice("negatives", negatives, NEGATIVES)
+    negative = 1.0 if negatives == "sum" else 1.0 / (k - 1)
+    scalars = math.sqrt(sigma2), math.sqrt(prior_sigma2), mmd_weight, margin_weight, margin
+    return (*scalars, negative), (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales

@@ -25,6 +25,7 @@ class CGMStep(torch.autograd.Function):
         ctx.save_for_backward(r, g, assignment, noise, grad_r, grad_g)
         ctx.constants, ctx.backend = constants, backend
         ctx.mark_non_differentiable(terms, assignment)
+        ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
         return loss, terms, assignment, z
 
     @staticmethod
@@ -33,7 +34,10 @@ class CGMStep(torch.autograd.Function):
         grad_loss, _, _, grad_z = grads
         r, g, assignment, noise, grad_r, grad_g = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
+        of_r = of_g = None
+        if grad_loss is None:  # only z is used
+            pass
+        elif torch.is_grad_enabled():
             of_r, of_g = CGMStepGradient.apply(
                 grad_loss, r, g, assignment, noise, grad_r, grad_g, needs, ctx.constants,
                 ctx.backend,
@@ -41,7 +45,7 @@ class CGMStep(torch.autograd.Function):
         else:
             of_r, of_g = scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
         if needs[0] and grad_z is not None:
-            of_r = of_r + grad_z
+            of_r = grad_z if of_r is None else of_r + grad_z
         return (of_r, of_g, *[None] * (3 + len(ctx.constants)))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import (
+    cached,
     check_all_finite,
     check_choice,
     check_float_tensor,
@@ -87,7 +88,7 @@ def mmd(
     else:
         variance, variances = None, resolve_variances(bandwidth, d, x.dtype)
         scales = len(variances)
-    kernel_weights, x_scale, y_scale, cross_scale = _cached(
+    kernel_weights, x_scale, y_scale, cross_scale = cached(
         _constants, estimator, kernel_agg, scales, n, m, x_weights is None, y_weights is None
     )
     cross: Tensor | None = None
@@ -116,11 +117,6 @@ def mmd(
         difference: Any = (1.0 if x_mass is None else x_mass) - (1.0 if y_mass is None else y_mass)
         loss = loss + sum(kernel_weights) * difference * difference
     return loss
-
-
-def _cached(function: Any, *args: Any) -> Any:
-    """A function of hashable options and sizes, remembered; Dynamo traces the function itself."""
-    return function.__wrapped__(*args) if torch.compiler.is_compiling() else function(*args)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
@@ -174,7 +170,7 @@ def resolve_variances(
         bandwidth = tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
     elif not isinstance(bandwidth, str):
         bandwidth = check_number("bandwidth", bandwidth, above=0)
-    return _cached(_variances, bandwidth, d, dtype)
+    return cached(_variances, bandwidth, d, dtype)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)

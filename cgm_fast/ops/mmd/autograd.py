@@ -40,9 +40,12 @@ def _split(
     n = x.shape[-2]
     x_scale, y_scale, cross_scale = scales
     out: list[Tensor | None] = [None] * _TENSORS
-    if needs[0]:
+    if needs[0] and needs[1]:
+        of_x, of_y = of_z.split_with_sizes((n, y.shape[-2]), -2)
+        out[0], out[1] = _like(x, of_x), _like(y, of_y)
+    elif needs[0]:
         out[0] = _like(x, of_z[..., :n, :])
-    if needs[1]:
+    elif needs[1]:
         out[1] = _like(y, of_z[..., n - begin :, :])
     if needs[2] and x_weights is not None:
         out[2] = (x_scale * of_a[..., :n]).to(x_weights.dtype)

@@ -25,6 +25,7 @@ class PrototypeMargin(torch.autograd.Function):
         ctx.save_for_backward(r, g, assignment, grad_r, grad_g)
         ctx.constants, ctx.backend = constants, backend
         ctx.mark_non_differentiable(assignment)
+        ctx.set_materialize_grads(False)  # no zeros for the assignment
         return loss, assignment
 
     @staticmethod
