@@ -6,6 +6,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():
+    # Before anything imports triton: its kernels then run on the CPU, one number after another.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 from cgm_fast.ops import backends
 from cgm_fast.testing import poisoned_memory
 
@@ -50,3 +55,9 @@ def backend(request, device):
     if not backends.BACKENDS[name].serves(device):
         pytest.skip(f"{name} does not serve {device}")
     return name
+
+
+@pytest.fixture
+def interpreted(backend, device):
+    """Whether the kernels run in Triton's interpreter, which is slow."""
+    return backend == "triton" and device == "cpu"

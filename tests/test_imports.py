@@ -44,13 +44,19 @@ LAYERS = {
     "scaling": (r"cgm_fast\.ops\.scaling", set()),
     "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
+    "triton": (r"cgm_fast\.ops\.triton_(launch|math)", set()),
+    "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
     "op": (OP, {"api"}),
     "api": (OP + r"\.api", {"api", "autograd", "definition", "checks", "backends"}),
     "autograd": (OP + r"\.autograd", {"definition", "scaling"}),
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
+    "kernels": (OP + r"\.triton_(kernels|second)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
-    "implementation": (OP + r"\.(?P<name>\w+)", {"implementation", "common", "compiled", "memory"}),
+    "implementation": (
+        OP + r"\.(?P<name>\w+)",
+        {"implementation", "common", "compiled", "memory", "kernels", "triton", "pack"},
+    ),
 }
 
 
@@ -115,6 +121,8 @@ def test_imports_go_down_the_layers(name):
         ("cgm_fast.ops.mmd.native", "cgm_fast.ops.mmd.reference"),
         ("cgm_fast.ops.mmd.native", "cgm_fast.ops.prototype_margin.native"),
         ("cgm_fast.ops.cgm_step.native", "cgm_fast.ops.mmd.reference"),
+        ("cgm_fast.ops.mmd.triton_kernels", "cgm_fast.ops.mmd.triton"),
+        ("cgm_fast.ops.mmd.reference", "cgm_fast.ops.mmd.native"),
         ("cgm_fast.ops.cgm_step.native", "cgm_fast.ops.cgm_step.reference"),
         ("cgm_fast.ops.cgm_step.api", "cgm_fast.ops.mmd.autograd"),
         ("cgm_fast.ops.mmd.reference", "cgm_fast.ops.backends"),
@@ -170,9 +178,10 @@ import cgm_fast
 
 def fail(name):
     raise
-absent = {name for name, reason in cgm_fast.availability().items() if reason}
+absent = tuple(name for name, reason in cgm_fast.availability().items() if reason)
 for module in pkgutil.walk_packages(cgm_fast.__path__, "cgm_fast.", onerror=fail):
-    if module.name.rpartition(".")[2] not in {"__main__", *absent}:
+    last = module.name.rpartition(".")[2]
+    if last != "__main__" and not last.startswith(absent):  # an implementation, or its kernels
         importlib.import_module(module.name)
 x, y = torch.randn(33, 5, requires_grad=True), torch.randn(31, 5)
 cgm_fast.mmd(x, y).backward()

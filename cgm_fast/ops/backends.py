@@ -29,6 +29,20 @@ def _why_no_native() -> str | None:
     return None
 
 
+# Triton's interpreter, for tests and debuggers, runs kernels on the CPU.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _why_no_triton() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); pip install triton"
+    if not (_INTERPRETED or torch.cuda.is_available()):
+        return "torch finds no GPU; TRITON_INTERPRET=1 interprets the kernels on the CPU"
+    return None
+
+
 @dataclass(frozen=True)
 class Backend:
     """An implementation: its name, the device types it serves, and why it cannot run, if so."""
@@ -36,6 +50,8 @@ class Backend:
     name: str
     devices: tuple[str, ...] | None
     why_unavailable: Callable[[], str | None]
+    on_request: tuple[str, ...] = ()
+    """Device types of `devices` on which it runs only if asked for."""
 
     def serves(self, device_type: str) -> bool:
         """Whether tensors on this type of device can be given to it; None in `devices` is any."""
@@ -47,6 +63,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("native", ("cpu",), _why_no_native),
+        Backend("triton", ("cuda", "cpu") if _INTERPRETED else ("cuda",), _why_no_triton, ("cpu",)),
         Backend("reference", None, lambda: None),
     )
 }
@@ -98,7 +115,9 @@ def choose(backend: str, device: torch.device) -> str:
         return next(
             name
             for name, candidate in BACKENDS.items()
-            if candidate.serves(device.type) and reasons[name] is None
+            if candidate.serves(device.type)
+            and device.type not in candidate.on_request
+            and reasons[name] is None
         )
     check_name(backend, source)
     if reasons[backend] is not None:

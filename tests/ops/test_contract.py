@@ -19,8 +19,13 @@ class Case(NamedTuple):
     call: callable
 
 
+def some(rows, backend, device):
+    """Rows of a case; a fifth in Triton's interpreter, which is slow."""
+    return rows // 5 if backend == "triton" and device == "cpu" else rows
+
+
 def mmd_case(backend, device, dtype=torch.float32, **option):
-    x, y = samples(333, 100, 10, dtype=dtype, device=device)
+    x, y = samples(some(333, backend, device), 100, 10, dtype=dtype, device=device)
     return Case((x, y), lambda x, y: cgm_fast.mmd(x, y, backend=backend, **option))
 
 
@@ -38,13 +43,14 @@ def weighted_mmd_case(backend, device, dtype=torch.float32):
 
 
 def prototype_margin_case(backend, device, dtype=torch.float32):
-    r, g, labels = prototypes(300, 100, 10, dtype=dtype, device=device)
+    r, g, labels = prototypes(some(300, backend, device), 100, 10, dtype=dtype, device=device)
     return Case((r, g), lambda r, g: cgm_fast.prototype_margin(r, g, labels, backend=backend).loss)
 
 
 def cgm_step_case(backend, device, dtype=torch.float32):
-    r, g, _ = prototypes(300, 10, 10, dtype=dtype, device=device)
-    noise = torch.randn(2, 300, 10, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    rows = some(300, backend, device)
+    r, g, _ = prototypes(rows, 10, 10, dtype=dtype, device=device)
+    noise = torch.randn(2, rows, 10, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     return Case((r, g), lambda r, g: cgm_fast.cgm_loss(r, g, noise=noise, backend=backend).loss)
 
 
@@ -243,7 +249,9 @@ else:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self")
-def test_nothing_of_the_size_of_all_pairs_is_stored(backend, device):
+def test_nothing_of_the_size_of_all_pairs_is_stored(backend, device, interpreted):
+    if interpreted:
+        pytest.skip("the interpreter's own memory is not the kernels'")
     n = 4000
     script = MEMORY.format(backend=backend, device=device, n=n)
     grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -1,0 +1,247 @@
+"""MMD² by Triton kernels: workspace allocated and kernels launched here; see triton_kernels.py."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cgm_fast.ops.mmd import triton_kernels as kernels
+from cgm_fast.ops.mmd import triton_second as second
+from cgm_fast.ops.triton_launch import (
+    Blocks,
+    choose,
+    choose_second,
+    constants,
+    on_device,
+    parallel,
+    precision,
+    round_up,
+)
+from cgm_fast.ops.triton_pack import Packed, item_stride, pack
+
+_TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
+
+
+def _batched(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Give inputs without a batch one of size 1, and take it from the results."""
+
+    @functools.wraps(function)
+    def wrapped(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        if x.dim() == 3:
+            return function(x, *args)
+        args = tuple(arg.unsqueeze(0) if isinstance(arg, Tensor) else arg for arg in args)
+        out = function(x.unsqueeze(0), *args)
+        return tuple(value if value.shape == (0,) else value.squeeze(0) for value in out)
+
+    return wrapped
+
+
+class _Problem(NamedTuple):
+    """One call's samples, packed, and its constants as tensors."""
+
+    packed: Packed
+    variance: Tensor  # [s] or [b, s]
+    constants: Tensor  # [3 + s]: scales of x, y and cross, kernel weights
+    cross: Tensor | None  # [b]
+    blocks: Blocks
+
+    @property
+    def wide(self) -> bool:
+        """Whether there are more features than a program holds at once."""
+        return self.packed.features > self.blocks.features
+
+    def splits(self) -> tuple[int, int, int]:
+        """Columns of a split, how many splits there are, and how many of them are of x."""
+        p, (rows, columns, *_) = self.packed, self.blocks
+        wanted = parallel(p.rows.shape[0] * p.total // rows, p.rows.device)
+        span = round_up(-(-p.total // max(2, wanted)), columns)
+        x_splits = -(-p.n_pad // span)
+        return span, x_splits + -(-(p.total - p.n_pad) // span), x_splits
+
+
+def _problem(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    cross: Tensor | None,
+    variance: Tensor | None,
+    variances: list[float],
+    kernel_weights: list[float],
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+) -> _Problem:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scalars = constants((x_scale, y_scale, cross_scale, *kernel_weights), dtype, x.device)
+    if variance is None:
+        variance = constants(tuple(variances), dtype, x.device)
+    x_weights, y_weights, cross, variance = (
+        None if value is None else value.to(dtype).contiguous()
+        for value in (x_weights, y_weights, cross, variance)
+    )
+    assert variance is not None
+    blocks = choose(x.shape[2], dtype)
+    packed = pack(x, y, x_weights, y_weights, variance, scalars, blocks)
+    return _Problem(packed, variance, scalars, cross, blocks)
+
+
+@on_device
+@_batched
+def mmd_fwd(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    cross: Tensor | None,
+    variance: Tensor | None,
+    variances: list[float],
+    kernel_weights: list[float],
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+    row_begin: int,
+    row_end: int,
+    with_a: bool,
+    with_p: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
+    problem = _problem(
+        x, y, x_weights, y_weights, cross, variance, variances, kernel_weights,
+        x_scale, y_scale, cross_scale,
+    )  # fmt: skip
+    p, blocks, wide = problem.packed, problem.blocks, problem.wide
+    b, scales, dtype = x.shape[0], len(kernel_weights), p.rows.dtype
+    span, splits, x_splits = problem.splits()
+    all_blocks = p.total // blocks.rows
+    gradient = row_end > row_begin
+    loss = x.new_empty(b, dtype=dtype)
+    grad_z = x.new_empty((b, row_end - row_begin, p.d), dtype=dtype)
+    grad_a = x.new_empty((b, p.n + p.m) if with_a else (0,), dtype=dtype)
+    grad_p = x.new_empty((b, scales + 1) if with_p else (0,), dtype=dtype)
+    values = x.new_empty((b, splits, p.total), dtype=dtype)
+    slopes = x.new_empty((b, splits, p.total) if gradient else (1,), dtype=dtype)
+    pulls = x.new_empty((b, splits, p.total, p.features) if gradient else (1,), dtype=dtype)
+    p_sums = x.new_empty((b, splits, all_blocks, scales) if with_p else (1,), dtype=torch.float64)
+    tile = {
+        "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
+        "SEVERAL": scales > 1 or with_p or kernel_weights[0] != 1.0, "WITH_P": with_p,
+        "KERNEL_WEIGHTS": kernels.KERNEL_WEIGHTS, "PRECISION": precision(dtype),
+        "num_warps": blocks.warps, "num_stages": blocks.stages,
+    }  # fmt: skip
+    by_item = item_stride(problem.variance)
+    for first, some, with_gradient in _block_ranges(p, blocks.rows, row_begin, row_end):
+        kernels.mmd_fwd_kernel[b * some, splits](
+            p.rows, p.columns, p.bias, p.weight, p.largest, problem.variance, problem.constants,
+            values, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
+            span, splits, x_splits, scales, by_item, first, some,
+            TURN=_TURN, WIDE=wide, GRADIENT=with_gradient, FAR=kernels.FAR, **tile,
+        )  # fmt: skip
+    finish_rows = min(16, blocks.rows)
+    partials = x.new_empty((b, p.total // finish_rows, 2), dtype=torch.float64)
+    kernels.mmd_finish_kernel[(b * p.total // finish_rows,)](
+        p.rows, p.weight, problem.variance, problem.constants, problem.cross,
+        values, slopes, pulls, p_sums, partials, p.counter,
+        loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
+        p.n, p.m, p.d, p.n_pad, p.total, p.features, splits, x_splits, scales, by_item,
+        row_begin, row_end, all_blocks,
+        ROWS=finish_rows, FEATURES=min(blocks.features, 64), GRADIENT=gradient, BLOCKS=256,
+        CROSS_SCALE=kernels.CROSS_SCALE, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS,
+    )  # fmt: skip
+    return loss, grad_z, grad_a, grad_p
+
+
+def _block_ranges(
+    p: Packed, rows: int, row_begin: int, row_end: int
+) -> list[tuple[int, int, bool]]:
+    """Blocks of rows as (first, how many, with gradient): those of rows that want none are spared
+    the second product."""
+
+    def packed(stacked: int) -> int:
+        return stacked if stacked < p.n else stacked - p.n + p.n_pad
+
+    everything = p.total // rows
+    if row_end <= row_begin:
+        return [(0, everything, False)]
+    begin = packed(row_begin) // rows
+    end = packed(row_end - 1) // rows + 1
+    ranges = [(0, begin, False), (begin, end - begin, True), (end, everything - end, False)]
+    return [(first, some, gradient) for first, some, gradient in ranges if some > 0]
+
+
+@on_device
+@_batched
+def mmd_bwd(
+    x: Tensor,
+    y: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    cross: Tensor | None,
+    variance: Tensor | None,
+    variances: list[float],
+    kernel_weights: list[float],
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+    row_begin: int,
+    row_end: int,
+    with_a: bool,
+    with_p: bool,
+    tangent_z: Tensor | None,
+    tangent_a: Tensor | None,
+    tangent_p: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    problem = _problem(
+        x, y, x_weights, y_weights, cross, variance, variances, kernel_weights,
+        x_scale, y_scale, cross_scale,
+    )  # fmt: skip
+    p, variance = problem.packed, problem.variance
+    b, scales, dtype = x.shape[0], len(kernel_weights), p.rows.dtype
+    blocks = choose_second(dtype)
+    span, splits, x_splits = problem.splits()
+    scale = (1.4426950408889634 / variance[..., :1]).sqrt().reshape(-1, 1, 1)  # [b or 1, 1, 1]
+    tangents = p.rows.new_zeros(p.rows.shape)
+    weight_dot = p.weight.new_zeros(p.weight.shape)
+    in_x, in_y = slice(0, p.n), slice(p.n_pad, p.n_pad + p.m)
+    if tangent_z is not None:
+        tangents[:, in_x, : p.d] = scale * tangent_z[:, : p.n]
+        tangents[:, in_y, : p.d] = scale * tangent_z[:, p.n :]
+    if tangent_a is not None:
+        weight_dot[:, in_x] = tangent_a[:, : p.n]
+        weight_dot[:, in_y] = tangent_a[:, p.n :]
+    along = (p.rows * tangents).sum(-1)
+    none = p.weight.new_zeros((b, scales + 1))
+    tangent_p = none if tangent_p is None else tangent_p.to(dtype)
+    relation = problem.constants[kernels.CROSS_SCALE] * (
+        none[:, 0] + 1 if problem.cross is None else problem.cross
+    )
+    insides, z_sums, t_sums = (x.new_empty((b, splits, p.total), dtype=dtype) for _ in range(3))
+    pulls = x.new_empty((b, splits, p.total, p.features), dtype=dtype)
+    p_shape = (b, splits, p.total // blocks.rows, scales + 1) if with_p else (1,)
+    p_sums = x.new_empty(p_shape, dtype=torch.float64)
+    second.mmd_bwd_kernel[b * p.total // blocks.rows, splits](
+        p.rows, p.columns, p.bias, p.weight, tangents, along, weight_dot,
+        problem.variance, tangent_p[:, :-1].contiguous(), relation, tangent_p[:, -1].contiguous(),
+        problem.constants[kernels.KERNEL_WEIGHTS :], insides, z_sums, t_sums, pulls, p_sums,
+        p.n_pad, p.total, p.features, span, splits, x_splits, scales, item_stride(problem.variance),
+        ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=min(blocks.features, p.features),
+        WITH_P=with_p, PRECISION=precision(dtype),
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+
+    def stacked(packed: Tensor) -> Tensor:
+        return torch.cat((packed[:, in_x], packed[:, in_y]), 1)
+
+    wide = torch.float64
+    z_sum, t_sum = z_sums.sum(1, dtype=wide).unsqueeze(-1), t_sums.sum(1, dtype=wide).unsqueeze(-1)
+    out = z_sum * p.rows + t_sum * tangents - pulls.sum(1, dtype=wide)
+    out = stacked(out[..., : p.d])[:, row_begin:row_end]
+    out_z = -2 / (variance[..., :1].reshape(-1, 1, 1) * scale) * out
+    out_a = 2 * stacked(insides.sum(1, dtype=wide)) if with_a else x.new_empty(0)
+    out_p = p_sums.sum((1, 2)) if with_p else x.new_empty(0)
+    return out_z.to(dtype), out_a.to(dtype), out_p.to(dtype)

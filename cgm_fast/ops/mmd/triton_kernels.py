@@ -1,0 +1,280 @@
+"""MMD² and its gradient in Triton; launched by triton.py, derived in README.md.
+
+The samples are first packed (triton_pack.py), scaled so that the kernel is 2^e with
+e = z_i . z_j + b_i + b_j. A weight a_j carries its sample's sign and scale, and is 0 for padding.
+
+Columns are dealt out in splits, each within one sample: a program takes a block of rows and a
+split, and writes sums over its columns; the finishing kernel adds the splits in order, in float64.
+No sum depends on which program came first.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cgm_fast.ops.triton_math import exp2_less_one
+
+FAR = 24.0  # largest |z|² for which distances are taken from products
+CROSS_SCALE, KERNEL_WEIGHTS = 2, 3  # where they stand among `constants`, after the two scales
+
+
+@triton.jit
+def split_columns(split, x_splits, span, n_pad, total):
+    """The packed columns [start, end) of a split."""
+    of_y = split >= x_splits
+    start = tl.where(of_y, n_pad + (split - x_splits) * span, split * span)
+    return start, tl.minimum(start + span, tl.where(of_y, total, n_pad))
+
+
+@triton.jit
+def _values(
+    e, own, a_j, a_i, p_sums, first,
+    variance, kernel_weights, scales,
+    SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
+):  # fmt: skip
+    """a_j (k - 1) and a_j times the slope of the kernel at e, [ROWS, COLUMNS].
+
+    A row's pair with itself is left out: its gradient vanishes, and where all other pairs are many
+    bandwidths apart its rounding would be all there is.
+    """
+    a = tl.where(own, 0.0, a_j[None, :])
+    if SEVERAL:
+        h = tl.load(variance)
+        value, slope = tl.zeros_like(e), tl.zeros_like(e)
+        for s in range(scales):
+            ratio, of_s = h / tl.load(variance + s), tl.load(kernel_weights + s)
+            less_one, k = exp2_less_one(e * ratio)
+            value += of_s * less_one
+            slope += of_s * ratio * k
+            if WITH_P:
+                part = tl.sum(a_i * tl.sum((-0.6931471805599453 * ratio) * e * k * a, 1))
+                before = tl.load(p_sums + s, mask=first == 0, other=0.0)
+                tl.debug_barrier()  # all have read what one is about to replace
+                tl.store(p_sums + s, before + part.to(tl.float64))
+                tl.debug_barrier()
+    else:
+        value, slope = exp2_less_one(e)
+    return value * a, slope * a
+
+
+@triton.jit
+def _differences(
+    columns, i, j, d, total,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """-|z_i - z_j|²/2 from plain differences."""
+    e = tl.zeros([ROWS, COLUMNS], columns.dtype.element_ty)
+    for _ in range(d):
+        difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
+        e -= 0.5 * difference * difference
+        columns += total
+    return e
+
+
+@triton.jit
+def mmd_fwd_kernel(
+    rows, columns, bias, weight, largest, variance, constants,
+    values, slopes,  # [b, splits, total]: sums of a_j (k - 1), and of a_j slope
+    pulls,  # [b, splits, total, features]: sums of a_j slope z_j
+    p_sums,  # [b, splits, blocks, scales] float64: sums of a_i a_j t k_s
+    d, n_pad, total, features, span, splits, x_splits, scales, variance_item, first_block,
+    some_blocks,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
+    WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
+    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, FAR: tl.constexpr,
+):  # fmt: skip
+    """A block of rows against a split of columns.
+
+    |a|² + |b|² - 2ab loses what |a|² has over the distance: where some |z|² is beyond FAR, this is
+    done with plain differences.
+    """
+    block = tl.program_id(0) % some_blocks + first_block
+    item, split = (tl.program_id(0) // some_blocks).to(tl.int64), tl.program_id(1)
+    rows += item * total * features
+    columns += item * total * features
+    bias += item * total
+    weight += item * total
+    variance += item * variance_item
+    p_sums += ((item * splits + split) * (total // ROWS) + block) * scales
+    start, end = split_columns(split, x_splits, span, n_pad, total)
+    at = (item * splits + split) * total + block * ROWS + tl.arange(0, ROWS)
+    widest = 1.0
+    if SEVERAL:
+        for s in range(scales):
+            widest = tl.maximum(widest, tl.load(variance) / tl.load(variance + s))
+    if tl.load(largest + item) * widest > FAR:
+        _visit(
+            rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
+            block, start, end, d, total, features, scales, ROWS, COLUMNS, FEATURES, TURN, WIDE,
+            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, True,
+        )  # fmt: skip
+    else:
+        _visit(
+            rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
+            block, start, end, d, total, features, scales, ROWS, COLUMNS, FEATURES, TURN, WIDE,
+            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def _visit(
+    rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
+    block, start, end, d, total, features, scales,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
+    WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
+    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The same for one batch item and one way to take distances. Two products a tile.
+
+    Sums run in registers for TURN columns and are then added to the rest, in memory: over millions
+    of columns they would stop growing. Where there are more features than FEATURES (WIDE) sums over
+    z_j are too wide for registers, and join the rest after every tile.
+    """
+    dtype = rows.dtype.element_ty
+    i = block * ROWS + tl.arange(0, ROWS)
+    f = tl.arange(0, FEATURES)
+    b_i, a_i = tl.load(bias + i), tl.load(weight + i)
+    at_i = i.to(tl.int64)[:, None] * features
+    z_i = tl.load(rows + at_i + f[None, :])
+    value, slope = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
+    for turn in range(start, end, TURN):
+        value_part, slope_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
+        pull = tl.zeros([ROWS, FEATURES], dtype)
+        for first in range(turn, tl.minimum(turn + TURN, end), COLUMNS):
+            j = first + tl.arange(0, COLUMNS)
+            at_j = j.to(tl.int64)[:, None] * features
+            if EXACT:
+                e = _differences(columns, i, j, d, total, ROWS, COLUMNS)
+            elif WIDE:
+                e = tl.zeros([ROWS, COLUMNS], dtype)
+                for begin in range(0, features, FEATURES):
+                    some_i = tl.load(rows + at_i + (begin + f)[None, :])
+                    some_j = tl.load(rows + at_j + (begin + f)[None, :])
+                    e = tl.dot(some_i, tl.trans(some_j), e, input_precision=PRECISION)
+                e += tl.load(bias + j)[None, :] + b_i[:, None]
+            else:
+                z_j = tl.load(rows + at_j + f[None, :])
+                e = tl.dot(z_i, tl.trans(z_j), input_precision=PRECISION)
+                e += tl.load(bias + j)[None, :] + b_i[:, None]
+            v, w = _values(
+                e, i[:, None] == j[None, :], tl.load(weight + j), a_i, p_sums, first == start,
+                variance, constants + KERNEL_WEIGHTS, scales, SEVERAL, WITH_P,
+            )  # fmt: skip
+            value_part += tl.sum(v, 1)
+            if GRADIENT:
+                slope_part += tl.sum(w, 1)
+                z_t = columns + f.to(tl.int64)[:, None] * total + j[None, :]
+                if WIDE:
+                    for begin in range(0, features, FEATURES):
+                        there = pulls + at[:, None] * features + (begin + f)[None, :]
+                        again = tl.zeros([ROWS, FEATURES], tl.int1) | (first > start)
+                        of_tile = tl.load(there, mask=again, other=0.0)
+                        of_tile += tl.dot(w, tl.trans(tl.load(z_t)), input_precision=PRECISION)
+                        tl.store(there, of_tile)
+                        z_t += FEATURES * total
+                    tl.debug_barrier()  # what one thread wrote another may read in the next tile
+                else:
+                    pull = tl.dot(w, tl.trans(tl.load(z_t)), pull, input_precision=PRECISION)
+        value += value_part
+        slope += slope_part
+        if GRADIENT and not WIDE:
+            there = pulls + at[:, None] * features + f[None, :]
+            again = tl.zeros([ROWS, FEATURES], tl.int1) | (turn > start)
+            tl.store(there, pull + tl.load(there, mask=again, other=0.0))
+            tl.debug_barrier()  # and in the next turn
+    tl.store(values + at, value)
+    if GRADIENT:
+        tl.store(slopes + at, slope)
+
+
+@triton.jit
+def _place(i, n, m, n_pad):
+    """Where packed rows stand among the stacked samples [x; y], and whether they do."""
+    in_x = i < n_pad
+    return tl.where(in_x, i, i - n_pad + n), tl.where(in_x, i < n, i - n_pad < m)
+
+
+@triton.jit
+def _relation(split, x_splits, of_y, across):
+    """What pairs of a row and a split's columns count: 1 within a sample, `across` between."""
+    return tl.where((split >= x_splits) == of_y, 1.0, across)
+
+
+@triton.jit
+def mmd_finish_kernel(
+    rows, weight, variance, constants, cross, values, slopes, pulls, p_sums,
+    partials,  # [b, blocks, 2] float64: each block's part of the loss, within and across
+    counter,  # [b]
+    loss, grad_z, grad_a, grad_p,  # as the op returns them; None where not wanted
+    n, m, d, n_pad, total, features, splits, x_splits, scales, variance_item, row_begin, row_end,
+    row_blocks,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, GRADIENT: tl.constexpr, BLOCKS: tl.constexpr,
+    CROSS_SCALE: tl.constexpr, KERNEL_WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """Add the splits of a block of rows in order; the last block to finish adds up the loss."""
+    blocks = total // ROWS
+    block, item = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
+    i = block * ROWS + tl.arange(0, ROWS)
+    of_y = block * ROWS >= n_pad
+    stacked, valid = _place(i, n, m, n_pad)
+    between = tl.load(constants + CROSS_SCALE).to(tl.float64)
+    if cross is not None:
+        between *= tl.load(cross + item)
+    a = tl.load(weight + item * total + i).to(tl.float64)
+    within, across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+    for split in range(splits):
+        value = tl.load(values + (item * splits + split) * total + i).to(tl.float64)
+        same = (split >= x_splits) == of_y
+        within += tl.where(same, value, 0.0)
+        across += tl.where(same, 0.0, value)
+    part = partials + (item * blocks + block) * 2
+    tl.store(part, tl.sum(a * within))
+    tl.store(part + 1, tl.sum(a * across))
+    if grad_a is not None:
+        at = item * (n + m) + stacked
+        tl.store(grad_a + at, 2.0 * (within + between * across), mask=valid)
+    if GRADIENT:
+        h = tl.load(variance + item * variance_item).to(tl.float64)
+        factor = -2.0 / (h * tl.sqrt(1.4426950408889634 / h)) * a
+        wanted = valid & (stacked >= row_begin) & (stacked < row_end)
+        slope = tl.zeros([ROWS], tl.float64)
+        for split in range(splits):
+            of_split = tl.load(slopes + (item * splits + split) * total + i, mask=wanted, other=0.0)
+            slope += _relation(split, x_splits, of_y, between) * of_split.to(tl.float64)
+        for first in range(0, features, FEATURES):
+            f = first + tl.arange(0, FEATURES)
+            there = wanted[:, None] & (f < d)[None, :]
+            z = tl.load(rows + (item * total + i)[:, None] * features + f[None, :])
+            pull = tl.zeros([ROWS, FEATURES], tl.float64)
+            for split in range(splits):
+                at = ((item * splits + split) * total + i)[:, None] * features + f[None, :]
+                of_split = tl.load(pulls + at, mask=there, other=0.0).to(tl.float64)
+                pull += _relation(split, x_splits, of_y, between) * of_split
+            grad = factor[:, None] * (slope[:, None] * z.to(tl.float64) - pull)
+            at = (item * (row_end - row_begin) + stacked - row_begin)[:, None] * d + f[None, :]
+            tl.store(grad_z + at, grad, mask=there)
+    tl.debug_barrier()  # this block's parts are written before it counts as done
+    if tl.atomic_add(counter + item, 1) == blocks - 1:
+        within_all, across_all = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
+        for first in range(0, blocks, BLOCKS):
+            p = first + tl.arange(0, BLOCKS)
+            part = partials + (item * blocks + p) * 2
+            within_all += tl.load(part, mask=p < blocks, other=0.0, cache_modifier=".cg")
+            across_all += tl.load(part + 1, mask=p < blocks, other=0.0, cache_modifier=".cg")
+        across_sum = tl.sum(across_all)
+        tl.store(loss + item, tl.sum(within_all) + between * across_sum)
+        if grad_p is not None:
+            tl.store(grad_p + item * (scales + 1) + scales, across_sum)
+            for s in range(scales):
+                total_s = tl.zeros([BLOCKS], tl.float64)
+                for split in range(splits):
+                    for first in range(0, row_blocks, BLOCKS):
+                        p = first + tl.arange(0, BLOCKS)
+                        at = ((item * splits + split) * row_blocks + p) * scales + s
+                        value = tl.load(p_sums + at, mask=p < row_blocks, other=0.0)
+                        in_y = p * (total // row_blocks) >= n_pad
+                        total_s += _relation(split, x_splits, in_y, between) * value
+                h_s = tl.load(variance + item * variance_item + s).to(tl.float64)
+                weight_s = tl.load(constants + KERNEL_WEIGHTS + s).to(tl.float64)
+                tl.store(grad_p + item * (scales + 1) + s, weight_s * tl.sum(total_s) / h_s)

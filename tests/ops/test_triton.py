@@ -1,0 +1,69 @@
+"""What the interpreter cannot show of the Triton kernels: that they compile, and into what."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgm_fast.ops import backends
+
+if backends.availability()["triton"] is not None:
+    pytest.skip(backends.availability()["triton"], allow_module_level=True)
+
+from cgm_fast.ops import triton_launch
+
+SHARED = 227 * 1024  # of a multiprocessor, for one program, at compute capability 9.0
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Every tile's kernels for compute capability 9.0."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("aot.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "90"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_every_tile_compiles_within_the_limits_of_a_multiprocessor(compiled):
+    assert {(row["dtype"], row["features"]) for row in compiled} == {
+        (str(torch.float32 if size == 4 else torch.float64), features)
+        for features, size in [*triton_launch.NARROW, *((None, size) for size in (4, 8))]
+    }
+    for row in compiled:
+        assert row["shared"] <= SHARED, row
+        assert row["tensor"] > 0, row
+
+
+@pytest.mark.slow
+def test_the_first_pass_of_mmd_spills_nothing(compiled):
+    rows = [row for row in compiled if row["kernel"] == "mmd_fwd_kernel" and row["features"]]
+    if rows[0]["stack"] is None:
+        pytest.skip("this triton brings no cuobjdump")
+    assert rows
+    assert all(row["stack"] == 0 for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"), [("highest", "tf32x3"), ("high", "tf32"), ("medium", "tf32")]
+)
+def test_products_are_as_accurate_as_the_user_asks(allowed, expected):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        if torch.version.hip is None:
+            assert triton_launch.precision(torch.float32) == expected
+        assert triton_launch.precision(torch.float64) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_interpreter_is_never_the_automatic_choice():
+    assert backends.choose("auto", torch.device("cpu")) != "triton"
