@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import cgm_fast
 from cgm_fast.ops import backends
+from cgm_fast.testing import assert_gradient_close, derivatives, prototypes, samples
 
 if backends.availability()["triton"] is not None:
     pytest.skip(backends.availability()["triton"], allow_module_level=True)
@@ -63,6 +65,30 @@ def test_products_are_as_accurate_as_the_user_asks(allowed, expected):
         assert triton_launch.precision(torch.float64) == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("d", [3, 70])
+def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
+    """What large samples do: columns in turns and in splits, blocks of prototypes in splits."""
+    from cgm_fast.ops.mmd import triton as mmd
+    from cgm_fast.ops.prototype_margin import triton as margin
+
+    x, y = samples(100, 130, d, device=device)
+    r, g, _ = prototypes(100, 40, d, device=device)
+
+    def both(x, y, r, g):
+        found = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="triton"), (x, y), order=2)
+        loss = derivatives(
+            lambda r, g: cgm_fast.prototype_margin(r, g, backend="triton").loss, (r, g), order=1
+        )
+        return (*found[1], *found[2], *loss[1])
+
+    expected = both(x, y, r, g)
+    monkeypatch.setattr(mmd, "_TURN", 64)
+    monkeypatch.setattr(mmd, "parallel", lambda rows, device: 4)
+    monkeypatch.setattr(margin, "parallel", lambda rows, device: 2)
+    for value, wanted in zip(both(x, y, r, g), expected, strict=True):
+        assert_gradient_close(value, wanted, 1e-5)
 
 
 def test_the_interpreter_is_never_the_automatic_choice():
