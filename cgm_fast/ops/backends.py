@@ -63,7 +63,13 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("native", ("cpu",), _why_no_native),
-        Backend("triton", ("cuda", "cpu") if _INTERPRETED else ("cuda",), _why_no_triton, ("cpu",)),
+        # Nowhere the automatic choice before a GPU has run the tests.
+        Backend(
+            "triton",
+            ("cuda", "cpu") if _INTERPRETED else ("cuda",),
+            _why_no_triton,
+            on_request=("cuda", "cpu"),
+        ),
         Backend("reference", None, lambda: None),
     )
 }

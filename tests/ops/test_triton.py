@@ -91,5 +91,11 @@ def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
         assert_gradient_close(value, wanted, 1e-5)
 
 
-def test_the_interpreter_is_never_the_automatic_choice():
-    assert backends.choose("auto", torch.device("cpu")) != "triton"
+@pytest.mark.parametrize("type", ["cpu", "cuda"])
+def test_it_is_never_the_automatic_choice(type, monkeypatch):
+    every = dict.fromkeys(backends.BACKENDS)  # None: usable
+    monkeypatch.setattr(backends, "_availability", every)
+    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    device = torch.device(type)
+    assert backends.choose("triton", device) == "triton"
+    assert backends.choose("auto", device) == {"cpu": "native", "cuda": "reference"}[type]
