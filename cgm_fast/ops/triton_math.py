@@ -40,3 +40,26 @@ def exp2_less_one(e):
         power = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
     rest = power * (q * f)
     return rest + (power - 1.0), rest + power
+
+
+@triton.jit
+def squared_distances(columns, i, j, d, total, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """|z_i - z_j|² [ROWS, COLUMNS] from plain differences: equal ones are equal to the bit.
+
+    `columns` is [features, total]; i and j are some of its columns.
+    """
+    u = tl.zeros([ROWS, COLUMNS], columns.dtype.element_ty)
+    for _ in range(d):
+        difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
+        u += difference * difference
+        columns += total
+    return u
+
+
+@triton.jit
+def add_to(number, first, value):
+    """Add to a float64 in memory that only this program writes; `first` starts it from zero."""
+    before = tl.load(number, mask=first == 0, other=0.0)
+    tl.debug_barrier()  # all have read what one is about to replace
+    tl.store(number, before + value.to(tl.float64))
+    tl.debug_barrier()

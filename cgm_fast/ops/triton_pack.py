@@ -158,14 +158,13 @@ def pack(
     total = n_pad + round_up(m, unit)
     parts = min(_SUM_PARTS, -(-max(n, m) // _SUM_ROWS))
     strides = (*x.stride(), *y.stride())
-    in_turn = min(blocks.features, 64)
     sums = None
     largest = x.new_empty(b, dtype=dtype)
     bits = largest.view(torch.int32 if dtype == torch.float32 else torch.int64)
     if centred:
         sums = x.new_empty((b, parts, features), dtype=dtype)
-        sum_kernel[parts, features // in_turn, b](
-            x, y, sums, bits, n, m, d, features, *strides, ROWS=_SUM_ROWS, FEATURES=in_turn
+        sum_kernel[parts, features // blocks.features, b](
+            x, y, sums, bits, n, m, d, features, *strides, ROWS=_SUM_ROWS, FEATURES=blocks.features
         )
     packed = Packed(
         rows=x.new_empty((b, total, features), dtype=dtype),
@@ -181,7 +180,7 @@ def pack(
         x, y, x_weights, y_weights, sums, variance, constants,
         packed.rows, packed.columns, packed.bias, packed.weight, packed.counter, bits,
         n, m, d, n_pad, total, features, parts, item_stride(variance), *strides,
-        ROWS=rows, FEATURES=in_turn, PARTS=_SUM_PARTS,
+        ROWS=rows, FEATURES=blocks.features, PARTS=_SUM_PARTS,
     )  # fmt: skip
     return packed
 

@@ -41,7 +41,7 @@ def test_every_tile_compiles_within_the_limits_of_a_multiprocessor(compiled):
     }
     for row in compiled:
         assert row["shared"] <= SHARED, row
-        assert row["tensor"] > 0, row
+        assert row["tensor"] > 0 or row["precision"] is None, row  # None: it has no products
 
 
 @pytest.mark.slow

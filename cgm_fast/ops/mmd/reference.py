@@ -6,14 +6,14 @@ README.md beside this file for the formulas.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from cgm_fast.ops.mmd.common import batched
 
 # Pairs of rows held at once. Half a dozen temporaries of this size fit in a CPU's cache.
 PAIRS_PER_CHUNK = 1 << 18
@@ -77,21 +77,7 @@ class Chunk:
         return minus_one, by_u, by_h
 
 
-def _batched(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """Give inputs without a batch one of size 1, and take it from the results."""
-
-    @functools.wraps(function)
-    def wrapped(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        if x.dim() == 3:
-            return function(x, *args)
-        args = tuple(arg.unsqueeze(0) if isinstance(arg, Tensor) else arg for arg in args)
-        out = function(x.unsqueeze(0), *args)
-        return tuple(value if value.shape == (0,) else value.squeeze(0) for value in out)
-
-    return wrapped
-
-
-@_batched
+@batched
 def mmd_fwd(
     x: Tensor,
     y: Tensor,
@@ -142,7 +128,7 @@ def mmd_fwd(
     return loss.to(dtype), grad_z, grad_a, grad_p.to(dtype)
 
 
-@_batched
+@batched
 def mmd_bwd(
     x: Tensor,
     y: Tensor,

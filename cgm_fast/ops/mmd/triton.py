@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd import triton_second as second
+from cgm_fast.ops.mmd.common import batched
 from cgm_fast.ops.triton_launch import (
     Blocks,
     choose,
@@ -24,20 +23,6 @@ from cgm_fast.ops.triton_launch import (
 from cgm_fast.ops.triton_pack import Packed, item_stride, pack
 
 _TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
-
-
-def _batched(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """Give inputs without a batch one of size 1, and take it from the results."""
-
-    @functools.wraps(function)
-    def wrapped(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        if x.dim() == 3:
-            return function(x, *args)
-        args = tuple(arg.unsqueeze(0) if isinstance(arg, Tensor) else arg for arg in args)
-        out = function(x.unsqueeze(0), *args)
-        return tuple(value if value.shape == (0,) else value.squeeze(0) for value in out)
-
-    return wrapped
 
 
 class _Problem(NamedTuple):
@@ -91,7 +76,7 @@ def _problem(
 
 
 @on_device
-@_batched
+@batched
 def mmd_fwd(
     x: Tensor,
     y: Tensor,
@@ -149,7 +134,7 @@ def mmd_fwd(
         loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
         p.n, p.m, p.d, p.n_pad, p.total, p.features, splits, x_splits, scales, by_item,
         row_begin, row_end, all_blocks,
-        ROWS=finish_rows, FEATURES=min(blocks.features, 64), GRADIENT=gradient, BLOCKS=256,
+        ROWS=finish_rows, FEATURES=blocks.features, GRADIENT=gradient, BLOCKS=256,
         CROSS_SCALE=kernels.CROSS_SCALE, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS,
     )  # fmt: skip
     return loss, grad_z, grad_a, grad_p
@@ -174,7 +159,7 @@ def _block_ranges(
 
 
 @on_device
-@_batched
+@batched
 def mmd_bwd(
     x: Tensor,
     y: Tensor,

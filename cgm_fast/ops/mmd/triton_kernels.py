@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import exp2_less_one
+from cgm_fast.ops.triton_math import add_to, exp2_less_one, squared_distances
 
 FAR = 24.0  # largest |z|² for which distances are taken from products
 CROSS_SCALE, KERNEL_WEIGHTS = 2, 3  # where they stand among `constants`, after the two scales
@@ -49,27 +49,10 @@ def _values(
             slope += of_s * ratio * k
             if WITH_P:
                 part = tl.sum(a_i * tl.sum((-0.6931471805599453 * ratio) * e * k * a, 1))
-                before = tl.load(p_sums + s, mask=first == 0, other=0.0)
-                tl.debug_barrier()  # all have read what one is about to replace
-                tl.store(p_sums + s, before + part.to(tl.float64))
-                tl.debug_barrier()
+                add_to(p_sums + s, first, part)
     else:
         value, slope = exp2_less_one(e)
     return value * a, slope * a
-
-
-@triton.jit
-def _differences(
-    columns, i, j, d, total,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """-|z_i - z_j|²/2 from plain differences."""
-    e = tl.zeros([ROWS, COLUMNS], columns.dtype.element_ty)
-    for _ in range(d):
-        difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
-        e -= 0.5 * difference * difference
-        columns += total
-    return e
 
 
 @triton.jit
@@ -99,7 +82,7 @@ def mmd_fwd_kernel(
     p_sums += ((item * splits + split) * (total // ROWS) + block) * scales
     start, end = split_columns(split, x_splits, span, n_pad, total)
     at = (item * splits + split) * total + block * ROWS + tl.arange(0, ROWS)
-    widest = 1.0
+    widest = tl.full([], 1.0, rows.dtype.element_ty)
     if SEVERAL:
         for s in range(scales):
             widest = tl.maximum(widest, tl.load(variance) / tl.load(variance + s))
@@ -145,7 +128,7 @@ def _visit(
             j = first + tl.arange(0, COLUMNS)
             at_j = j.to(tl.int64)[:, None] * features
             if EXACT:
-                e = _differences(columns, i, j, d, total, ROWS, COLUMNS)
+                e = -0.5 * squared_distances(columns, i, j, d, total, ROWS, COLUMNS)
             elif WIDE:
                 e = tl.zeros([ROWS, COLUMNS], dtype)
                 for begin in range(0, features, FEATURES):
@@ -232,8 +215,7 @@ def mmd_finish_kernel(
     tl.store(part, tl.sum(a * within))
     tl.store(part + 1, tl.sum(a * across))
     if grad_a is not None:
-        at = item * (n + m) + stacked
-        tl.store(grad_a + at, 2.0 * (within + between * across), mask=valid)
+        tl.store(grad_a + item * (n + m) + stacked, 2.0 * (within + between * across), mask=valid)
     if GRADIENT:
         h = tl.load(variance + item * variance_item).to(tl.float64)
         factor = -2.0 / (h * tl.sqrt(1.4426950408889634 / h)) * a
@@ -248,20 +230,20 @@ def mmd_finish_kernel(
             z = tl.load(rows + (item * total + i)[:, None] * features + f[None, :])
             pull = tl.zeros([ROWS, FEATURES], tl.float64)
             for split in range(splits):
-                at = ((item * splits + split) * total + i)[:, None] * features + f[None, :]
-                of_split = tl.load(pulls + at, mask=there, other=0.0).to(tl.float64)
-                pull += _relation(split, x_splits, of_y, between) * of_split
+                of_i = ((item * splits + split) * total + i)[:, None] * features
+                part_pull = tl.load(pulls + of_i + f[None, :], mask=there, other=0.0)
+                pull += _relation(split, x_splits, of_y, between) * part_pull.to(tl.float64)
             grad = factor[:, None] * (slope[:, None] * z.to(tl.float64) - pull)
-            at = (item * (row_end - row_begin) + stacked - row_begin)[:, None] * d + f[None, :]
-            tl.store(grad_z + at, grad, mask=there)
+            to = (item * (row_end - row_begin) + stacked - row_begin)[:, None] * d + f[None, :]
+            tl.store(grad_z + to, grad, mask=there)
     tl.debug_barrier()  # this block's parts are written before it counts as done
     if tl.atomic_add(counter + item, 1) == blocks - 1:
         within_all, across_all = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
         for first in range(0, blocks, BLOCKS):
             p = first + tl.arange(0, BLOCKS)
-            part = partials + (item * blocks + p) * 2
-            within_all += tl.load(part, mask=p < blocks, other=0.0, cache_modifier=".cg")
-            across_all += tl.load(part + 1, mask=p < blocks, other=0.0, cache_modifier=".cg")
+            parts = partials + (item * blocks + p) * 2
+            within_all += tl.load(parts, mask=p < blocks, other=0.0, cache_modifier=".cg")
+            across_all += tl.load(parts + 1, mask=p < blocks, other=0.0, cache_modifier=".cg")
         across_sum = tl.sum(across_all)
         tl.store(loss + item, tl.sum(within_all) + between * across_sum)
         if grad_p is not None:
@@ -271,10 +253,10 @@ def mmd_finish_kernel(
                 for split in range(splits):
                     for first in range(0, row_blocks, BLOCKS):
                         p = first + tl.arange(0, BLOCKS)
-                        at = ((item * splits + split) * row_blocks + p) * scales + s
-                        value = tl.load(p_sums + at, mask=p < row_blocks, other=0.0)
+                        of_s = p_sums + ((item * splits + split) * row_blocks + p) * scales + s
+                        p_sum = tl.load(of_s, mask=p < row_blocks, other=0.0)
                         in_y = p * (total // row_blocks) >= n_pad
-                        total_s += _relation(split, x_splits, in_y, between) * value
+                        total_s += _relation(split, x_splits, in_y, between) * p_sum
                 h_s = tl.load(variance + item * variance_item + s).to(tl.float64)
                 weight_s = tl.load(constants + KERNEL_WEIGHTS + s).to(tl.float64)
                 tl.store(grad_p + item * (scales + 1) + s, weight_s * tl.sum(total_s) / h_s)

@@ -10,16 +10,7 @@ import triton
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import split_columns
-from cgm_fast.ops.triton_math import exp2_less_one
-
-
-@triton.jit
-def _add(sums, first, value):
-    """Add a number to what this program wrote there in its earlier tiles."""
-    before = tl.load(sums, mask=first == 0, other=0.0)
-    tl.debug_barrier()  # all have read what one is about to replace
-    tl.store(sums, before + value.to(tl.float64))
-    tl.debug_barrier()
+from cgm_fast.ops.triton_math import add_to, exp2_less_one
 
 
 @triton.jit
@@ -108,10 +99,10 @@ def mmd_bwd_kernel(
             if WITH_P:
                 part = (r * pair_dot + r_dot * pair) * t
                 part += r * pair * ((1.0 - t) * t_dot - t * stretch)
-                _add(p_sums + s, first == start, tl.sum(tl.sum(part * k, 1)) / h_s)
+                add_to(p_sums + s, first == start, tl.sum(tl.sum(part * k, 1)) / h_s)
         if WITH_P:
             part = tl.sum(tl.sum(pair_dot * value + pair * value_dot, 1))
-            _add(p_sums + scales, first == start, tl.where(across, part, 0.0))
+            add_to(p_sums + scales, first == start, tl.where(across, part, 0.0))
         inside += tl.sum((r_dot * a_j + r * a_dot_j) * value + r * a_j * value_dot, 1)
         w = r * pair * slope
         w_dot = (r * pair_dot + r_dot * pair) * slope + r * pair * slope_dot

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cgm_fast.ops.triton_math import squared_distances
+
 MARGIN, NEGATIVE_SCALE, SCALE = 2, 3, 4  # where they stand among `constants`, after two weights
 
 
@@ -21,14 +23,10 @@ def _distances(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """|z_i - z_j|² of packed rows i [ROWS] and j [COLUMNS]."""
-    e = tl.zeros([ROWS, COLUMNS], rows.dtype.element_ty)
     if EXACT:
-        for _ in range(d):
-            difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
-            e += difference * difference
-            columns += total
-        return e
+        return squared_distances(columns, i, j, d, total, ROWS, COLUMNS)
     else:
+        e = tl.zeros([ROWS, COLUMNS], rows.dtype.element_ty)
         for first in range(0, features, FEATURES):
             f = first + tl.arange(0, FEATURES)
             z_i = tl.load(rows + i.to(tl.int64)[:, None] * features + f[None, :])
