@@ -1,6 +1,6 @@
 """How each op is registered with torch, and called where torch has nothing to add.
 
-torch.library's dispatcher serves torch.compile, tracing, fake tensors and profilers. A plain call
+torch's dispatcher serves torch.compile, tracing, fake tensors and profilers. A plain call
 gains nothing from it, and it costs more than a small batch's arithmetic: such a call goes straight
 to the implementation.
 """
