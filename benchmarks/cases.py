@@ -19,6 +19,12 @@ from cgm_fast.testing import cgm_formula, mmd_magnitude, prototypes, samples
 
 BLOCK_BYTES = 64 << 20
 """Size of the largest float64 temporary in an oracle."""
+GPU_BLOCK_BYTES = 512 << 20
+FULL_PAIRS = 2e11
+"""Of more pairs than this, an oracle of MMD takes a random part: in float64 the whole would take
+minutes on a GPU."""
+SAMPLED_ROWS = 8192
+"""Rows of each sample that it takes then."""
 
 
 class MMDShape(NamedTuple):
@@ -46,6 +52,10 @@ class Oracle(NamedTuple):
     assignment: Tensor | None = None
     active: int = 0
     """Pairs of sample and prototype that have a gradient."""
+    rows: tuple[Tensor, ...] | None = None
+    """The rows that the gradients are of; None for all."""
+    loss_deviation: float = 0.0
+    """Standard deviation of the loss, where it is estimated from those rows."""
 
 
 class Op(NamedTuple):
@@ -58,6 +68,10 @@ class Op(NamedTuple):
     case: Callable[[Any, str], tuple[tuple[Tensor, ...], Oracle]]
     sweep: tuple[Any, ...] = ()
     sweep_peers: tuple[str, ...] = ()
+    gpu_shapes: tuple[Any, ...] = ()
+    """For every peer, on a GPU only."""
+    gpu_last: tuple[Any, ...] = ()
+    """For ours alone and after everything else: a call takes seconds on a GPU."""
 
 
 def shape_id(shape: Any) -> str:
@@ -65,13 +79,24 @@ def shape_id(shape: Any) -> str:
     return "-".join(f"{name}{value}" for name, value in shape._asdict().items())
 
 
+def block_rows(columns: int, device: torch.device) -> int:
+    """Rows of a block with so many columns."""
+    size = BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
+    return max(1, size // (8 * columns))
+
+
 def mmd_oracle(x: Tensor, y: Tensor) -> Oracle:
-    """Eq. 5 with the kernel of eq. 7, biased."""
+    """Eq. 5 with the kernel of eq. 7, biased; on the device where x and y are.
+
+    Of more than FULL_PAIRS pairs only a random part, see `sampled_mmd_oracle`.
+    """
+    if (len(x) + len(y)) ** 2 > FULL_PAIRS:
+        return sampled_mmd_oracle(x, y, SAMPLED_ROWS)
     x, y = (value.detach().double().requires_grad_() for value in (x, y))
     n, m, d = len(x), len(y), x.shape[1]
     loss = magnitude = 0.0
     for a, b, c in ((x, x, 1 / n**2), (y, y, 1 / m**2), (x, y, -2 / (n * m))):
-        for rows in a.split(max(1, BLOCK_BYTES // (8 * len(b)))):
+        for rows in a.split(block_rows(len(b), b.device)):
             # By products: in float64 and this near the origin they lose nothing that matters.
             squares = rows.square().sum(1, keepdim=True) + b.square().sum(1)
             distance = (squares - 2 * rows @ b.T).clamp_min(0)
@@ -84,13 +109,51 @@ def mmd_oracle(x: Tensor, y: Tensor) -> Oracle:
     return Oracle(loss, magnitude, (x.grad, y.grad))
 
 
+def sampled_mmd_oracle(x: Tensor, y: Tensor, count: int) -> Oracle:
+    """The same for `count` random rows of x and of y, against all rows.
+
+    Their gradients are exact. The loss is a sum over rows, Σ_i (1/n²) Σ_j k(x_i, x_j) − (1/nm)
+    Σ_j k(x_i, y_j) and likewise for y, so the rows taken also estimate it, with the standard
+    deviation of such a draw: that finds a loss which is wrong, not one that is a little inexact.
+    """
+    x, y = (value.detach().double() for value in (x, y))
+    generator = torch.Generator().manual_seed(2)
+    loss = variance = magnitude = 0.0
+    gradients, chosen = [], []
+    for a, b in ((x, y), (y, x)):
+        n, m, d = len(a), len(b), a.shape[1]
+        chosen.append(torch.randperm(n, generator=generator)[:count].to(a.device))
+        parts, values, magnitudes = [], [], []
+        for block in a[chosen[-1]].split(block_rows(n + m, a.device)):
+            rows = block.clone().requires_grad_()
+            value = magnitude_of = torch.zeros(len(rows), dtype=a.dtype, device=a.device)
+            for other, c in ((a, 1 / n**2), (b, -1 / (n * m))):
+                squares = rows.square().sum(1, keepdim=True) + other.square().sum(1)
+                distance = (squares - 2 * rows @ other.T).clamp_min(0)
+                kernel = (distance / (-2 * d)).exp().sum(1)
+                value = value + c * kernel
+                magnitude_of = magnitude_of + abs(c) * (len(other) - kernel.detach())
+            # A row stands in two places of the double sum: as i and as j.
+            parts.append(torch.autograd.grad(2 * value.sum(), rows)[0])
+            values.append(value.detach())
+            magnitudes.append(magnitude_of)
+        value = torch.cat(values)
+        loss += n * float(value.mean())
+        variance += n**2 * float(value.var()) / len(value)
+        magnitude += n * float(torch.cat(magnitudes).mean())
+        gradients.append(torch.cat(parts))
+    return Oracle(
+        loss, magnitude, tuple(gradients), rows=tuple(chosen), loss_deviation=math.sqrt(variance)
+    )
+
+
 def margin_oracle(r: Tensor, g: Tensor, margin: float = 1.0) -> Oracle:
-    """Eq. 8 with the nearest prototypes."""
+    """Eq. 8 with the nearest prototypes; on the device where r and g are."""
     r, g = (value.detach().double().requires_grad_() for value in (r, g))
     loss = magnitude = 0.0
     active = 0
     assignments = []
-    for rows in r.split(max(1, BLOCK_BYTES // (8 * g.numel()))):
+    for rows in r.split(block_rows(g.numel(), g.device)):
         distance = (rows[:, None] - g).square().sum(2)
         nearest = distance.argmin(1)
         own = torch.nn.functional.one_hot(nearest, len(g)).bool()
@@ -107,16 +170,18 @@ def margin_oracle(r: Tensor, g: Tensor, margin: float = 1.0) -> Oracle:
     return Oracle(loss, magnitude, (r.grad, g.grad), torch.cat(assignments), active)
 
 
-def clear_prototypes(b: int, k: int, d: int, margin: float = 1.0) -> tuple[Tensor, Tensor]:
+def clear_prototypes(
+    b: int, k: int, d: int, margin: float = 1.0, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Samples and prototypes with no distance so near the margin, or another, that rounding rules.
 
     There both one-sided gradients, or both assignments, are right; without such pairs every
     implementation can be held to one answer.
     """
     near = 1e-5
-    r, g, _ = prototypes(b + b // 4 + 64, k, d)
+    r, g, _ = prototypes(b + b // 4 + 64, k, d, device=device)
     clear = []
-    for rows in r.double().split(max(1, BLOCK_BYTES // (8 * g.numel()))):
+    for rows in r.double().split(block_rows(g.numel(), g.device)):
         distance = (rows[:, None] - g.double()).square().sum(2)
         nearest = distance.topk(2, dim=1, largest=False).values
         clear.append(
@@ -135,7 +200,7 @@ def mmd_case(shape: MMDShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
 
 @functools.lru_cache(maxsize=1)
 def prototype_margin_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
-    r, g = (value.to(device) for value in clear_prototypes(*shape))
+    r, g = clear_prototypes(*shape, device=device)
     return (r, g), margin_oracle(r, g)
 
 
@@ -175,6 +240,14 @@ MMD = Op(
     mmd_case,
     sweep=tuple(MMDShape(4096, d) for d in (2, 4, 16, 32, 128, 512, 1024)),
     sweep_peers=("tiled", "sdpa"),
+    gpu_shapes=tuple(
+        MMDShape(*shape)
+        for shape in (
+            (16384, 2), (16384, 64), (16384, 300), (65536, 2), (65536, 10), (65536, 64),
+            (131072, 2), (131072, 10), (131072, 64),
+        )
+    ),
+    gpu_last=(MMDShape(10**6, 10),),
 )  # fmt: skip
 PROTOTYPE_MARGIN = Op(
     "prototype_margin",
@@ -186,6 +259,11 @@ PROTOTYPE_MARGIN = Op(
         )
     ),
     prototype_margin_case,
+    # As flash-kmeans measures its assignment.
+    gpu_shapes=tuple(
+        PrototypeShape(*shape)
+        for shape in ((2**17, 1024, 64), (2**20, 1024, 64), (2**20, 1024, 128))
+    ),
 )  # fmt: skip
 # The paper's batch sizes, categories and latent sizes.
 CGM_STEP = Op(

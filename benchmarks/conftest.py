@@ -1,6 +1,7 @@
 """Options, where the results go, and what they were measured on."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ sys.path.append(str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import machine  # noqa: E402
+from benchmarks import cases, gpu, machine  # noqa: E402
 from benchmarks.measure import Limits  # noqa: E402
 
 LAST = Path(__file__).parent / "results" / "last.json"
@@ -33,15 +34,68 @@ def pytest_addoption(parser):
         metavar="GB",
         help="Skip a peer where one call would need more. Default: %(default)s",
     )
+    group.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        help="Measure on this type of device only. Default: every one that is there",
+    )
+    group.addoption(
+        "--stop-after",
+        type=float,
+        metavar="SECONDS",
+        help="Skip the cases that would start later than this. Default: none",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    if (device := config.option.device) and device not in machine.DEVICES:
+        raise pytest.UsageError(f"--device {device}: torch finds no such device here")
     if config.option.benchmark_json is None:
         LAST.parent.mkdir(exist_ok=True)
         config.option.benchmark_json = LAST
     if not config.option.benchmark_disable:
         machine.cpu_limits()  # before the peers' threads are there
+
+
+def pytest_collection_modifyitems(config, items):
+    """Only the device asked for, a clock that waits for it, the longest shapes at the end."""
+    kept, left_out = [], []
+    wanted = config.option.device
+    for item in items:
+        here = wanted is None or parameter(item, "device") in (None, wanted)
+        (kept if here else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    for item in kept:
+        if parameter(item, "device") == "cuda":
+            item.add_marker(pytest.mark.benchmark(timer=gpu.clock))
+    items[:] = sorted(kept, key=lambda item: parameter(item, "shape") in cases.MMD.gpu_last)
+
+
+def parameter(item, name):
+    """What a test case has for a parameter, or None."""
+    return item.callspec.params.get(name) if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def profiler(pytestconfig):
+    options = pytestconfig.option
+    if "cuda" in machine.DEVICES and options.device != "cpu" and not options.benchmark_disable:
+        gpu.attach_profiler()
+
+
+@pytest.fixture(scope="session")
+def started():
+    return time.monotonic()
+
+
+@pytest.fixture(autouse=True)
+def stop(pytestconfig, started):
+    """Skip what starts too late: a run that must end, on a machine lent for minutes."""
+    longest = pytestconfig.option.stop_after
+    if longest is not None and time.monotonic() - started > longest:
+        pytest.skip(f"would start after {longest:g} s (--stop-after)")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

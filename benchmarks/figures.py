@@ -39,7 +39,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     """Draw the figures of every device for which there are points; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    mmd = [row for row in rows if row["op"] == "mmd"]
+    mmd = [row for row in rows if row["op"] == "mmd" and row["precision"] == "highest"]
     devices = list(dict.fromkeys(row["device"] for row in mmd))
     for device in devices:
         here = [row for row in mmd if row["device"] == device]
@@ -86,8 +86,10 @@ def plot_series(axes: Axes, lines: dict[str, Points], ours: set[str]) -> None:
 
 def caption(axes: Axes, row: Row) -> None:
     """What it was measured on, under the axes."""
-    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
-    axes.figure.supxlabel(f"{row['device']}, {threads}, {row['date']}", fontsize=7, color="#777777")
+    words = [row["device"]]
+    if row["threads"] is not None:
+        words.append(f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}")
+    axes.figure.supxlabel(", ".join((*words, row["date"])), fontsize=7, color="#777777")
 
 
 def time_against_n(axes: Axes, rows: list[Row]) -> bool:

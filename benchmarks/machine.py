@@ -11,11 +11,15 @@ from typing import Any
 
 import torch
 
+from benchmarks import gpu
 from cgm_fast.ops.backends import availability
 
+DEVICES = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+"""Types of device that are measured."""
+
 PACKAGES = (
-    "cgm-fast", "torch", "numpy", "triton", "faiss-cpu", "geomloss", "jax", "pykeops", "pythae",
-    "scikit-learn",
+    "cgm-fast", "torch", "numpy", "triton", "faiss-cpu", "flash-kmeans", "flash-sinkhorn",
+    "geomloss", "jax", "pykeops", "pythae", "scikit-learn",
 )  # fmt: skip
 
 
@@ -61,12 +65,16 @@ def info() -> dict[str, Any]:
     found = {"cpu": cpu_name()}
     if torch.cuda.is_available():
         found["cuda"] = device_name("cuda")
+    versions = {"python": platform.python_version(), **installed()}
+    if "cuda" in found and torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
     return {
         "devices": found,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **installed()},
+        "versions": versions,
         "compiled_module": compiled_module(),
         "limits": cpu_limits(),
+        "gpu": gpu.properties() if "cuda" in found else None,
     }
 
 

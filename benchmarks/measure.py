@@ -7,12 +7,16 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks import gpu
 
 ROUND_SECONDS = 2e-4
 """A round repeats a shorter step until it takes this long, so that the clock does not show."""
@@ -22,6 +26,22 @@ WARM_SECONDS = 0.2
 SLOW_SECONDS = 2.0
 """A step that takes longer than this gets SLOW_ROUNDS rounds."""
 SLOW_ROUNDS = 3
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Within it, torch.get_float32_matmul_precision() is this."""
+    before = torch.get_float32_matmul_precision()
+    if precision == before:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch have another way to say it
+        torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def synchronized(step: Callable[[], Any], device: str) -> Callable[[], Any]:
@@ -38,24 +58,31 @@ def synchronized(step: Callable[[], Any], device: str) -> Callable[[], Any]:
     return waiting
 
 
-def time_step(benchmark: Any, step: Callable[[], Any], seconds: float, min_rounds: int) -> float:
+def time_step(
+    benchmark: Any, step: Callable[[], Any], seconds: float, min_rounds: int, device: str = "cpu"
+) -> float:
     """Measure a warm step for about `seconds`; return the median in seconds.
 
-    With --benchmark-disable the step runs once and the result is NaN.
+    With --benchmark-disable the step runs once and the result is NaN. On a CUDA GPU the calls of
+    a round follow one another without waiting; the benchmark's timer, `gpu.clock` (conftest.py),
+    waits at its two ends.
     """
     if benchmark.disabled:
         benchmark.pedantic(step)
         return math.nan
+    clock, round_seconds = time.perf_counter, ROUND_SECONDS
+    if device == "cuda":
+        clock, round_seconds = gpu.clock, gpu.ROUND_SECONDS
     once = math.inf
-    until = time.perf_counter() + min(WARM_SECONDS, seconds)
+    until = clock() + min(WARM_SECONDS, seconds)
     while True:
-        start = time.perf_counter()
+        start = clock()
         step()
-        now = time.perf_counter()
+        now = clock()
         once = min(once, now - start)
         if now >= until:
             break
-    iterations = max(1, math.ceil(ROUND_SECONDS / once))
+    iterations = max(1, math.ceil(round_seconds / once))
     least = SLOW_ROUNDS if once > SLOW_SECONDS else min_rounds
     rounds = min(MOST_ROUNDS, max(least, round(seconds / (once * iterations))))
     benchmark.pedantic(step, rounds=rounds, iterations=iterations)
@@ -104,8 +131,10 @@ def peak_memory(step: Callable[[], Any], device: str) -> int | None:
         return None
 
 
-def available_memory() -> float:
+def available_memory(device: str = "cpu") -> float:
     """Bytes of memory that are free, or infinity where the system does not say."""
+    if device == "cuda":
+        return gpu.available_memory()
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -125,22 +154,25 @@ class Limits:
     """The most bytes that one call may need."""
     _seen: dict[tuple[str, ...], list[tuple[float, float, float]]] = field(default_factory=dict)
 
-    def why_skip(self, key: tuple[str, ...], work: float, pairs: float) -> str | None:
+    def why_skip(
+        self, key: tuple[str, ...], work: float, pairs: float, patience: float = 1.0
+    ) -> str | None:
         """The reason not to run a case of this size, or None.
 
         Args:
             key: Op, peer and device.
             work: The arithmetic of the case, in the unit that `note` was given.
             pairs: What memory grows with, for a peer that stores all pairs; else 0.
+            patience: How many times the longest call this one may take.
         """
         if not (seen := self._seen.get(key)):
             return None
         known_work, known_seconds, known_bytes_per_pair = max(seen)
         seconds = known_seconds * max(1.0, work / known_work)
-        if seconds > self.seconds:
-            return f"would take about {seconds:.0f} s a call, allowed {self.seconds:g}"
+        if seconds > (longest := patience * self.seconds):
+            return f"would take about {seconds:.0f} s a call, allowed {longest:g}"
         needed = known_bytes_per_pair * pairs
-        if needed > (allowed := min(self.memory, 0.8 * available_memory())):
+        if needed > (allowed := min(self.memory, 0.8 * available_memory(key[2]))):
             return f"would need about {needed / 1e9:.1f} GB, allowed {allowed / 1e9:.1f}"
         return None
 

@@ -15,15 +15,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.floors import Work
+from benchmarks.floors import Work, gpu_limit, gpu_rates
 
 HERE = Path(__file__).parent
 LAST = HERE / "results" / "last.json"
 
 CSV_COLUMNS = (
     "op", "shape", "peer", "device_type", "threads", "dtype", "median_ms", "p20_ms", "p80_ms",
-    "ratio", "limit_share", "peak_mb", "loss_error", "gradient_error", "device", "instruction_set",
-    "versions", "commit", "date",
+    "device_ms", "launches", "ratio", "limit_share", "limit_unit", "peak_mb", "loss_error",
+    "gradient_error", "device", "instruction_set", "versions", "commit", "date",
 )  # fmt: skip
 KEY = CSV_COLUMNS[:5]
 """The columns that tell rows apart: a later run replaces the rows that it measured again."""
@@ -49,7 +49,7 @@ def read(path: Path) -> list[Row]:
     if "devices" not in machine:
         raise ValueError(f"{path} was not written by this suite: it does not name its devices")
     commit = content.get("commit_info", {})
-    limits = machine.get("limits")
+    properties = machine.get("gpu")
     rows = []
     for entry in content["benchmarks"]:
         info = entry["extra_info"]
@@ -57,6 +57,12 @@ def read(path: Path) -> list[Row]:
             continue
         times = [1e3 * seconds for seconds in entry["stats"]["data"]]
         errors = info.get("errors", {})
+        on_gpu = info["device"] == "cuda"
+        device_seconds = info.get("device_seconds")
+        instruction_set = (machine.get("compiled_module") or {}).get("instruction_set")
+        if on_gpu:  # None in place of a processor's; the capability is NVIDIA's
+            known = properties and properties["capability"]
+            instruction_set = f"compute capability {known}" if known else None
         row: Row = {
             "op": info["op"],
             "shape": " ".join(f"{name}={value}" for name, value in info["shape"].items()),
@@ -66,36 +72,54 @@ def read(path: Path) -> list[Row]:
             "assigns_only": info.get("assigns_only", False),
             "compared": "work" in info,
             "device_type": info["device"],
-            "threads": info["threads"],
+            "precision": info.get("precision", "highest"),
+            # Those of the processor tell rows of a GPU nothing.
+            "threads": None if on_gpu else info["threads"],
             "dtype": info["dtype"],
             "median_ms": statistics.median(times),
             "p20_ms": quantile(times, 0.2),
             "p80_ms": quantile(times, 0.8),
+            "device_ms": None if device_seconds is None else 1e3 * device_seconds,
+            "launches": info.get("launches"),
             "floor_ms": None,
             "limit_share": None,
+            "limit_unit": None,
             "peak_mb": None if info.get("peak_bytes") is None else info["peak_bytes"] / 1e6,
             "loss_error": errors.get("loss"),
             "gradient_error": errors.get("gradient"),
             "images_per_second": info.get("images_per_second"),
             "device": machine["devices"][info["device"]],
-            "instruction_set": (machine.get("compiled_module") or {}).get("instruction_set"),
+            "instruction_set": instruction_set,
             "versions": " ".join(f"{k}={v}" for k, v in machine["versions"].items()),
             "commit": str(commit.get("id"))[:12] + ("+changes" if commit.get("dirty") else ""),
             "date": content["datetime"][:10],
         }
         if "part" in info:
             row["shape"] += f", {info['part']}"
-        if limits and info["device"] == "cpu" and "work" in info:
-            row["floor_ms"] = 1e3 * Work(**info["work"]).seconds(**limits)
+        if "work" in info and (found := limit(Work(**info["work"]), row, machine)):
+            row["floor_ms"], row["limit_unit"] = found
             row["limit_share"] = row["floor_ms"] / row["median_ms"]
         rows.append(row)
     return rows
 
 
+def limit(work: Work, row: Row, machine: dict[str, Any]) -> tuple[float, str | None] | None:
+    """The limit of a row's machine in milliseconds, and a GPU's unit; None if it has none."""
+    if row["device_type"] == "cpu" and (rates := machine.get("limits")):
+        return 1e3 * work.seconds(**rates), None
+    if row["device_type"] == "cuda" and (properties := machine.get("gpu")):
+        rates = gpu_rates(properties)
+        if rates is not None:
+            seconds, unit = gpu_limit(work, rates, row["precision"])
+            return 1e3 * seconds, unit
+    return None
+
+
 def merge(runs: Iterable[list[Row]]) -> list[Row]:
     """Rows of several runs, the later ones in place of the earlier, with ratios filled in.
 
-    A row's ratio is its time over that of our fastest implementation at the same shape.
+    A row's ratio is its time over that of our fastest implementation at the same shape and
+    precision of products.
     """
     found = {tuple(row[name] for name in ("device", *KEY)): row for run in runs for row in run}
     rows = list(found.values())
@@ -106,8 +130,8 @@ def merge(runs: Iterable[list[Row]]) -> list[Row]:
 
 
 def best_of_ours(rows: list[Row], like: Row) -> Row | None:
-    """Our fastest implementation at a row's op, shape and device."""
-    same = ("op", "shape", "device", "threads")
+    """Our fastest implementation at a row's op, shape, device and precision."""
+    same = ("op", "shape", "device", "threads", "precision")
     ours = [r for r in rows if r["ours"] and all(r[name] == like[name] for name in same)]
     return min(ours, key=lambda row: row["median_ms"], default=None)
 
@@ -140,12 +164,13 @@ def op_tables(rows: list[Row]) -> str:
     by_case = {(row["shape"], row["peer"]): row for row in rows}
     ours = {row["peer"] for row in rows if row["ours"]}
     partly = {row["peer"] for row in rows if row["assigns_only"]}
-    # A sweep has few peers and a figure of its own.
+    # A sweep has few peers and a figure of its own; on GPUs the longest shapes are ours alone.
     shapes = [
         shape
         for shape in unique(row["shape"] for row in rows)
         if any((shape, peer) in by_case for peer in peers if peer not in ours)
         or len(ours) == len(peers)
+        or rows[0]["device_type"] == "cuda"
     ]
     times, rest = [], []
     for shape in shapes:
@@ -169,11 +194,26 @@ def op_tables(rows: list[Row]) -> str:
     text = table(["shape", "best of ours, ms", "share of limit", *named], times)
     if partly:
         text += "\n\n\\* assignment only, neither loss nor gradients"
-    return (
+    text = (
         f"Time; peers as multiples of the best of ours:\n\n{text}\n\n"
         "Peak memory beyond the inputs in MB, relative error of the gradient:\n\n"
         + table(["shape", *named], rest)
     )
+    if any(row["launches"] for row in rows):
+        lines = [
+            [shape, *(on_device(by_case.get((shape, peer))) for peer in peers)] for shape in shapes
+        ]
+        text += "\n\nTime on the GPU alone in ms, kernels launched:\n\n"
+        text += table(["shape", *named], lines)
+    return text
+
+
+def on_device(row: Row | None) -> str:
+    """A cell of the third table, which only GPUs have."""
+    if row is None:
+        return ""
+    device_ms = "" if row["device_ms"] is None else significant(row["device_ms"])
+    return ", ".join(part for part in (device_ms, str(row["launches"] or "")) if part)
 
 
 def memory_and_error(row: Row | None) -> str:
@@ -203,16 +243,27 @@ def markdown(rows: list[Row]) -> str:
     for device, threads in unique((row["device"], row["threads"]) for row in rows):
         here = [row for row in rows if (row["device"], row["threads"]) == (device, threads)]
         first = here[0]
-        code = f", {first['instruction_set']}" if first["instruction_set"] else ""
         parts.append(
-            f"## {device}, {threads} thread{'s' if threads > 1 else ''}{code}\n\n"
+            f"## {', '.join((device, *running_on(first)))}\n\n"
             f"{first['date']}, commit {first['commit']}, {first['versions']}"
         )
         for op in unique(row["op"] for row in here):
             of_op = [row for row in here if row["op"] == op]
-            compared = any(row["compared"] for row in of_op)
-            parts.append(f"### {op}\n\n{op_tables(of_op) if compared else plain_table(of_op)}")
+            if not any(row["compared"] for row in of_op):
+                parts.append(f"### {op}\n\n{plain_table(of_op)}")
+                continue
+            for precision in unique(row["precision"] for row in of_op):
+                title = op if precision == "highest" else f"{op}, products at {precision!r}: tf32"
+                same = [row for row in of_op if row["precision"] == precision]
+                parts.append(f"### {title}\n\n{op_tables(same)}")
     return "\n\n".join(parts)
+
+
+def running_on(row: Row) -> list[str]:
+    """Threads and instruction set, or capability, of those that a row has."""
+    threads = row["threads"]
+    words = [] if threads is None else [f"{threads} thread{'s' if threads > 1 else ''}"]
+    return words + ([row["instruction_set"]] if row["instruction_set"] else [])
 
 
 # CSV

@@ -1,12 +1,14 @@
 """What a call costs before any arithmetic: n = m = 2, d = 2, beside an op that does nothing."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 import cgm_fast
-from benchmarks import measure
+from benchmarks import gpu, measure
+from benchmarks.machine import DEVICES
 from cgm_fast.ops.backends import BACKENDS, availability
 from cgm_fast.testing import samples
 
@@ -18,7 +20,8 @@ def _first(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x.new_empty(()), torch.empty_like(x), torch.empty_like(y)
 
 
-_library.impl("first", _first, "CPU")
+for _key in ("CPU", "CUDA"):
+    _library.impl("first", _first, _key)
 
 
 class Trivial(torch.autograd.Function):
@@ -45,23 +48,26 @@ def caller(name):
 
 @pytest.mark.parametrize("name", [*BACKENDS, "trivial"])
 @pytest.mark.parametrize("part", ["forward", "forward and backward"])
-def test_a_small_call(benchmark, budget, name, part):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_small_call(benchmark, budget, name, part, device):
     if name in BACKENDS:
-        if not BACKENDS[name].serves("cpu"):
-            pytest.skip(f"{name} does not serve cpu")
+        if not BACKENDS[name].serves(device):
+            pytest.skip(f"{name} does not serve {device}")
         if reason := availability()[name]:
             pytest.skip(f"{name}: {reason}")
     call = caller(name)
-    x, y = samples(2, 2, 2)
+    x, y = samples(2, 2, 2, device=device)
     if part == "forward":
         step = lambda: call(x, y)  # noqa: E731
     else:
         x.requires_grad_()
         y.requires_grad_()
         step = lambda: torch.autograd.grad(call(x, y), (x, y))  # noqa: E731
-    benchmark.group = f"small call, {part}"
+    benchmark.group = f"small call, {part}, {device}"
     benchmark.extra_info.update(
         op="small_call", shape={"n": 2, "d": 2}, peer=name, part=part, ours=name != "trivial",
-        device="cpu", dtype="float32", threads=torch.get_num_threads(),
+        device=device, dtype="float32", threads=torch.get_num_threads(),
     )  # fmt: skip
-    measure.time_step(benchmark, step, *budget)
+    seconds = measure.time_step(benchmark, step, *budget, device)
+    if device == "cuda" and not math.isnan(seconds):
+        benchmark.extra_info.update(gpu.measure(step, budget[0], None, captures=True))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from cgm_fast.ops.backends import BACKENDS, availability
 
 Step = Callable[[], Any]
+
+TF32 = ("triton",)
+"""Implementations that read torch's float32_matmul_precision."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Peer:
         compiles: Something is compiled at the first call for a shape, which takes seconds.
         assigns_only: Computes the assignment and nothing else.
         stores_pairs: Memory grows with the number of pairs.
+        precision: torch's float32_matmul_precision that it runs at, and is judged by: other than
+            "highest" is a column of its own, beside others of that precision.
+        backend: The implementation's name, where it is not the peer's.
+        captures: Whether a CUDA graph of it may be tried.
+        unusable: Type of device to why it cannot run there although its modules are installed.
     """
 
     name: str
@@ -41,14 +50,20 @@ class Peer:
     compiles: bool = False
     assigns_only: bool = False
     stores_pairs: bool = False
+    precision: str = "highest"
+    backend: str = ""
+    captures: bool = True
+    unusable: Callable[[str], str | None] | None = None
 
-    def missing(self) -> str | None:
+    def missing(self, device: str) -> str | None:
         """Why it cannot run here, or None."""
         if self.ours:
-            return availability()[self.name]
+            return availability()[self.backend or self.name]
         reasons = [reason for module in self.needs if (reason := why_not_importable(module))]
         if self.compiles and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
             reasons.append("no C++ compiler was found")
+        if not reasons and self.unusable and (reason := self.unusable(device)):
+            reasons.append(reason)
         return "; ".join(reasons) or None
 
 
@@ -68,7 +83,9 @@ class Planned:
 def why_not_importable(module: str) -> str | None:
     """None if a module can be imported, else the reason."""
     try:
-        importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # others' deprecations are not ours to mend
+            importlib.import_module(module)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed"
     except Exception as error:  # a package that breaks on this Python or torch is no peer either
@@ -76,8 +93,17 @@ def why_not_importable(module: str) -> str | None:
     return None
 
 
+def why_not_keops(device: str) -> str | None:
+    """KeOps is installed, but without CUDA's compiler or headers it has only the CPU."""
+    if device != "cuda":
+        return None
+    from pykeops import config
+
+    return None if config.gpu_available else "KeOps finds no CUDA here"
+
+
 def our_peers(call: Callable[..., tuple[Tensor, Tensor | None]]) -> list[Peer]:
-    """A peer for each implementation of this package.
+    """A peer for each implementation of this package, and for those that may use tf32 another.
 
     Args:
         call: (backend, inputs...) to loss and assignment; the first two inputs have gradients.
@@ -87,10 +113,17 @@ def our_peers(call: Callable[..., tuple[Tensor, Tensor | None]]) -> list[Peer]:
         return with_gradients(functools.partial(call, name))
 
     devices = ("cpu", "cuda", "mps")
-    return [
-        Peer(name, prepare(name), devices=backend.devices or devices, ours=True)
-        for name, backend in BACKENDS.items()
-    ]
+    peers = []
+    for name, backend in BACKENDS.items():
+        peers.append(Peer(name, prepare(name), devices=backend.devices or devices, ours=True))
+        if name in TF32:
+            peers.append(replace(at_high(peers[-1]), backend=name))
+    return peers
+
+
+def at_high(peer: Peer) -> Peer:
+    """The same peer where float32 products may be taken from tf32, which only GPUs have."""
+    return replace(peer, name=f"{peer.name}-high", devices=("cuda",), precision="high")
 
 
 def with_gradients(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., Step]:

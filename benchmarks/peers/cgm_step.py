@@ -7,7 +7,15 @@ import math
 from torch import Tensor
 
 import cgm_fast
-from benchmarks.peers import Peer, compiled, mmd, our_peers, prototype_margin, with_gradients
+from benchmarks.peers import (
+    Peer,
+    at_high,
+    compiled,
+    mmd,
+    our_peers,
+    prototype_margin,
+    with_gradients,
+)
 
 # The defaults of cgm_fast.cgm_loss.
 SIGMA2 = 0.02
@@ -31,8 +39,11 @@ def ours(backend: str, r: Tensor, g: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     return result.loss, result.assignment
 
 
+EAGER = Peer("eager", with_gradients(eager), stores_pairs=True)
+
 PEERS = (
     *our_peers(ours),
-    Peer("eager", with_gradients(eager), stores_pairs=True),
+    EAGER,
+    at_high(EAGER),
     Peer("compile", compiled(eager), compiles=True, stores_pairs=True),
 )

@@ -9,12 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cgm_fast
-from benchmarks.peers import Peer, Planned, Step, compiled, our_peers, with_gradients
+from benchmarks.peers import (
+    Peer,
+    Planned,
+    Step,
+    at_high,
+    compiled,
+    our_peers,
+    why_not_keops,
+    with_gradients,
+)
 
-TILE = 512
-"""Rows and columns of a tile: 1 MB of float32, which a core's L2 cache about holds."""
+TILES = {"cpu": 512, "cuda": 2048}
+"""Rows and columns of a tile: 1 MB of float32, which a core's second-level cache about holds, or
+16 MB, which that of a large GPU does."""
 
 
 def eager(x: Tensor, y: Tensor) -> tuple[Tensor, None]:
@@ -54,6 +65,7 @@ def sdpa(x: Tensor, y: Tensor) -> Step:
 
     A softmax divides each row by its sum. One more key, whose logit is 0 for every row, and a
     value column that is 1 there alone, give the inverse of that sum, which takes it out again.
+    On a GPU columns of zeros are added: the kernel that stores nothing n x m wants widths in fours.
     """
 
     @torch.no_grad()
@@ -63,9 +75,17 @@ def sdpa(x: Tensor, y: Tensor) -> Step:
         v = torch.cat([w * z, w, torch.zeros_like(w)], 1)
         mark = v.new_zeros(1, v.shape[1])
         mark[0, -1] = 1
-        q, k, v = q[None, None], torch.cat([k, 0 * mark])[None, None], torch.cat([v, mark])
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v[None, None], scale=1.0)
-        return finish(x, z, w, h, out[0, 0, :, :-1] / out[0, 0, :, -1:])
+        inputs = q, torch.cat([k, 0 * mark]), torch.cat([v, mark])
+        if x.is_cuda and (short := -q.shape[1] % 4):
+            inputs = tuple(torch.nn.functional.pad(value, (0, short)) for value in inputs)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(value[None, None] for value in inputs), scale=1.0
+        )[0, 0, :, : q.shape[1]]
+        return finish(x, z, w, h, out[:, :-1] / out[:, -1:])
+
+    if x.is_cuda:  # once with that kernel or an error, so that no other is measured unnoticed
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            step()
 
     return step
 
@@ -78,13 +98,13 @@ def tiled(x: Tensor, y: Tensor) -> Step:
         z, w, h = stacked(x, y)
         q, k = as_products(z, h)
         k, v = k.T.contiguous(), torch.cat([w * z, w], 1)
-        rows = len(z)
+        rows, size = len(z), TILES[z.device.type]
         sums = torch.zeros_like(v)
-        buffer = z.new_empty(TILE * TILE)
-        for i in range(0, rows, TILE):
-            own = slice(i, min(i + TILE, rows))
-            for j in range(i, rows, TILE):
-                other = slice(j, min(j + TILE, rows))
+        buffer = z.new_empty(size * size)
+        for i in range(0, rows, size):
+            own = slice(i, min(i + size, rows))
+            for j in range(i, rows, size):
+                other = slice(j, min(j + size, rows))
                 shape = (own.stop - i, other.stop - j)
                 tile = buffer[: shape[0] * shape[1]].view(shape)
                 torch.mm(q[own], k[:, other], out=tile).exp_()
@@ -114,6 +134,28 @@ def keops(x: Tensor, y: Tensor) -> Step:
         scaled = z / math.sqrt(2 * h)
         logs = -((LazyTensor(scaled[:, None]) - LazyTensor(scaled[None])) ** 2).sum(-1)
         return finish(x, z, w, h, logs.exp() @ torch.cat([w * z, w], 1))
+
+    return step
+
+
+def flash_sinkhorn(x: Tensor, y: Tensor) -> Step:
+    """FlashSinkhorn's kernels that apply a transport plan, with potentials that make it the kernel.
+
+    Its plan is exp((f̂_i + ĝ_j + z_i · z_j) / h): with −|z|²/2 for both it is k_ij. It has no MMD;
+    matrices as wide as the samples and vectors go through two kernels. Precision as it defaults.
+    """
+    from flash_sinkhorn.kernels import apply_plan_mat_flashstyle, apply_plan_vec_flashstyle
+
+    @torch.no_grad()
+    def step() -> Any:
+        z, w, h = stacked(x, y)
+        z = z.contiguous()
+        potential = z.square().sum(1) / -2
+        zero = torch.zeros_like(potential)
+        plan = (z, z, potential, potential, zero, zero)
+        matrix = apply_plan_mat_flashstyle(*plan, w * z, eps=h, axis=1, cost_scale=0.5)
+        vector = apply_plan_vec_flashstyle(*plan, w[:, 0], eps=h, axis=1, cost_scale=0.5)
+        return finish(x, z, w, h, torch.cat([matrix, vector[:, None]], 1))
 
     return step
 
@@ -152,9 +194,12 @@ def ours(backend: str, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
 # KeOps reads CXXFLAGS once, when it is imported: the two variants need a process each.
 KEOPS = "-native" if "-march=native" in os.environ.get("CXXFLAGS", "") else ""
 
+EAGER = Peer("eager", with_gradients(eager), stores_pairs=True)
+
 PEERS = (
     *our_peers(ours),
-    Peer("eager", with_gradients(eager), stores_pairs=True),
+    EAGER,
+    at_high(EAGER),
     Peer("compile", compiled(eager), compiles=True, stores_pairs=True),
     Peer("sdpa", sdpa),
     Peer("tiled", tiled),
@@ -169,7 +214,23 @@ PEERS = (
         with_gradients(functools.partial(geomloss, "online")),
         needs=("geomloss", "pykeops"),
         compiles=True,
+        captures=False,
+        unusable=why_not_keops,
     ),
-    Peer(f"pykeops{KEOPS}", keops, needs=("pykeops",), compiles=True),
+    Peer(
+        f"pykeops{KEOPS}",
+        keops,
+        needs=("pykeops",),
+        compiles=True,
+        captures=False,
+        unusable=why_not_keops,
+    ),
+    Peer(
+        "flash-sinkhorn",
+        flash_sinkhorn,
+        needs=("flash_sinkhorn.kernels",),
+        devices=("cuda",),
+        compiles=True,
+    ),
     Peer("jax", jax_jit, needs=("jax",), devices=("cpu",), stores_pairs=True),
 )

@@ -1,6 +1,7 @@
 """Ways to compute the margin loss (eq. 8) of r [b, d] and prototypes g [k, d] with both gradients.
 
-faiss and scikit-learn have no such loss: they find the nearest prototypes, a part of the work.
+faiss, scikit-learn and flash-kmeans have no such loss: they find the nearest prototypes, a part of
+the work.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import torch
 from torch import Tensor
 
 import cgm_fast
-from benchmarks.peers import Peer, Step, compiled, our_peers, with_gradients
+from benchmarks.peers import (
+    Peer,
+    Step,
+    at_high,
+    compiled,
+    our_peers,
+    why_not_keops,
+    with_gradients,
+)
 
 MARGIN = 1.0
 
@@ -60,6 +69,14 @@ def sklearn(r: Tensor, g: Tensor) -> Step:
     return lambda: pairwise_distances_argmin(rows, centres)
 
 
+def flash_kmeans(r: Tensor, g: Tensor) -> Step:
+    """Its assignment kernel, called as FlashKMeans.predict does; tf32, as Triton defaults."""
+    from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+    rows, centres = r[None], g[None]
+    return lambda: euclid_assign_triton(rows, centres, rows.square().sum(-1))[0]
+
+
 def ours(backend: str, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """This package."""
     result = cgm_fast.prototype_margin(r, g, margin=MARGIN, backend=backend)
@@ -68,11 +85,29 @@ def ours(backend: str, r: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 KEOPS = "-native" if "-march=native" in os.environ.get("CXXFLAGS", "") else ""
 
+EAGER = Peer("eager", with_gradients(eager), stores_pairs=True)
+
 PEERS = (
     *our_peers(ours),
-    Peer("eager", with_gradients(eager), stores_pairs=True),
+    EAGER,
+    at_high(EAGER),
     Peer("compile", compiled(eager), compiles=True, stores_pairs=True),
-    Peer(f"pykeops{KEOPS}", with_gradients(keops), needs=("pykeops",), compiles=True),
+    Peer(
+        f"pykeops{KEOPS}",
+        with_gradients(keops),
+        needs=("pykeops",),
+        compiles=True,
+        captures=False,
+        unusable=why_not_keops,
+    ),
     Peer("faiss", faiss, needs=("faiss",), devices=("cpu",), assigns_only=True),
     Peer("scikit-learn", sklearn, needs=("sklearn",), devices=("cpu",), assigns_only=True),
+    Peer(
+        "flash-kmeans",
+        flash_kmeans,
+        needs=("flash_kmeans.assign_euclid_triton",),
+        devices=("cuda",),
+        assigns_only=True,
+        precision="high",
+    ),
 )
