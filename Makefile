@@ -1,4 +1,4 @@
-.PHONY: install lint format test bench native sanitize instructions clean
+.PHONY: install lint format test bench gpu native sanitize instructions clean
 
 SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
 
@@ -21,6 +21,24 @@ test:
 
 bench:
 	pytest benchmarks --benchmark-only
+
+# All that a machine with a CUDA GPU is for: the tests on it, then the benchmarks, whose rows go to
+# benchmarks/results/<device>.csv. Wrong results are not timed: after a failed test nothing is.
+# A failed benchmark keeps the other rows and fails the command after they are written.
+gpu:
+	@python -c "import sys, torch; torch.cuda.is_available() or \
+	  sys.exit('make gpu: torch finds no CUDA GPU here')"
+	pytest -k cuda
+	rm -f $(GPU_RUN)
+	pytest benchmarks --benchmark-only $(GPU_BUDGET) --benchmark-json=$(GPU_RUN); status=$$?; \
+	  python -m benchmarks.report $(GPU_RUN) --csv && exit $$status
+
+GPU_RUN := benchmarks/results/gpu.json
+# Ten minutes in all, of which the tests take some: about 300 cases at 0.1 s of rounds, as much of
+# replay and of warming up. Most of the time goes to what compilers do before; a peer that would
+# take 2 s a call, or 40 GB, is left out, and what would start after 7 minutes is skipped by name.
+GPU_BUDGET := --device cuda --benchmark-max-time 0.1 --slowest-call 2 --most-memory 40 \
+  --stop-after 420
 
 # The CPU kernels without Python, at every instruction set that the processor has.
 native: build/native/driver
