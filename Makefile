@@ -1,4 +1,4 @@
-.PHONY: install lint format test bench gpu native sanitize instructions clean
+.PHONY: install lint format test bench gpu tiles native sanitize instructions clean
 
 SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
 
@@ -39,6 +39,10 @@ GPU_RUN := benchmarks/results/gpu.json
 # take 2 s a call, or 40 GB, is left out, and what would start after 7 minutes is skipped by name.
 GPU_BUDGET := --device cuda --benchmark-max-time 0.1 --slowest-call 2 --most-memory 40 \
   --stop-after 420
+
+# Which tile each Triton kernel takes: timed where a GPU is at hand, compiled where none is.
+tiles:
+	python -m benchmarks.tiles $(ARGS)
 
 # The CPU kernels without Python, at every instruction set that the processor has.
 native: build/native/driver

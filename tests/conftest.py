@@ -14,6 +14,11 @@ if not torch.cuda.is_available():
 from cgm_fast.ops import backends
 from cgm_fast.testing import poisoned_memory
 
+if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:
+    import tensor_cores
+
+    tensor_cores.emulate()
+
 # The same examples on every run: a failure in CI is a failure everywhere.
 settings.register_profile("cgm_fast", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("cgm_fast")

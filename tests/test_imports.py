@@ -44,7 +44,7 @@ LAYERS = {
     "scaling": (r"cgm_fast\.ops\.scaling", set()),
     "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
-    "triton": (r"cgm_fast\.ops\.triton_(launch|math)", set()),
+    "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", set()),
     "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
     "op": (OP, {"api"}),
     "api": (OP + r"\.api", {"api", "autograd", "definition", "checks", "backends"}),
@@ -77,6 +77,9 @@ def why_not(importer, imported):
     if target == "implementation" and layer == "implementation":
         if own["op"] != "cgm_step" or other["op"] == "cgm_step" or own["name"] != other["name"]:
             return "only cgm_step's implementations may import others, those of their own name"
+    elif target == "kernels" and layer == "kernels":
+        if own["op"] not in ("cgm_step", other["op"]):
+            return "only cgm_step's kernels may import those of other ops"
     elif "op" in own and "op" in other and own["op"] != other["op"] and target != "api":
         return "what lies below another op's api is its own affair"
     return None
@@ -122,6 +125,7 @@ def test_imports_go_down_the_layers(name):
         ("cgm_fast.ops.mmd.native", "cgm_fast.ops.prototype_margin.native"),
         ("cgm_fast.ops.cgm_step.native", "cgm_fast.ops.mmd.reference"),
         ("cgm_fast.ops.mmd.triton_kernels", "cgm_fast.ops.mmd.triton"),
+        ("cgm_fast.ops.mmd.triton_kernels", "cgm_fast.ops.prototype_margin.triton_kernels"),
         ("cgm_fast.ops.mmd.reference", "cgm_fast.ops.mmd.native"),
         ("cgm_fast.ops.cgm_step.native", "cgm_fast.ops.cgm_step.reference"),
         ("cgm_fast.ops.cgm_step.api", "cgm_fast.ops.mmd.autograd"),

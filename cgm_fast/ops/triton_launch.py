@@ -1,52 +1,23 @@
-"""How Triton kernels are configured and given their constants: one table, one function each."""
+"""How Triton kernels are launched: precision, constants, device; tiles are in triton_tiles.py."""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
+# Contraction into fused multiply-adds: what the accuracy of the kernels was measured with.
+FUSED = {"enable_fp_fusion": True}
 
-class Blocks(NamedTuple):
-    """Tile of a kernel that meets rows with columns."""
+# The interpreter multiplies the bits of bfloat16 numbers as integers.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-    rows: int
-    columns: int
-    features: int
-    """Features held at once: all of them, padded, or a part where there are more."""
-    warps: int
-    stages: int
-
-
-# By padded features and bytes of a number. No GPU has timed them yet: chosen so that at compute
-# capability 9.0 nothing spills and two programs or more fit a multiprocessor (tests/ops/aot.py).
-NARROW = {
-    (16, 4): Blocks(64, 32, 16, 4, 3),
-    (32, 4): Blocks(64, 32, 32, 4, 2),
-    (64, 4): Blocks(64, 32, 64, 4, 1),
-    (16, 8): Blocks(32, 32, 16, 4, 1),
-    (32, 8): Blocks(32, 32, 32, 4, 1),
-    (64, 8): Blocks(32, 32, 64, 8, 1),
-}
-WIDE = {4: Blocks(64, 64, 32, 8, 2), 8: Blocks(32, 32, 32, 8, 1)}
-
-
-def choose(d: int, dtype: torch.dtype) -> Blocks:
-    """The tile for d features computed in `dtype`; power-of-two buckets share a binary."""
-    return NARROW.get((max(16, triton.next_power_of_2(d)), dtype.itemsize), WIDE[dtype.itemsize])
-
-
-# Three products for the exponents and two sums: half the columns.
-SECOND = {4: Blocks(32, 32, 32, 4, 1), 8: Blocks(32, 32, 32, 8, 1)}
-
-
-def choose_second(dtype: torch.dtype) -> Blocks:
-    """The tile of the second-order pass; its sizes divide those of `choose`."""
-    return SECOND[dtype.itemsize]
+# Where distances have tf32's error anyway: an exponent off by 1024 roundings is not more.
+FAST_FAR = 1024.0
 
 
 def round_up(value: int, unit: int) -> int:
@@ -54,22 +25,65 @@ def round_up(value: int, unit: int) -> int:
     return (value + unit - 1) // unit * unit
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How `tl.dot` multiplies, by what the user allows: `torch.get_float32_matmul_precision()`.
+class Numbers(NamedTuple):
+    """How samples are held, and multiplied."""
 
-    "highest": three products of tf32 parts, which is float32's accuracy (plain float32 on AMD);
-    "high" and "medium": tf32. float64 is always exact.
+    compute: torch.dtype
+    rows: torch.dtype
+    """Of what distances are taken from: half inputs stay as they are, for half tensor cores."""
+    precision: str
+    """Of products of two float32 or float64 numbers, as `tl.dot` calls it."""
+    rounded: bool = False
+    """Whether samples are rounded to tf32 first, so that their products are exact."""
+    parts: int = 0
+    """tf32 numbers that a weight goes into a product as; 0 for what `precision` says."""
+    far: float = 24.0
+    """Largest |z|² (exponent) for which distances are taken from products."""
+
+
+def numbers(dtype: torch.dtype) -> Numbers:
+    """What the user allows, by `torch.set_float32_matmul_precision` or its newer forms.
+
+    "highest": float32's accuracy, by three products of tf32 parts (on AMD by float32 itself).
+    "high" and "medium": tf32. Half inputs are multiplied as they are, which is exact; their
+    weights, which are not half numbers, by two tf32 parts at "highest" and by one else.
     """
-    if dtype == torch.float64:
-        return "ieee"
-    if fast_products(dtype):
-        return "tf32"
-    return "ieee" if torch.version.hip else "tf32x3"
+    plain = widened(dtype)
+    fast = plain.precision == "tf32"
+    if dtype.itemsize == 2 and not (dtype == torch.bfloat16 and INTERPRETED):
+        parts = 0 if torch.version.hip else 1 if fast else 2
+        return plain._replace(rows=dtype, parts=parts, far=FAST_FAR if fast else plain.far)
+    if fast:
+        return plain._replace(rounded=True, parts=1, far=FAST_FAR)
+    return plain
 
 
-def fast_products(dtype: torch.dtype) -> bool:
-    """Whether the user trades accuracy of products in `dtype` for speed."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+def with_bandwidths(held: Numbers, device: str) -> Numbers:
+    """The same where a tile meets several bandwidths in a loop; `device` as the table calls it.
+
+    Triton 3.9's compiler fails at that between two tf32 products of Blackwell's tensor cores (pass
+    TritonGPUHoistTMEMAlloc), not between three.
+    """
+    if device == "10.0" and held.precision == "tf32":
+        return held._replace(precision="tf32x3")
+    return held
+
+
+def _tf32_allowed() -> bool:
+    # torch 2.9's own name for it, which the older ones set too; those raise where it was used.
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if chosen is not None:
+        return bool(chosen == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def widened(dtype: torch.dtype) -> Numbers:
+    """The same for kernels that read samples in the compute dtype, and round none."""
+    compute = torch.promote_types(dtype, torch.float32)
+    if compute == torch.float64 or torch.version.hip:
+        return Numbers(compute, compute, "ieee")
+    fast = _tf32_allowed()
+    return Numbers(compute, compute, "tf32" if fast else "tf32x3")
 
 
 @functools.cache

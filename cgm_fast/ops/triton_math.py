@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import triton
 import triton.language as tl
+
+# A kernel as it is launched. Triton compiles anew where a number turns 1 or a multiple of 16, or is
+# one no more; for padded sizes, which always are, this is worth it, for these it is not.
+kernel = functools.partial(
+    triton.jit,
+    do_not_specialize=[
+        "n", "m", "k", "d", "b", "splits", "x_splits", "scales", "variance_item", "first_block",
+        "some_blocks", "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts",
+        "chunks", "x_item", "y_item", "noise_sample",
+    ],
+)  # fmt: skip
 
 
 @triton.jit
@@ -38,22 +51,93 @@ def exp2_less_one(e):
         q = f * q + 2.4022651084215122803e-1
         q = f * q + 6.9314718802895101201e-1
         power = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
-    rest = power * (q * f)
-    return rest + (power - 1.0), rest + power
+    q *= f
+    return tl.fma(power, q, power - 1.0), tl.fma(power, q, power)
 
 
 @triton.jit
-def squared_distances(columns, i, j, d, total, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def squared_distances(
+    columns, i, j, d, total, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr
+):
     """|z_i - z_j|² [ROWS, COLUMNS] from plain differences: equal ones are equal to the bit.
 
-    `columns` is [features, total]; i and j are some of its columns.
+    `columns` is [features, total], its features padded with zeros to a multiple of 16; i and j are
+    some of its columns. AT_ONCE features (a divisor of 16) wait for memory together, in registers.
     """
     u = tl.zeros([ROWS, COLUMNS], columns.dtype.element_ty)
-    for _ in range(d):
-        difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
-        u += difference * difference
-        columns += total
+    for _ in range(0, d, AT_ONCE):
+        for _ in tl.static_range(AT_ONCE):
+            difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
+            u += difference * difference
+            columns += total
     return u
+
+
+@triton.jit
+def cut(value):
+    """The part of a float32 that a tensor core reads as tf32: 11 bits, the others zero."""
+    bits = value.to(tl.int32, bitcast=True) & -8192
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def nearest_tf32(value):
+    """A float32 rounded to 11 bits, ties away from zero; a NaN stays one."""
+    head, _ = split_tf32(value)
+    return tl.where(value == value, head, value)
+
+
+@triton.jit
+def split_tf32(value):
+    """A float32 as the sum of its nearest tf32 number and the rest; of a NaN the rest is one."""
+    bits = value.to(tl.int32, bitcast=True) + 4096
+    head = cut(bits.to(tl.float32, bitcast=True))
+    return head, value - head
+
+
+@triton.jit
+def parts(a, PRECISION: tl.constexpr):
+    """A left factor as `product` takes it: in two parts where both are used."""
+    if PRECISION == "tf32x3" and a.dtype == tl.float32:
+        return split_tf32(a)
+    else:
+        return a, a
+
+
+@triton.jit
+def product(a, a_rest, b, PRECISION: tl.constexpr):
+    """a @ b, where a comes as `parts` leaves it. Half factors are multiplied as they are.
+
+    Triton's own tf32x3 also mends infinities and rounds the rest: a third more instructions in the
+    loop over columns, for nothing that samples and weights need.
+    """
+    if PRECISION == "tf32x3" and b.dtype == tl.float32:
+        b, b_rest = split_tf32(b)
+        some = tl.dot(a_rest, b, input_precision="tf32")
+        some = tl.dot(a, b_rest, some, input_precision="tf32")
+        return tl.dot(a, b, some, input_precision="tf32")
+    elif b.dtype == tl.float64 or PRECISION == "ieee":
+        return tl.dot(a, b, input_precision="ieee")
+    else:
+        return tl.dot(a, b, input_precision="tf32")
+
+
+@triton.jit
+def add_weighted(total, w, z, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """total [ROWS, FEATURES] + w [ROWS, COLUMNS] @ z [COLUMNS, FEATURES].
+
+    Where z has no more bits than tf32, w goes in as many PARTS; else 0, and PRECISION as it is.
+    Tensor cores cut their sums, so that only short ones are left to them where accuracy counts.
+    """
+    if PARTS == 2:
+        head = cut(w)  # not the nearest: a bias of 2^-22 is nothing to a weight
+        some = tl.dot(w - head, z, input_precision="tf32")
+        return total + tl.dot(head, z, some, input_precision="tf32")
+    elif PRECISION == "tf32x3":
+        head = cut(w)
+        return total + product(head, w - head, z, PRECISION)
+    else:
+        return tl.dot(w, z, total, input_precision=PRECISION)
 
 
 @triton.jit

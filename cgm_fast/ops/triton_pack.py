@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cgm_fast.ops.triton_launch import Blocks, round_up
+from cgm_fast.ops.triton_launch import FUSED, Numbers, round_up
+from cgm_fast.ops.triton_math import kernel, nearest_tf32
+from cgm_fast.ops.triton_tiles import Blocks
 
 _SUM_ROWS, _SUM_PARTS = 64, 64  # of a block for the centre, and how many programs share them
 
@@ -27,19 +29,18 @@ def _read(source, item, row, f, count, d, by_item, by_row, by_feature, dtype):
     return tl.load(source + at, mask=inside[:, None] & (f < d)[None, :], other=0.0).to(dtype)
 
 
-@triton.jit
+@kernel
 def sum_kernel(
     x, y,  # [b, n, d] and [b, m, d]
     sums,  # [b, parts, features]
     largest,  # [b]: zeroed for the packing kernel
-    n, m, d, features,
+    n, m, d, features, parts,
     x_item, x_row, x_feature, y_item, y_row, y_feature,
     ROWS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Sums over rows, for the centre: a program takes every parts-th block of them."""
-    part, parts = tl.program_id(0), tl.num_programs(0)
+    part, item = tl.program_id(0) % parts, (tl.program_id(0) // parts).to(tl.int64)
     f = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    item = tl.program_id(2).to(tl.int64)
     dtype = sums.dtype.element_ty
     total = tl.zeros([FEATURES], dtype)
     for first in range(part * ROWS, n, parts * ROWS):
@@ -53,26 +54,27 @@ def sum_kernel(
         tl.store(largest + item, 0)
 
 
-@triton.jit
+@kernel
 def pack_kernel(
     x, y,  # [b, n, d] and [b, m, d]
     x_weights, y_weights,  # [b, n] and [b, m], or None
     sums,  # [b, parts, features], or None to leave the samples where they are
     variance,  # [s] or [b, s]; the first bandwidth sets the scale
     constants,  # begins with what rows of x and of y weigh
-    rows,  # [b, total, features]
-    columns,  # [b, features, total]
+    rows,  # [b, total, features]; half ones as they came, neither centred nor scaled
+    columns,  # [b, features, total], the same in the compute dtype
     bias, weight,  # [b, total]
     counter,  # [b]: zeroed for the finishing kernel
-    largest,  # [b]: the bits of the largest |z|², which order like integers
+    largest,  # [b]: the bits of the largest |z|², which order like integers; or None
     n, m, d, n_pad, total, features, parts, variance_item,
     x_item, x_row, x_feature, y_item, y_row, y_feature,
-    ROWS: tl.constexpr, FEATURES: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, FEATURES: tl.constexpr, PARTS: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """Centre, scale, pad and transpose a block of rows."""
+    """Centre, scale, pad and transpose a block of rows; TF32 rounds them, and then is exact."""
     blocks = total // ROWS
     block, item = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
-    dtype = rows.dtype.element_ty
+    dtype = columns.dtype.element_ty
+    half: tl.constexpr = rows.dtype.element_ty.primitive_bitwidth == 16
     i = block * ROWS + tl.arange(0, ROWS)
     row_of_x, row_of_y = tl.where(i < n_pad, i, n), i - n_pad
     scale = tl.sqrt(1.4426950408889634 / tl.load(variance + item * variance_item))
@@ -89,8 +91,13 @@ def pack_kernel(
             )
         z = _read(x, item, row_of_x, f, n, d, x_item, x_row, x_feature, dtype)
         z += _read(y, item, row_of_y, f, m, d, y_item, y_row, y_feature, dtype)
-        z = tl.where(valid[:, None] & (f < d)[None, :], (z - centre[None, :]) * scale, 0.0)
-        square += tl.sum(z * z, 1)
+        if not half:
+            z = (z - centre[None, :]) * scale
+        if TF32:
+            z = nearest_tf32(z)
+        z = tl.where(valid[:, None] & (f < d)[None, :], z, 0.0)
+        scaled = z * scale if half else z
+        square += tl.sum(scaled * scaled, 1)
         tl.store(rows + (item * total + i)[:, None] * features + f[None, :], z)
         tl.store(columns + (item * features + f)[None, :] * total + i[:, None], z)
     a = tl.where(i < n_pad, tl.load(constants), -tl.load(constants + 1))
@@ -101,7 +108,7 @@ def pack_kernel(
         a *= tl.load(y_weights + item * m + row_of_y, mask=in_y, other=1.0)
     tl.store(bias + item * total + i, -0.5 * square)
     tl.store(weight + item * total + i, tl.where(valid, a, 0.0))
-    if sums is not None:
+    if largest is not None:
         bits: tl.constexpr = tl.int32 if dtype == tl.float32 else tl.int64
         tl.atomic_max(largest + item, tl.max(square).to(bits, bitcast=True))
     if block == 0:
@@ -109,14 +116,17 @@ def pack_kernel(
 
 
 class Packed(NamedTuple):
-    """Two samples, x [b, n, d] and y [b, m, d], stacked, centred on their mean and scaled."""
+    """Two samples, x [b, n, d] and y [b, m, d], stacked, centred on their mean and scaled.
+
+    Half numbers are neither: only as they came are their products exact.
+    """
 
     rows: Tensor  # [b, total, features]
-    columns: Tensor  # [b, features, total]
+    columns: Tensor  # [b, features, total], in the compute dtype
     bias: Tensor  # [b, total]
     weight: Tensor  # [b, total], 0 for padding
     counter: Tensor  # [b], zeros: for kernels whose last block has more to do
-    largest: Tensor  # [b], the largest |z|², where the samples are centred
+    largest: Tensor  # [b, parts], the largest |z|² (scaled); not for `differences`
     n: int
     m: int
     d: int
@@ -137,7 +147,8 @@ def pack(
     variance: Tensor,
     constants: Tensor,
     blocks: Blocks,
-    centred: bool = True,
+    numbers: Numbers,
+    differences: bool = False,
 ) -> Packed:
     """Pack x [b, n, d] and y [b, m, d] in two launches, for tiles of `blocks`.
 
@@ -149,25 +160,29 @@ def pack(
         variance: [s] or [b, s]; samples are scaled by sqrt(log2(e) / variance[..., 0]).
         constants: Begins with the scale of x's weights and of y's, whose sign is turned.
         blocks: Tile of the kernels that follow.
-        centred: Take the mean of all rows off; without it there is one launch less.
+        numbers: How they are held.
+        differences: For plain differences alone: not centred, and one launch less.
     """
     b, n, d = x.shape
-    m, dtype = y.shape[1], constants.dtype
+    m, dtype = y.shape[1], numbers.compute
+    half = numbers.rows.itemsize == 2
     features, unit = round_up(d, blocks.features), max(blocks.rows, blocks.columns)
     n_pad = round_up(n, unit)
     total = n_pad + round_up(m, unit)
     parts = min(_SUM_PARTS, -(-max(n, m) // _SUM_ROWS))
     strides = (*x.stride(), *y.stride())
-    sums = None
-    largest = x.new_empty(b, dtype=dtype)
-    bits = largest.view(torch.int32 if dtype == torch.float32 else torch.int64)
-    if centred:
+    sums = bits = None
+    largest = (x.new_zeros if half else x.new_empty)((b, 1), dtype=dtype)
+    if not differences:
+        bits = largest.view(torch.int32 if dtype == torch.float32 else torch.int64)
+    if not (differences or half):
         sums = x.new_empty((b, parts, features), dtype=dtype)
-        sum_kernel[parts, features // blocks.features, b](
-            x, y, sums, bits, n, m, d, features, *strides, ROWS=_SUM_ROWS, FEATURES=blocks.features
-        )
+        sum_kernel[b * parts, features // blocks.features](
+            x, y, sums, bits, n, m, d, features, parts, *strides,
+            ROWS=_SUM_ROWS, FEATURES=blocks.features, **FUSED,
+        )  # fmt: skip
     packed = Packed(
-        rows=x.new_empty((b, total, features), dtype=dtype),
+        rows=x.new_empty((b, total, features), dtype=numbers.rows),
         columns=x.new_empty((b, features, total), dtype=dtype),
         bias=x.new_empty((b, total), dtype=dtype),
         weight=x.new_empty((b, total), dtype=dtype),
@@ -181,6 +196,7 @@ def pack(
         packed.rows, packed.columns, packed.bias, packed.weight, packed.counter, bits,
         n, m, d, n_pad, total, features, parts, item_stride(variance), *strides,
         ROWS=rows, FEATURES=blocks.features, PARTS=_SUM_PARTS,
+        TF32=numbers.rounded, **FUSED,
     )  # fmt: skip
     return packed
 

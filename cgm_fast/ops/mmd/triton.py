@@ -6,26 +6,29 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd import triton_second as second
 from cgm_fast.ops.mmd.common import batched
 from cgm_fast.ops.triton_launch import (
-    Blocks,
-    choose,
-    choose_second,
+    FUSED,
+    Numbers,
     constants,
+    numbers,
     on_device,
     parallel,
-    precision,
     round_up,
+    widened,
+    with_bandwidths,
 )
 from cgm_fast.ops.triton_pack import Packed, item_stride, pack
+from cgm_fast.ops.triton_tiles import Blocks, choose, device_key
 
 _TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """One call's samples, packed, and its constants as tensors."""
 
     packed: Packed
@@ -33,11 +36,12 @@ class _Problem(NamedTuple):
     constants: Tensor  # [3 + s]: scales of x, y and cross, kernel weights
     cross: Tensor | None  # [b]
     blocks: Blocks
+    numbers: Numbers
 
     @property
-    def wide(self) -> bool:
-        """Whether there are more features than a program holds at once."""
-        return self.packed.features > self.blocks.features
+    def scales(self) -> int:
+        """How many bandwidths."""
+        return self.variance.shape[-1]
 
     def splits(self) -> tuple[int, int, int]:
         """Columns of a split, how many splits there are, and how many of them are of x."""
@@ -49,6 +53,8 @@ class _Problem(NamedTuple):
 
 
 def _problem(
+    kernel: str,
+    held: Numbers,
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -60,8 +66,8 @@ def _problem(
     x_scale: float,
     y_scale: float,
     cross_scale: float,
-) -> _Problem:
-    dtype = torch.promote_types(x.dtype, torch.float32)
+) -> Problem:
+    dtype = held.compute
     scalars = constants((x_scale, y_scale, cross_scale, *kernel_weights), dtype, x.device)
     if variance is None:
         variance = constants(tuple(variances), dtype, x.device)
@@ -70,9 +76,9 @@ def _problem(
         for value in (x_weights, y_weights, cross, variance)
     )
     assert variance is not None
-    blocks = choose(x.shape[2], dtype)
-    packed = pack(x, y, x_weights, y_weights, variance, scalars, blocks)
-    return _Problem(packed, variance, scalars, cross, blocks)
+    blocks = choose(kernel, x.shape[2], held.rows, x.device)
+    packed = pack(x, y, x_weights, y_weights, variance, scalars, blocks, held)
+    return Problem(packed, variance, scalars, cross, blocks, held)
 
 
 @on_device
@@ -96,48 +102,80 @@ def mmd_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
     problem = _problem(
-        x, y, x_weights, y_weights, cross, variance, variances, kernel_weights,
-        x_scale, y_scale, cross_scale,
+        "mmd_fwd", numbers(x.dtype), x, y, x_weights, y_weights, cross, variance, variances,
+        kernel_weights, x_scale, y_scale, cross_scale,
     )  # fmt: skip
-    p, blocks, wide = problem.packed, problem.blocks, problem.wide
-    b, scales, dtype = x.shape[0], len(kernel_weights), p.rows.dtype
-    span, splits, x_splits = problem.splits()
-    all_blocks = p.total // blocks.rows
+    p, b, dtype = problem.packed, x.shape[0], problem.numbers.compute
     gradient = row_end > row_begin
     loss = x.new_empty(b, dtype=dtype)
     grad_z = x.new_empty((b, row_end - row_begin, p.d), dtype=dtype)
     grad_a = x.new_empty((b, p.n + p.m) if with_a else (0,), dtype=dtype)
-    grad_p = x.new_empty((b, scales + 1) if with_p else (0,), dtype=dtype)
-    values = x.new_empty((b, splits, p.total), dtype=dtype)
-    slopes = x.new_empty((b, splits, p.total) if gradient else (1,), dtype=dtype)
-    pulls = x.new_empty((b, splits, p.total, p.features) if gradient else (1,), dtype=dtype)
-    p_sums = x.new_empty((b, splits, all_blocks, scales) if with_p else (1,), dtype=torch.float64)
-    tile = {
-        "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
-        "SEVERAL": scales > 1 or with_p or kernel_weights[0] != 1.0, "WITH_P": with_p,
-        "KERNEL_WEIGHTS": kernels.KERNEL_WEIGHTS, "PRECISION": precision(dtype),
-        "num_warps": blocks.warps, "num_stages": blocks.stages,
-    }  # fmt: skip
-    by_item = item_stride(problem.variance)
+    grad_p = x.new_empty((b, problem.scales + 1) if with_p else (0,), dtype=dtype)
+    sums = visit(problem, row_begin, row_end, with_p, kernel_weights[0] != 1.0)
+    finish_rows = min(16, problem.blocks.rows)
+    partials = x.new_empty((b, p.total // finish_rows, 2), dtype=torch.float64)
+    kernels.mmd_finish_kernel[(b * p.total // finish_rows,)](
+        p.rows, p.weight, problem.variance, problem.constants, problem.cross,
+        sums.values, sums.slopes, sums.pulls, sums.p_sums, partials, p.counter,
+        loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
+        p.n, p.m, p.d, p.n_pad, p.total, p.features, sums.splits, sums.x_splits, problem.scales,
+        item_stride(problem.variance), row_begin, row_end, p.total // problem.blocks.rows,
+        ROWS=finish_rows, FEATURES=problem.blocks.features, GRADIENT=gradient, BLOCKS=256,
+        CROSS_SCALE=kernels.CROSS_SCALE, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS,
+        PARTS=problem.numbers.parts, **FUSED,
+    )  # fmt: skip
+    return loss, grad_z, grad_a, grad_p
+
+
+class Sums(NamedTuple):
+    """Sums over the columns of each split; all in order make up a row's."""
+
+    values: Tensor  # [b, splits, total]: of a_j (k - 1)
+    slopes: Tensor  # [b, splits, total]: of a_j slope
+    pulls: Tensor  # [b, splits, total, features]: of a_j slope z_j
+    p_sums: Tensor  # [b, splits, blocks, s] float64: of a_i a_j t k_s
+    splits: int
+    x_splits: int
+    """How many of the splits are of columns of x; they come first."""
+
+
+def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted: bool) -> Sums:
+    """Every row against all columns, with gradients for the stacked rows [row_begin, row_end).
+
+    Args:
+        problem: Samples and constants.
+        row_begin: First of the rows that want a gradient.
+        row_end: Behind the last of them.
+        with_p: Whether the bandwidths want one.
+        weighted: Whether a single bandwidth has a weight other than 1.
+    """
+    p, blocks, held = problem.packed, problem.blocks, problem.numbers
+    b, scales = p.rows.shape[0], problem.scales
+    span, splits, x_splits = problem.splits()
+    gradient = row_end > row_begin
+    several = scales > 1 or with_p or weighted
+    if several:
+        held = with_bandwidths(held, device_key(p.rows.device))
+    all_blocks = p.total // blocks.rows
+    values = p.weight.new_empty((b, splits, p.total))
+    slopes = p.weight.new_empty((b, splits, p.total) if gradient else (1,))
+    pulls = p.weight.new_empty((b, splits, p.total, p.features) if gradient else (1,))
+    p_shape = (b, splits, all_blocks, scales) if with_p else (1,)
+    p_sums = p.weight.new_empty(p_shape, dtype=torch.float64)
+    parts = p.largest.shape[1]
     for first, some, with_gradient in _block_ranges(p, blocks.rows, row_begin, row_end):
         kernels.mmd_fwd_kernel[b * some, splits](
             p.rows, p.columns, p.bias, p.weight, p.largest, problem.variance, problem.constants,
             values, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
-            span, splits, x_splits, scales, by_item, first, some,
-            TURN=_TURN, WIDE=wide, GRADIENT=with_gradient, FAR=kernels.FAR, **tile,
+            span, splits, x_splits, scales, item_stride(problem.variance), first, some, parts,
+            ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, TURN=_TURN,
+            WIDE=p.features > blocks.features, GRADIENT=with_gradient,
+            SEVERAL=several, WITH_P=with_p,
+            KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS, PRECISION=held.precision, PARTS=held.parts,
+            FAR=held.far, LARGEST=next_power_of_2(parts),
+            num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
         )  # fmt: skip
-    finish_rows = min(16, blocks.rows)
-    partials = x.new_empty((b, p.total // finish_rows, 2), dtype=torch.float64)
-    kernels.mmd_finish_kernel[(b * p.total // finish_rows,)](
-        p.rows, p.weight, problem.variance, problem.constants, problem.cross,
-        values, slopes, pulls, p_sums, partials, p.counter,
-        loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
-        p.n, p.m, p.d, p.n_pad, p.total, p.features, splits, x_splits, scales, by_item,
-        row_begin, row_end, all_blocks,
-        ROWS=finish_rows, FEATURES=blocks.features, GRADIENT=gradient, BLOCKS=256,
-        CROSS_SCALE=kernels.CROSS_SCALE, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS,
-    )  # fmt: skip
-    return loss, grad_z, grad_a, grad_p
+    return Sums(values, slopes, pulls, p_sums, splits, x_splits)
 
 
 def _block_ranges(
@@ -182,12 +220,11 @@ def mmd_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     problem = _problem(
-        x, y, x_weights, y_weights, cross, variance, variances, kernel_weights,
-        x_scale, y_scale, cross_scale,
+        "mmd_bwd", widened(x.dtype), x, y, x_weights, y_weights, cross, variance, variances,
+        kernel_weights, x_scale, y_scale, cross_scale,
     )  # fmt: skip
-    p, variance = problem.packed, problem.variance
+    p, blocks, variance = problem.packed, problem.blocks, problem.variance
     b, scales, dtype = x.shape[0], len(kernel_weights), p.rows.dtype
-    blocks = choose_second(dtype)
     span, splits, x_splits = problem.splits()
     scale = (1.4426950408889634 / variance[..., :1]).sqrt().reshape(-1, 1, 1)  # [b or 1, 1, 1]
     tangents = p.rows.new_zeros(p.rows.shape)
@@ -214,9 +251,9 @@ def mmd_bwd(
         problem.variance, tangent_p[:, :-1].contiguous(), relation, tangent_p[:, -1].contiguous(),
         problem.constants[kernels.KERNEL_WEIGHTS :], insides, z_sums, t_sums, pulls, p_sums,
         p.n_pad, p.total, p.features, span, splits, x_splits, scales, item_stride(problem.variance),
-        ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=min(blocks.features, p.features),
-        WITH_P=with_p, PRECISION=precision(dtype),
-        num_warps=blocks.warps, num_stages=blocks.stages,
+        ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features,
+        WITH_P=with_p, PRECISION=problem.numbers.precision,
+        num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
     )  # fmt: skip
 
     def stacked(packed: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ e = z_i . z_j + b_i + b_j. A weight a_j carries its sample's sign and scale, and
 Columns are dealt out in splits, each within one sample: a program takes a block of rows and a
 split, and writes sums over its columns; the finishing kernel adds the splits in order, in float64.
 No sum depends on which program came first.
+
+Half samples come neither centred nor scaled, so that their products are exact: there
+e = log2(e)/h (z_i . z_j) + b_i + b_j.
 """
 
 from __future__ import annotations
@@ -13,9 +16,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import add_to, exp2_less_one, squared_distances
+from cgm_fast.ops.triton_math import (
+    add_to,
+    add_weighted,
+    cut,
+    exp2_less_one,
+    kernel,
+    parts,
+    product,
+    squared_distances,
+)
 
-FAR = 24.0  # largest |z|² for which distances are taken from products
 CROSS_SCALE, KERNEL_WEIGHTS = 2, 3  # where they stand among `constants`, after the two scales
 
 
@@ -29,16 +40,12 @@ def split_columns(split, x_splits, span, n_pad, total):
 
 @triton.jit
 def _values(
-    e, own, a_j, a_i, p_sums, first,
+    e, a_j, a_i, p_sums, first,
     variance, kernel_weights, scales,
     SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
 ):  # fmt: skip
-    """a_j (k - 1) and a_j times the slope of the kernel at e, [ROWS, COLUMNS].
-
-    A row's pair with itself is left out: its gradient vanishes, and where all other pairs are many
-    bandwidths apart its rounding would be all there is.
-    """
-    a = tl.where(own, 0.0, a_j[None, :])
+    """a_j (k - 1) and a_j times the slope of the kernel at e, [ROWS, COLUMNS]."""
+    a = a_j[None, :]
     if SEVERAL:
         h = tl.load(variance)
         value, slope = tl.zeros_like(e), tl.zeros_like(e)
@@ -55,22 +62,25 @@ def _values(
     return value * a, slope * a
 
 
-@triton.jit
+@kernel
 def mmd_fwd_kernel(
-    rows, columns, bias, weight, largest, variance, constants,
+    rows, columns, bias, weight,
+    largest,  # [b, largest_parts], LARGEST at most
+    variance, constants,
     values, slopes,  # [b, splits, total]: sums of a_j (k - 1), and of a_j slope
     pulls,  # [b, splits, total, features]: sums of a_j slope z_j
     p_sums,  # [b, splits, blocks, scales] float64: sums of a_i a_j t k_s
     d, n_pad, total, features, span, splits, x_splits, scales, variance_item, first_block,
-    some_blocks,
+    some_blocks, largest_parts,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
-    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, FAR: tl.constexpr,
+    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, FAR: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):  # fmt: skip
     """A block of rows against a split of columns.
 
     |a|² + |b|² - 2ab loses what |a|² has over the distance: where some |z|² is beyond FAR, this is
-    done with plain differences.
+    done with plain differences. PARTS is what weights go into a product as (add_weighted).
     """
     block = tl.program_id(0) % some_blocks + first_block
     item, split = (tl.program_id(0) // some_blocks).to(tl.int64), tl.program_id(1)
@@ -82,21 +92,23 @@ def mmd_fwd_kernel(
     p_sums += ((item * splits + split) * (total // ROWS) + block) * scales
     start, end = split_columns(split, x_splits, span, n_pad, total)
     at = (item * splits + split) * total + block * ROWS + tl.arange(0, ROWS)
-    widest = tl.full([], 1.0, rows.dtype.element_ty)
+    widest = tl.full([], 1.0, columns.dtype.element_ty)
     if SEVERAL:
         for s in range(scales):
             widest = tl.maximum(widest, tl.load(variance) / tl.load(variance + s))
-    if tl.load(largest + item) * widest > FAR:
+    part = tl.arange(0, LARGEST)
+    of_parts = tl.load(largest + item * largest_parts + part, mask=part < largest_parts, other=0.0)
+    if tl.max(of_parts) * widest > FAR:
         _visit(
             rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
             block, start, end, d, total, features, scales, ROWS, COLUMNS, FEATURES, TURN, WIDE,
-            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, True,
+            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, PARTS, True,
         )  # fmt: skip
     else:
         _visit(
             rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
             block, start, end, d, total, features, scales, ROWS, COLUMNS, FEATURES, TURN, WIDE,
-            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, False,
+            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, PARTS, False,
         )  # fmt: skip
 
 
@@ -106,7 +118,8 @@ def _visit(
     block, start, end, d, total, features, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
-    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """The same for one batch item and one way to take distances. Two products a tile.
 
@@ -114,12 +127,14 @@ def _visit(
     of columns they would stop growing. Where there are more features than FEATURES (WIDE) sums over
     z_j are too wide for registers, and join the rest after every tile.
     """
-    dtype = rows.dtype.element_ty
+    dtype = columns.dtype.element_ty
+    half: tl.constexpr = rows.dtype.element_ty.primitive_bitwidth == 16
+    unit = 1.4426950408889634 / tl.load(variance)  # of half samples' products
     i = block * ROWS + tl.arange(0, ROWS)
     f = tl.arange(0, FEATURES)
     b_i, a_i = tl.load(bias + i), tl.load(weight + i)
     at_i = i.to(tl.int64)[:, None] * features
-    z_i = tl.load(rows + at_i + f[None, :])
+    z_i, z_i_rest = parts(tl.load(rows + at_i + f[None, :]), PRECISION)
     value, slope = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
     for turn in range(start, end, TURN):
         value_part, slope_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
@@ -128,24 +143,41 @@ def _visit(
             j = first + tl.arange(0, COLUMNS)
             at_j = j.to(tl.int64)[:, None] * features
             if EXACT:
-                e = -0.5 * squared_distances(columns, i, j, d, total, ROWS, COLUMNS)
+                e = -0.5 * squared_distances(columns, i, j, d, total, ROWS, COLUMNS, 1)
+                if half:
+                    e *= unit
             elif WIDE:
                 e = tl.zeros([ROWS, COLUMNS], dtype)
                 for begin in range(0, features, FEATURES):
                     some_i = tl.load(rows + at_i + (begin + f)[None, :])
-                    some_j = tl.load(rows + at_j + (begin + f)[None, :])
-                    e = tl.dot(some_i, tl.trans(some_j), e, input_precision=PRECISION)
+                    some_j = tl.trans(tl.load(rows + at_j + (begin + f)[None, :]))
+                    some_i, rest_i = parts(some_i, PRECISION)
+                    e += product(some_i, rest_i, some_j, PRECISION)
+                e = e * unit if half else e
                 e += tl.load(bias + j)[None, :] + b_i[:, None]
             else:
-                z_j = tl.load(rows + at_j + f[None, :])
-                e = tl.dot(z_i, tl.trans(z_j), input_precision=PRECISION)
+                z_j = tl.trans(tl.load(rows + at_j + f[None, :]))
+                e = product(z_i, z_i_rest, z_j, PRECISION)
+                e = e * unit if half else e
                 e += tl.load(bias + j)[None, :] + b_i[:, None]
+            # A row's pair with itself is left out: its gradient vanishes, and where all other pairs
+            # are many bandwidths apart its rounding would be all there is.
+            own = i[:, None] == j[None, :]
+            diagonal = (first < (block + 1) * ROWS) & (first + COLUMNS > block * ROWS)
+            if diagonal:
+                tl.debug_barrier()  # lest the compiler selects for every pair instead
+                e = tl.where(own, 0.0, e)
             v, w = _values(
-                e, i[:, None] == j[None, :], tl.load(weight + j), a_i, p_sums, first == start,
+                e, tl.load(weight + j), a_i, p_sums, first == start,
                 variance, constants + KERNEL_WEIGHTS, scales, SEVERAL, WITH_P,
             )  # fmt: skip
             value_part += tl.sum(v, 1)
             if GRADIENT:
+                if diagonal:
+                    tl.debug_barrier()
+                    w = tl.where(own, 0.0, w)
+                if PARTS == 1:
+                    w = cut(w)  # as the product has it: each w_ij (z_i - z_j) then is a whole one
                 slope_part += tl.sum(w, 1)
                 z_t = columns + f.to(tl.int64)[:, None] * total + j[None, :]
                 if WIDE:
@@ -153,12 +185,12 @@ def _visit(
                         there = pulls + at[:, None] * features + (begin + f)[None, :]
                         again = tl.zeros([ROWS, FEATURES], tl.int1) | (first > start)
                         of_tile = tl.load(there, mask=again, other=0.0)
-                        of_tile += tl.dot(w, tl.trans(tl.load(z_t)), input_precision=PRECISION)
-                        tl.store(there, of_tile)
+                        z = tl.trans(tl.load(z_t))
+                        tl.store(there, add_weighted(of_tile, w, z, PARTS, PRECISION))
                         z_t += FEATURES * total
                     tl.debug_barrier()  # what one thread wrote another may read in the next tile
                 else:
-                    pull = tl.dot(w, tl.trans(tl.load(z_t)), pull, input_precision=PRECISION)
+                    pull = add_weighted(pull, w, tl.trans(tl.load(z_t)), PARTS, PRECISION)
         value += value_part
         slope += slope_part
         if GRADIENT and not WIDE:
@@ -185,6 +217,21 @@ def _relation(split, x_splits, of_y, across):
 
 
 @triton.jit
+def gradient_factor(h, HALF: tl.constexpr, PARTS: tl.constexpr):
+    """What a row's weighted differences are multiplied with; h is the first bandwidth's variance.
+
+    Cutting a weight to tf32 takes off 0.72 times 2^-11 of it on average, where mantissas are spread
+    as products' are (1/m for m in [1, 2), by its logarithm): that is given back.
+    """
+    factor = -2.0 / h
+    if not HALF:
+        factor /= tl.sqrt(1.4426950408889634 / h)
+    if PARTS == 1:
+        factor *= 1.0 + 0.72 / 2048
+    return factor
+
+
+@kernel
 def mmd_finish_kernel(
     rows, weight, variance, constants, cross, values, slopes, pulls, p_sums,
     partials,  # [b, blocks, 2] float64: each block's part of the loss, within and across
@@ -193,7 +240,7 @@ def mmd_finish_kernel(
     n, m, d, n_pad, total, features, splits, x_splits, scales, variance_item, row_begin, row_end,
     row_blocks,
     ROWS: tl.constexpr, FEATURES: tl.constexpr, GRADIENT: tl.constexpr, BLOCKS: tl.constexpr,
-    CROSS_SCALE: tl.constexpr, KERNEL_WEIGHTS: tl.constexpr,
+    CROSS_SCALE: tl.constexpr, KERNEL_WEIGHTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Add the splits of a block of rows in order; the last block to finish adds up the loss."""
     blocks = total // ROWS
@@ -218,7 +265,7 @@ def mmd_finish_kernel(
         tl.store(grad_a + item * (n + m) + stacked, 2.0 * (within + between * across), mask=valid)
     if GRADIENT:
         h = tl.load(variance + item * variance_item).to(tl.float64)
-        factor = -2.0 / (h * tl.sqrt(1.4426950408889634 / h)) * a
+        factor = gradient_factor(h, rows.dtype.element_ty.primitive_bitwidth == 16, PARTS) * a
         wanted = valid & (stacked >= row_begin) & (stacked < row_end)
         slope = tl.zeros([ROWS], tl.float64)
         for split in range(splits):
@@ -228,6 +275,7 @@ def mmd_finish_kernel(
             f = first + tl.arange(0, FEATURES)
             there = wanted[:, None] & (f < d)[None, :]
             z = tl.load(rows + (item * total + i)[:, None] * features + f[None, :])
+            z = z.to(values.dtype.element_ty)
             pull = tl.zeros([ROWS, FEATURES], tl.float64)
             for split in range(splits):
                 of_i = ((item * splits + split) * total + i)[:, None] * features

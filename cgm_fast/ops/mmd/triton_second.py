@@ -6,14 +6,13 @@ derivative of the exponent along the direction t, everything else is a function 
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import split_columns
-from cgm_fast.ops.triton_math import add_to, exp2_less_one
+from cgm_fast.ops.triton_math import add_to, exp2_less_one, kernel
 
 
-@triton.jit
+@kernel
 def mmd_bwd_kernel(
     rows, columns, bias, weight,  # packed samples
     tangents,  # [b, total, features]: t, scaled like the samples

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from cgm_fast.ops.prototype_margin import triton_kernels as kernels
 from cgm_fast.ops.triton_launch import (
-    choose,
+    FUSED,
     constants,
-    fast_products,
     on_device,
     parallel,
-    precision,
     round_up,
+    widened,
 )
 from cgm_fast.ops.triton_pack import pack
+from cgm_fast.ops.triton_tiles import choose
 
 _LOG2E = 1.4426950408889634  # a bandwidth for which packing scales by 1
 
@@ -75,13 +75,14 @@ def _run(
     """Fill loss and derivatives, where given; return the assignment."""
     dtype = torch.promote_types(r.dtype, torch.float32)
     (b, d), k = r.shape, g.shape[0]
-    blocks = choose(d, dtype)
+    blocks = choose("prototype_margin", d, dtype, r.device)
     scalars = constants((1.0, -1.0, *numbers), dtype, r.device)
     unit = constants((_LOG2E,), dtype, r.device)
-    exact = not fast_products(dtype)
+    held = widened(r.dtype)
+    exact = held.precision != "tf32"
     p = pack(
-        r.unsqueeze(0), g.unsqueeze(0), None, None, unit, scalars, blocks, centred=not exact
-    )  # fmt: skip
+        r.unsqueeze(0), g.unsqueeze(0), None, None, unit, scalars, blocks, held, differences=exact
+    )
     rows, values = p.rows[0], p.rows[0]
     if tangents is not None:
         values = rows.new_zeros(rows.shape)
@@ -96,9 +97,9 @@ def _run(
     pulls = r.new_empty((p.n_pad, p.features) if out_r is not None else (1,), dtype=dtype)
     tile = {
         "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
-        "PRECISION": precision(dtype), "EXACT": exact, "MARGIN": kernels.MARGIN,
+        "PRECISION": held.precision, "EXACT": exact, "MARGIN": kernels.MARGIN,
         "NEGATIVE_SCALE": kernels.NEGATIVE_SCALE, "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
+        "num_stages": blocks.stages, **FUSED,
     }  # fmt: skip
     kernels.prototype_margin_rows_kernel[(row_blocks,)](
         rows, p.columns, p.bias, values, None if labels is None else labels.contiguous(), scalars,
@@ -119,6 +120,6 @@ def _run(
     columns = 16
     kernels.prototype_margin_finish_kernel[k_pad // columns, chunks](
         sums, losses, scalars, loss, out_g, k, d, p.features, splits, k_pad, row_blocks,
-        COLUMNS=columns, FEATURES=blocks.features, BLOCKS=256, SCALE=kernels.SCALE,
+        COLUMNS=columns, FEATURES=blocks.features, BLOCKS=256, SCALE=kernels.SCALE, **FUSED,
     )  # fmt: skip
     return assignment

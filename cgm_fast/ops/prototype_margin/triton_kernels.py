@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import squared_distances
+from cgm_fast.ops.triton_math import kernel, squared_distances
 
 MARGIN, NEGATIVE_SCALE, SCALE = 2, 3, 4  # where they stand among `constants`, after two weights
 
@@ -24,7 +24,7 @@ def _distances(
 ):  # fmt: skip
     """|z_i - z_j|² of packed rows i [ROWS] and j [COLUMNS]."""
     if EXACT:
-        return squared_distances(columns, i, j, d, total, ROWS, COLUMNS)
+        return squared_distances(columns, i, j, d, total, ROWS, COLUMNS, 4)
     else:
         e = tl.zeros([ROWS, COLUMNS], rows.dtype.element_ty)
         for first in range(0, features, FEATURES):
@@ -35,7 +35,7 @@ def _distances(
         return -2.0 * (e + tl.load(bias + i)[:, None] + tl.load(bias + j)[None, :])
 
 
-@triton.jit
+@kernel
 def prototype_margin_rows_kernel(
     rows, columns, bias, values,  # packed
     labels,  # [B] int64, or None
@@ -145,7 +145,7 @@ def prototype_margin_rows_kernel(
             tl.store(out + i_64[:, None] * d + f[None, :], 2.0 * scale * pull, mask=wanted)
 
 
-@triton.jit
+@kernel
 def prototype_margin_columns_kernel(
     rows, columns, bias, values, own, within, differences, constants,
     sums,  # [splits, k_pad, features]
@@ -188,7 +188,7 @@ def prototype_margin_columns_kernel(
     tl.store(sums + there, total)
 
 
-@triton.jit
+@kernel
 def prototype_margin_finish_kernel(
     sums, losses, constants,
     loss,  # [], or None
