@@ -2,8 +2,8 @@
 
 For every tile that a launch can pick, and every way its kernel can be called: registers, what
 spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
-capabilities (80, 90, 100; all by default) or AMD architectures (gfx942). TRITON_INTERPRET must not
-be set: the interpreter compiles nothing.
+capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plain takes of each tile
+the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cgm_fast.ops.cgm_step.triton import BLOCKS as STEP_BLOCKS
 from cgm_fast.ops.mmd import triton_kernels as mmd
 from cgm_fast.ops.mmd import triton_second
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
-from cgm_fast.ops.triton_tiles import Blocks, Key, table
+from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 
 TARGETS = ("80", "90", "100", "gfx942")
 SHARED = {"8.0": 99 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "amd": 64 << 10}
@@ -115,16 +115,17 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
 def other_variants(numbers: str, device: str) -> Iterator[Variant]:
     """Kernels whose tile is no choice."""
     for held in modes(numbers, device):
-        blocks = Blocks(32, 32, 32, 4, 1)
-        tile = {"ROWS": 32, "FEATURES": 32}
-        yield Variant("sum_kernel", triton_pack.sum_kernel, tile, blocks, held)
+        blocks = Blocks(ROWS, ROWS, MOST_FEATURES, 4, 3)  # Triton's own warps and stages
+        tile = {"ROWS": ROWS, "FEATURES": MOST_FEATURES}
+        yield Variant("sum_kernel", triton_pack.sum_kernel, {**tile, "ROWS": 64}, blocks, held)
         pack = {**tile, "PARTS": 64, "TF32": held.rounded}
         yield Variant("pack_kernel", triton_pack.pack_kernel, pack, blocks, held)
         finish = {**tile, "GRADIENT": True, "BLOCKS": 256, "CROSS_SCALE": mmd.CROSS_SCALE}
         finish |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts}
         yield Variant("mmd_finish_kernel", mmd.mmd_finish_kernel, finish, blocks, held)
         if held.rows == held.compute:
-            finish = {"COLUMNS": 16, "FEATURES": 32, "BLOCKS": 256, "SCALE": margin.SCALE}
+            finish = {"COLUMNS": ROWS, "FEATURES": MOST_FEATURES, "BLOCKS": 256}
+            finish["SCALE"] = margin.SCALE
             function = margin.prototype_margin_finish_kernel
             yield Variant("prototype_margin_finish_kernel", function, finish, blocks, held)
             yield from step_variants(held)
@@ -218,11 +219,14 @@ def describe(variant: Variant, target: GPUTarget) -> dict[str, Any]:
 
 def main() -> None:
     """Print a line for each variant of each tile."""
-    for name in sys.argv[1:] or TARGETS:
+    plain = "--plain" in sys.argv
+    for name in [given for given in sys.argv[1:] if given != "--plain"] or TARGETS:
         target, device = target_of(name)
         for key, blocks in table().items():
             if key.device == device:
                 for variant in variants(key, blocks):
+                    if plain and ("," in variant.name or variant.held.precision == "tf32"):
+                        continue
                     row = {"features": key.features, **describe(variant, target)}
                     print(json.dumps(row), flush=True)
         for numbers in ("half", "float32", "float64"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cgm_fast.ops.triton_launch import FUSED, Numbers, round_up
 from cgm_fast.ops.triton_math import kernel, nearest_tf32
-from cgm_fast.ops.triton_tiles import Blocks
+from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks
 
 _SUM_ROWS, _SUM_PARTS = 64, 64  # of a block for the centre, and how many programs share them
 
@@ -167,7 +167,7 @@ def pack(
     m, dtype = y.shape[1], numbers.compute
     half = numbers.rows.itemsize == 2
     features, unit = round_up(d, blocks.features), max(blocks.rows, blocks.columns)
-    n_pad = round_up(n, unit)
+    n_pad, some = round_up(n, unit), min(blocks.features, MOST_FEATURES)
     total = n_pad + round_up(m, unit)
     parts = min(_SUM_PARTS, -(-max(n, m) // _SUM_ROWS))
     strides = (*x.stride(), *y.stride())
@@ -177,9 +177,9 @@ def pack(
         bits = largest.view(torch.int32 if dtype == torch.float32 else torch.int64)
     if not (differences or half):
         sums = x.new_empty((b, parts, features), dtype=dtype)
-        sum_kernel[b * parts, features // blocks.features](
+        sum_kernel[b * parts, features // some](
             x, y, sums, bits, n, m, d, features, parts, *strides,
-            ROWS=_SUM_ROWS, FEATURES=blocks.features, **FUSED,
+            ROWS=_SUM_ROWS, FEATURES=some, **FUSED,
         )  # fmt: skip
     packed = Packed(
         rows=x.new_empty((b, total, features), dtype=numbers.rows),
@@ -190,12 +190,11 @@ def pack(
         largest=largest,
         n=n, m=m, d=d, n_pad=n_pad, total=total,
     )  # fmt: skip
-    rows = min(32, unit)
-    pack_kernel[(b * total // rows,)](
+    pack_kernel[(b * total // ROWS,)](
         x, y, x_weights, y_weights, sums, variance, constants,
         packed.rows, packed.columns, packed.bias, packed.weight, packed.counter, bits,
         n, m, d, n_pad, total, features, parts, item_stride(variance), *strides,
-        ROWS=rows, FEATURES=blocks.features, PARTS=_SUM_PARTS,
+        ROWS=ROWS, FEATURES=some, PARTS=_SUM_PARTS,
         TF32=numbers.rounded, **FUSED,
     )  # fmt: skip
     return packed

@@ -28,6 +28,10 @@ class Blocks(NamedTuple):
     stages: int
 
 
+# Kernels that pack and add up hold so many rows and features at once, whatever they serve.
+ROWS, MOST_FEATURES = 16, 32
+
+
 class Key(NamedTuple):
     """What a tile is chosen by."""
 

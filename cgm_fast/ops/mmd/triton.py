@@ -23,7 +23,7 @@ from cgm_fast.ops.triton_launch import (
     with_bandwidths,
 )
 from cgm_fast.ops.triton_pack import Packed, item_stride, pack
-from cgm_fast.ops.triton_tiles import Blocks, choose, device_key
+from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, choose, device_key
 
 _TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
 
@@ -112,15 +112,15 @@ def mmd_fwd(
     grad_a = x.new_empty((b, p.n + p.m) if with_a else (0,), dtype=dtype)
     grad_p = x.new_empty((b, problem.scales + 1) if with_p else (0,), dtype=dtype)
     sums = visit(problem, row_begin, row_end, with_p, kernel_weights[0] != 1.0)
-    finish_rows = min(16, problem.blocks.rows)
-    partials = x.new_empty((b, p.total // finish_rows, 2), dtype=torch.float64)
-    kernels.mmd_finish_kernel[(b * p.total // finish_rows,)](
+    partials = x.new_empty((b, p.total // ROWS, 2), dtype=torch.float64)
+    kernels.mmd_finish_kernel[(b * p.total // ROWS,)](
         p.rows, p.weight, problem.variance, problem.constants, problem.cross,
         sums.values, sums.slopes, sums.pulls, sums.p_sums, partials, p.counter,
         loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
         p.n, p.m, p.d, p.n_pad, p.total, p.features, sums.splits, sums.x_splits, problem.scales,
         item_stride(problem.variance), row_begin, row_end, p.total // problem.blocks.rows,
-        ROWS=finish_rows, FEATURES=problem.blocks.features, GRADIENT=gradient, BLOCKS=256,
+        ROWS=ROWS, FEATURES=min(problem.blocks.features, MOST_FEATURES), GRADIENT=gradient,
+        BLOCKS=256,
         CROSS_SCALE=kernels.CROSS_SCALE, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS,
         PARTS=problem.numbers.parts, **FUSED,
     )  # fmt: skip

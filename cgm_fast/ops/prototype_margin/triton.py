@@ -15,7 +15,7 @@ from cgm_fast.ops.triton_launch import (
     widened,
 )
 from cgm_fast.ops.triton_pack import pack
-from cgm_fast.ops.triton_tiles import choose
+from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, choose
 
 _LOG2E = 1.4426950408889634  # a bandwidth for which packing scales by 1
 
@@ -117,9 +117,9 @@ def _run(
             rows, p.columns, p.bias, values, own, within, differences, scalars, sums,
             p.n_pad, k, d, p.features, p.total, span, k_pad, **tile,
         )  # fmt: skip
-    columns = 16
-    kernels.prototype_margin_finish_kernel[k_pad // columns, chunks](
+    some = min(blocks.features, MOST_FEATURES)
+    kernels.prototype_margin_finish_kernel[k_pad // ROWS, p.features // some](
         sums, losses, scalars, loss, out_g, k, d, p.features, splits, k_pad, row_blocks,
-        COLUMNS=columns, FEATURES=blocks.features, BLOCKS=256, SCALE=kernels.SCALE, **FUSED,
+        COLUMNS=ROWS, FEATURES=some, BLOCKS=256, SCALE=kernels.SCALE, **FUSED,
     )  # fmt: skip
     return assignment
