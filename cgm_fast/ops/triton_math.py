@@ -65,8 +65,8 @@ def squared_distances(
     some of its columns. AT_ONCE features (a divisor of 16) wait for memory together, in registers.
     """
     u = tl.zeros([ROWS, COLUMNS], columns.dtype.element_ty)
-    for _ in range(0, d, AT_ONCE):
-        for _ in tl.static_range(AT_ONCE):
+    for _first in range(0, d, AT_ONCE):
+        for _feature in tl.static_range(AT_ONCE):
             difference = tl.load(columns + i)[:, None] - tl.load(columns + j)[None, :]
             u += difference * difference
             columns += total
@@ -116,7 +116,7 @@ def product(a, a_rest, b, PRECISION: tl.constexpr):
         some = tl.dot(a_rest, b, input_precision="tf32")
         some = tl.dot(a, b_rest, some, input_precision="tf32")
         return tl.dot(a, b, some, input_precision="tf32")
-    elif b.dtype == tl.float64 or PRECISION == "ieee":
+    elif PRECISION == "ieee":
         return tl.dot(a, b, input_precision="ieee")
     else:
         return tl.dot(a, b, input_precision="tf32")

@@ -74,7 +74,7 @@ def pack_kernel(
     blocks = total // ROWS
     block, item = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     dtype = columns.dtype.element_ty
-    half: tl.constexpr = rows.dtype.element_ty.primitive_bitwidth == 16
+    half: tl.constexpr = rows.dtype.element_ty != columns.dtype.element_ty
     i = block * ROWS + tl.arange(0, ROWS)
     row_of_x, row_of_y = tl.where(i < n_pad, i, n), i - n_pad
     scale = tl.sqrt(1.4426950408889634 / tl.load(variance + item * variance_item))

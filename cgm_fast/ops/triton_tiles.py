@@ -15,6 +15,8 @@ FEATURES = (16, 32, 64)
 """The numbers of features, padded, that may be held at once; where there are more, WIDE."""
 WIDE = 0
 CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+# Triton 3.2 would schedule a second product before its operands; with one stage it does not.
+PIPELINES = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 
 
 class Blocks(NamedTuple):
@@ -69,7 +71,8 @@ def choose(kernel: str, d: int, dtype: torch.dtype, device: torch.device) -> Blo
     """The tile of a kernel (of `Key`) for d features of which products are taken in `dtype`."""
     numbers = "half" if dtype.itemsize == 2 else "float32" if dtype.itemsize == 4 else "float64"
     tiles, key = table(), Key(kernel, numbers, features_key(d), device_key(device))
-    return tiles.get(key) or tiles[key._replace(features=WIDE)]
+    blocks = tiles.get(key) or tiles[key._replace(features=WIDE)]
+    return blocks if PIPELINES else blocks._replace(stages=1)
 
 
 @functools.cache

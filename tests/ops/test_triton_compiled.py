@@ -14,6 +14,11 @@ from cgm_fast.ops import backends
 if backends.availability()["triton"] is not None:
     pytest.skip(backends.availability()["triton"], allow_module_level=True)
 
+from cgm_fast.ops import triton_tiles
+
+if not triton_tiles.PIPELINES:
+    pytest.skip("triton 3.2 compiles by another interface", allow_module_level=True)
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 

@@ -128,7 +128,7 @@ def _visit(
     z_j are too wide for registers, and join the rest after every tile.
     """
     dtype = columns.dtype.element_ty
-    half: tl.constexpr = rows.dtype.element_ty.primitive_bitwidth == 16
+    half: tl.constexpr = rows.dtype.element_ty != columns.dtype.element_ty
     unit = 1.4426950408889634 / tl.load(variance)  # of half samples' products
     i = block * ROWS + tl.arange(0, ROWS)
     f = tl.arange(0, FEATURES)
@@ -183,7 +183,7 @@ def _visit(
                 if WIDE:
                     for begin in range(0, features, FEATURES):
                         there = pulls + at[:, None] * features + (begin + f)[None, :]
-                        again = tl.zeros([ROWS, FEATURES], tl.int1) | (first > start)
+                        again = tl.zeros([ROWS, FEATURES], tl.int32) + first > start
                         of_tile = tl.load(there, mask=again, other=0.0)
                         z = tl.trans(tl.load(z_t))
                         tl.store(there, add_weighted(of_tile, w, z, PARTS, PRECISION))
@@ -195,7 +195,7 @@ def _visit(
         slope += slope_part
         if GRADIENT and not WIDE:
             there = pulls + at[:, None] * features + f[None, :]
-            again = tl.zeros([ROWS, FEATURES], tl.int1) | (turn > start)
+            again = tl.zeros([ROWS, FEATURES], tl.int32) + turn > start
             tl.store(there, pull + tl.load(there, mask=again, other=0.0))
             tl.debug_barrier()  # and in the next turn
     tl.store(values + at, value)
@@ -265,7 +265,8 @@ def mmd_finish_kernel(
         tl.store(grad_a + item * (n + m) + stacked, 2.0 * (within + between * across), mask=valid)
     if GRADIENT:
         h = tl.load(variance + item * variance_item).to(tl.float64)
-        factor = gradient_factor(h, rows.dtype.element_ty.primitive_bitwidth == 16, PARTS) * a
+        half: tl.constexpr = rows.dtype.element_ty != values.dtype.element_ty
+        factor = gradient_factor(h, half, PARTS) * a
         wanted = valid & (stacked >= row_begin) & (stacked < row_end)
         slope = tl.zeros([ROWS], tl.float64)
         for split in range(splits):

@@ -112,7 +112,7 @@ def mmd_bwd_kernel(
             z_t = tl.load(columns + f.to(tl.int64)[:, None] * total + j[None, :])
             t_j = tl.load(tangents + j.to(tl.int64)[:, None] * features + f[None, :])
             there = pulls + at[:, None] * features + f[None, :]
-            some = tl.zeros([ROWS, FEATURES], tl.int1) | (first > start)
+            some = tl.zeros([ROWS, FEATURES], tl.int32) + first > start
             pull = tl.load(there, mask=some, other=0.0)
             pull += tl.dot(w_dot, tl.trans(z_t), input_precision=PRECISION)
             pull += tl.dot(w, t_j, input_precision=PRECISION)

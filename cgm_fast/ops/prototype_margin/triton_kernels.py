@@ -120,7 +120,7 @@ def prototype_margin_rows_kernel(
                     f = begin + tl.arange(0, FEATURES)
                     at_k = (n_pad + column).to(tl.int64)[:, None] * features + f[None, :]
                     there = pulls + i_64[:, None] * features + f[None, :]
-                    again = tl.zeros([ROWS, FEATURES], tl.int1) | (first > 0)
+                    again = tl.zeros([ROWS, FEATURES], tl.int32) + first > 0
                     pull = tl.load(there, mask=again, other=0.0)
                     base = tl.load(values + n_pad.to(tl.int64) * features + f)
                     value = tl.load(values + at_k) - base[None, :]
