@@ -1,6 +1,7 @@
 .PHONY: install lint format test bench gpu tiles native sanitize instructions clean
 
-SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc tests/native tests/emulation -name '*.h' -o -name '*.cpp' \
+  -o -name '*.cu' -o -name '*.cuh')
 
 install:  ## editable, with everything a developer needs
 	pip install -e ".[dev]"

@@ -1,0 +1,113 @@
+// What the kernels use of a CUDA device, by name: everything that is PTX, or that the emulation
+// (tests/emulation) has to do in its own way. Kernels use nothing else.
+#pragma once
+
+#include <cstdint>
+
+namespace cgm_fast::cuda {
+
+constexpr int kWarp = 32;
+
+#if defined(__CUDACC__)
+
+// Shared memory of the launch's size.
+template <typename T>
+__device__ T* shared_memory() {
+  extern __shared__ uint4 memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+__device__ inline void sync_block() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
+
+template <typename T>
+__device__ T shuffle_xor(T value, int bit) {
+  return __shfl_xor_sync(0xffffffffu, value, bit);
+}
+
+// Copy 16 bytes to shared memory, or zeros, while the thread goes on.
+__device__ inline void copy_async_16(void* to, const void* from, bool valid) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Wait until at most kLeft of this thread's groups are under way; others' need a barrier besides.
+template <int kLeft>
+__device__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// c [16, 8] += a [16, 8] @ b [8, 8] by a warp; tf32 operands, float32 sums. With g = lane / 4 and
+// t = lane % 4 a lane has a (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b (t, g), (t + 4, g);
+// c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+__device__ inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+#else  // the emulation
+
+template <typename T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(cuda_on_cpu::Block::current().shared);
+}
+
+#define sync_block() __syncthreads()
+#define sync_warp() __syncwarp()
+#define shuffle_xor(value, bit) __shfl_xor_sync(0xffffffffu, value, bit)
+
+inline void copy_async_16(void* to, const void* from, bool valid) {
+  cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(16, 0)};
+  if (valid) std::memcpy(copy.bytes.data(), from, 16);
+  std::memset(to, 0xff, 16);
+  cuda_on_cpu::Block::fiber().open.push_back(std::move(copy));
+}
+inline void copy_async_commit() {
+  cuda_on_cpu::Fiber& fiber = cuda_on_cpu::Block::fiber();
+  fiber.groups.push_back(std::move(fiber.open));
+  fiber.open.clear();
+}
+template <int kLeft>
+void copy_async_wait() {
+  cuda_on_cpu::Fiber& fiber = cuda_on_cpu::Block::fiber();
+  while (fiber.groups.size() > kLeft) {
+    for (const cuda_on_cpu::Copy& copy : fiber.groups.front()) {
+      std::memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
+    }
+    fiber.groups.pop_front();
+  }
+}
+
+inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  struct Parts {
+    float a[4], b[2];
+  };
+  const Parts mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const int g = cuda_on_cpu::Block::fiber().lane / 4, t = cuda_on_cpu::Block::fiber().lane % 4;
+  struct Sums {
+    double of[4];
+  };
+  const Sums sums = cuda_on_cpu::collective(mine, CUDA_ON_CPU_HERE, [&](const auto& of_lane) {
+    Sums found{{c[0], c[1], c[2], c[3]}};
+    for (int place = 0; place < 4; ++place) {
+      const int row = place / 2, column = 2 * t + place % 2;  // row 0 for g, 1 for g + 8
+      for (int k = 0; k < 8; ++k) {
+        const float of_a = of_lane(g * 4 + k % 4).a[row + k / 4 * 2];
+        const float of_b = of_lane(column * 4 + k % 4).b[k / 4];
+        found.of[place] +=
+            static_cast<double>(cuda_on_cpu::as_tf32(of_a)) * cuda_on_cpu::as_tf32(of_b);
+      }
+    }
+    return found;
+  });
+  for (int place = 0; place < 4; ++place) c[place] = cuda_on_cpu::toward_zero(sums.of[place]);
+}
+
+#endif
+
+}  // namespace cgm_fast::cuda

@@ -1,0 +1,300 @@
+// CUDA kernels on a CPU, for tests: g++ -x c++ -include cuda_on_cpu.h kernel.cu
+//
+// Every CUDA thread is a fiber. Between two barriers a block's threads run one after another, in an
+// order shuffled anew each time, as the blocks of a grid do; so code that leans on an order gives
+// another result each time. Threads wait where CUDA's would: at a barrier, in a warp's shuffle or
+// mma. If nobody can go on, or some wait elsewhere than others, the launch throws.
+//
+// Shared memory is a heap block of the launch's size, filled with NaN, so that AddressSanitizer
+// sees what lies beyond it. An asynchronous copy arrives when it is waited for, and leaves NaN
+// until then.
+//
+// Not seen: time, bank conflicts, limits of registers and shared memory, and races between blocks.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3() = default;
+  dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+using cudaStream_t = void*;
+
+namespace cuda_on_cpu {
+
+constexpr int kWarp = 32;
+constexpr std::size_t kStack = 256 << 10;
+constexpr std::size_t kSlot = 64;  // bytes that a lane shows the others
+
+enum class State { ready, at_warp, at_block, done };
+
+struct Copy {
+  void* to;
+  std::vector<unsigned char> bytes;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  dim3 thread;
+  int lane = 0, warp = 0;
+  State state = State::ready;
+  const char* place = nullptr;  // of the barrier or collective that it waits at
+  alignas(16) unsigned char slot[kSlot];
+  std::vector<Copy> open;                // copies since the last commit
+  std::deque<std::vector<Copy>> groups;  // committed ones, not yet waited for
+};
+
+// One block at a time; launches are not nested, and tests launch from one thread.
+class Block {
+ public:
+  static Block& current() { return *running(); }
+  static Fiber& fiber() { return *current().active_; }
+
+  dim3 index, threads, blocks;
+  unsigned char* shared = nullptr;
+
+  Block(dim3 threads, dim3 blocks, std::size_t shared_bytes, std::mt19937& order)
+      : threads(threads), blocks(blocks), bytes_(shared_bytes), order_(order) {
+    const unsigned count = threads.x * threads.y * threads.z;
+    if (count % kWarp != 0) throw std::runtime_error("a block must be made of whole warps");
+    fibers_.resize(count);
+    for (unsigned i = 0; i < count; ++i) {
+      Fiber& fiber = fibers_[i];
+      fiber.stack = std::make_unique<char[]>(kStack);
+      fiber.thread = {i % threads.x, i / threads.x % threads.y, i / (threads.x * threads.y)};
+      fiber.lane = static_cast<int>(i % kWarp);
+      fiber.warp = static_cast<int>(i / kWarp);
+    }
+  }
+
+  void run(dim3 at, const std::function<void()>& kernel) {
+    index = at;
+    kernel_ = &kernel;
+    error_ = nullptr;
+    // Of the exact size, so that a sanitizer knows its end.
+    std::unique_ptr<unsigned char[]> memory(new unsigned char[bytes_]);
+    shared = memory.get();
+    std::memset(shared, 0xff, bytes_);
+    running() = this;
+    for (Fiber& fiber : fibers_) start(fiber);
+    std::vector<std::size_t> turn(fibers_.size());
+    std::iota(turn.begin(), turn.end(), 0);
+    while (true) {
+      std::shuffle(turn.begin(), turn.end(), order_);
+      for (std::size_t i : turn) {
+        if (fibers_[i].state == State::ready) resume(fibers_[i]);
+        if (error_) std::rethrow_exception(error_);
+      }
+      if (all(State::done, 0, fibers_.size())) break;
+      release();
+    }
+    for (const Fiber& fiber : fibers_) {
+      if (!fiber.open.empty() || !fiber.groups.empty()) {
+        throw std::runtime_error("an asynchronous copy was never waited for");
+      }
+    }
+    running() = nullptr;
+  }
+
+  // Called by a fiber: wait until all that have to come are here.
+  void park(State state, const char* place) {
+    Fiber& self = *active_;
+    self.state = state;
+    self.place = place;
+    leave(self);
+  }
+
+  Fiber& lane(int warp, int lane) { return fibers_[static_cast<std::size_t>(warp * kWarp + lane)]; }
+
+ private:
+  static Block*& running() {
+    static Block* block = nullptr;
+    return block;
+  }
+
+  static void enter() {
+    Block& block = current();
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &block.stack_bottom_, &block.stack_size_);
+#endif
+    try {
+      (*block.kernel_)();
+    } catch (...) {
+      block.error_ = std::current_exception();
+    }
+    block.active_->state = State::done;
+    block.leave(*block.active_);
+  }
+
+  void start(Fiber& fiber) {
+    fiber.state = State::ready;
+    fiber.open.clear();
+    fiber.groups.clear();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Block::enter, 0);
+  }
+
+  void resume(Fiber& fiber) {
+    active_ = &fiber;
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, fiber.stack.get(), kStack);
+#endif
+    swapcontext(&scheduler_, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+  }
+
+  void leave(Fiber& fiber) {
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake = nullptr;
+    __sanitizer_start_switch_fiber(&fake, stack_bottom_, stack_size_);
+#endif
+    swapcontext(&fiber.context, &scheduler_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake, &stack_bottom_, &stack_size_);
+#endif
+  }
+
+  bool all(State state, std::size_t begin, std::size_t end) const {
+    return std::all_of(fibers_.begin() + static_cast<std::ptrdiff_t>(begin),
+                       fibers_.begin() + static_cast<std::ptrdiff_t>(end),
+                       [&](const Fiber& fiber) { return fiber.state == state; });
+  }
+
+  // All from `begin` to `end` wait for each other: they must have come to the same place.
+  void free(std::size_t begin, std::size_t end, const char* what) {
+    for (std::size_t i = begin; i < end; ++i) {
+      if (fibers_[i].place != fibers_[begin].place) {
+        throw std::runtime_error(std::string("divergent ") + what + ": threads wait at " +
+                                 fibers_[begin].place + " and at " + fibers_[i].place);
+      }
+      fibers_[i].state = State::ready;
+    }
+  }
+
+  void release() {
+    bool any = false;
+    for (std::size_t first = 0; first < fibers_.size(); first += kWarp) {
+      if (all(State::at_warp, first, first + kWarp)) {
+        free(first, first + kWarp, "warp");
+        any = true;
+      }
+    }
+    if (any) return;
+    if (!all(State::at_block, 0, fibers_.size())) {
+      for (const Fiber& fiber : fibers_) {
+        if (fiber.state == State::at_block || fiber.state == State::at_warp) {
+          throw std::runtime_error(std::string("divergent barrier: some threads wait at ") +
+                                   fiber.place + ", others never arrive");
+        }
+      }
+    }
+    free(0, fibers_.size(), "barrier");
+  }
+
+  std::size_t bytes_;
+  std::mt19937& order_;
+  std::vector<Fiber> fibers_;
+  Fiber* active_ = nullptr;
+  ucontext_t scheduler_;
+  const std::function<void()>* kernel_ = nullptr;
+  std::exception_ptr error_;
+  const void* stack_bottom_ = nullptr;  // of the scheduler
+  std::size_t stack_size_ = 0;
+};
+
+template <typename Kernel>
+void launch(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_bytes) {
+  static std::mt19937 order(1);
+  Block block(threads, blocks, shared_bytes, order);
+  const std::function<void()> body = kernel;
+  std::vector<std::uint64_t> turn(std::uint64_t{blocks.x} * blocks.y * blocks.z);
+  std::iota(turn.begin(), turn.end(), 0);
+  std::shuffle(turn.begin(), turn.end(), order);
+  for (std::uint64_t i : turn) {
+    block.run({static_cast<unsigned>(i % blocks.x), static_cast<unsigned>(i / blocks.x % blocks.y),
+               static_cast<unsigned>(i / (std::uint64_t{blocks.x} * blocks.y))},
+              body);
+  }
+}
+
+// What every lane of the warp gives, seen by all of them.
+template <typename T, typename Read>
+auto collective(const T& mine, const char* place, const Read& read) {
+  static_assert(sizeof(T) <= kSlot);
+  Block& block = Block::current();
+  Fiber& self = Block::fiber();
+  std::memcpy(self.slot, &mine, sizeof(T));
+  block.park(State::at_warp, place);
+  const auto of_lane = [&](int lane) {
+    T value;
+    std::memcpy(&value, block.lane(self.warp, lane).slot, sizeof(T));
+    return value;
+  };
+  auto result = read(of_lane);
+  block.park(State::at_warp, place);  // nobody writes before all have read
+  return result;
+}
+
+inline float as_tf32(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits &= 0xffffe000u;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline float toward_zero(double value) {
+  const float nearest = static_cast<float>(value);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(value) ? std::nextafterf(nearest, 0.f)
+                                                                    : nearest;
+}
+
+}  // namespace cuda_on_cpu
+
+#define CUDA_ON_CPU_STRING(x) #x
+#define CUDA_ON_CPU_LINE(x) CUDA_ON_CPU_STRING(x)
+#define CUDA_ON_CPU_HERE __FILE__ ":" CUDA_ON_CPU_LINE(__LINE__)
+
+#define threadIdx (::cuda_on_cpu::Block::fiber().thread)
+#define blockIdx (::cuda_on_cpu::Block::current().index)
+#define blockDim (::cuda_on_cpu::Block::current().threads)
+#define gridDim (::cuda_on_cpu::Block::current().blocks)
+
+#define __syncthreads() \
+  ::cuda_on_cpu::Block::current().park(::cuda_on_cpu::State::at_block, CUDA_ON_CPU_HERE)
+#define __syncwarp() \
+  ::cuda_on_cpu::Block::current().park(::cuda_on_cpu::State::at_warp, CUDA_ON_CPU_HERE)
+#define __shfl_xor_sync(mask, value, bit)                                  \
+  ::cuda_on_cpu::collective(value, CUDA_ON_CPU_HERE, [&](const auto& of) { \
+    return of(::cuda_on_cpu::Block::fiber().lane ^ (bit));                 \
+  })
