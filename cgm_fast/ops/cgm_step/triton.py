@@ -17,8 +17,9 @@ from cgm_fast.ops.triton_pack import Packed
 from cgm_fast.ops.triton_tiles import Blocks, choose
 
 # Up to these sizes launches are what takes the time; beyond them each op's own kernels, with their
-# transposed copies, larger tiles and splits, are worth more of them.
-MOST_ROWS, MOST_PROTOTYPES, MOST_FEATURES, MOST_SUMS = 1024, 1024, 128, 1 << 24
+# transposed copies, larger tiles and splits, are worth more of them. STEPS are blocks of prototypes
+# times features: what a program of the first launch does one after another.
+MOST_ROWS, MOST_STEPS, MOST_SUMS = 1024, 1024, 1 << 24
 # Small: a batch has few rows, and all multiprocessors should get some of them.
 BLOCKS = Blocks(rows=16, columns=16, features=16, warps=8, stages=1)
 
@@ -47,7 +48,7 @@ def cgm_step_fwd(
     blocks = choose("mmd_fwd", d, held.rows, r.device)
     features, n_pad = round_up(d, blocks.features), round_up(b, max(blocks.rows, blocks.columns))
     row_blocks, k_pad = n_pad // BLOCKS.rows, round_up(k, BLOCKS.columns)
-    small = b <= MOST_ROWS and k <= MOST_PROTOTYPES and d <= MOST_FEATURES
+    small = b <= MOST_ROWS and k_pad // BLOCKS.columns * d <= MOST_STEPS
     if not small or row_blocks * k_pad * features > MOST_SUMS:
         return common.cgm_step_fwd(
             mmd, prototype_margin, r, g, labels, noise, sigma, prior_sigma, mmd_weight,
