@@ -14,11 +14,6 @@ if not torch.cuda.is_available():
 from cgm_fast.ops import backends
 from cgm_fast.testing import poisoned_memory
 
-if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:
-    import tensor_cores
-
-    tensor_cores.emulate()
-
 # The same examples on every run: a failure in CI is a failure everywhere.
 settings.register_profile("cgm_fast", derandomize=True, deadline=None, max_examples=20)
 settings.load_profile("cgm_fast")
@@ -66,3 +61,12 @@ def backend(request, device):
 def interpreted(backend, device):
     """Whether the kernels run in Triton's interpreter, which is slow."""
     return backend == "triton" and device == "cpu"
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """In the interpreter, products rounded as tensor cores round them; takes half as long again."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:
+        import tensor_cores
+
+        tensor_cores.emulate(monkeypatch)

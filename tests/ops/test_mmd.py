@@ -169,6 +169,7 @@ NUMERICS = {
 }
 
 
+@pytest.mark.usefixtures("tensor_cores")
 @pytest.mark.parametrize("case", NUMERICS)
 def test_numerics_contract(case, backend, device):
     shape, sigma, how, exact = NUMERICS[case]

@@ -28,6 +28,8 @@ from cgm_fast.ops.cgm_step import triton as cgm_step
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as margin
 
+pytestmark = pytest.mark.usefixtures("tensor_cores")
+
 # Of the faster modes, where cgm_fast.testing has those of "highest": what ops/mmd/README.md says.
 FAST_LOSS, FAST_GRADIENT = 2e-5, 5e-4
 
