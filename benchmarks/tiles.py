@@ -74,12 +74,17 @@ def work(key: Key) -> Callable[[], Any]:
     if key.kernel == "prototype_margin":
         r, g, _ = prototypes(1 << 16, 512, d, dtype=dtype, device="cuda")
         leaves = [value.requires_grad_() for value in (r, g)]
-        loss = lambda: cgm_fast.prototype_margin(*leaves, backend="triton").loss  # noqa: E731
+
+        def loss() -> torch.Tensor:
+            return cgm_fast.prototype_margin(*leaves, backend="triton").loss
     else:
         n = 1 << 12 if key.numbers == "float64" else 1 << 14
         x, y = samples(n, n, d, dtype=dtype, device="cuda")
         leaves = [value.requires_grad_() for value in (x, y)]
-        loss = lambda: cgm_fast.mmd(*leaves, backend="triton")  # noqa: E731
+
+        def loss() -> torch.Tensor:
+            return cgm_fast.mmd(*leaves, backend="triton")
+
     if key.kernel != "mmd_bwd":
         return loss
     gradients = torch.autograd.grad(loss(), leaves, create_graph=True)

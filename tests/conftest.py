@@ -65,7 +65,7 @@ def interpreted(backend, device):
 
 @pytest.fixture
 def tensor_cores(monkeypatch):
-    """In the interpreter, products rounded as tensor cores round them; takes half as long again."""
+    """In the interpreter, products rounded as tensor cores do; slower, so not everywhere."""
     if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:
         import tensor_cores
 

@@ -210,12 +210,14 @@ def test_a_sampled_check_finds_what_is_wrong():
     peer = Peer("some", mmd.keops, ours=True)
     whole, part = cases.mmd_oracle(x, y), cases.sampled_mmd_oracle(x, y, 100)
     right = (torch.tensor(whole.loss), *whole.gradients)
-    errors, _ = test_ops.check(peer, (x, y), right, part)
+    errors, _ = test_ops.check(cases.MMD, peer, (x, y), right, part)
     assert errors.keys() == {"gradient"}
     with pytest.raises(AssertionError, match="loss off by"):
-        test_ops.check(peer, (x, y), (right[0] + 10 * part.loss_deviation, *right[1:]), part)
+        test_ops.check(
+            cases.MMD, peer, (x, y), (right[0] + 10 * part.loss_deviation, *right[1:]), part
+        )
     with pytest.raises(AssertionError, match="gradient error"):
-        test_ops.check(peer, (x, y), (right[0], 1.001 * right[1], right[2]), part)
+        test_ops.check(cases.MMD, peer, (x, y), (right[0], 1.001 * right[1], right[2]), part)
 
 
 def test_tf32_may_choose_a_prototype_that_is_hardly_farther():
@@ -224,10 +226,12 @@ def test_tf32_may_choose_a_prototype_that_is_hardly_farther():
     oracle = cases.Oracle(0.0, 1.0, (), torch.tensor([0]))
     exact = Peer("exact", prototype_margin.sklearn, assigns_only=True)
     tf32 = Peer("tf32", prototype_margin.flash_kmeans, assigns_only=True, precision="high")
-    test_ops.check(tf32, (r, g), torch.tensor([1], dtype=torch.int32), oracle)
+    test_ops.check(
+        cases.PROTOTYPE_MARGIN, tf32, (r, g), torch.tensor([1], dtype=torch.int32), oracle
+    )
     for peer, chosen in ((exact, 1), (tf32, 2)):
         with pytest.raises(AssertionError, match="not the nearest"):
-            test_ops.check(peer, (r, g), torch.tensor([chosen]), oracle)
+            test_ops.check(cases.PROTOTYPE_MARGIN, peer, (r, g), torch.tensor([chosen]), oracle)
 
 
 def test_products_are_as_precise_as_before():

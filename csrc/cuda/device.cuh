@@ -18,7 +18,6 @@ __device__ T* shared_memory() {
 }
 
 __device__ inline void sync_block() { __syncthreads(); }
-__device__ inline void sync_warp() { __syncwarp(); }
 
 template <typename T>
 __device__ T shuffle_xor(T value, int bit) {
@@ -58,7 +57,6 @@ T* shared_memory() {
 }
 
 #define sync_block() __syncthreads()
-#define sync_warp() __syncwarp()
 #define shuffle_xor(value, bit) __shfl_xor_sync(0xffffffffu, value, bit)
 
 inline void copy_async_16(void* to, const void* from, bool valid) {

@@ -292,8 +292,6 @@ inline float toward_zero(double value) {
 
 #define __syncthreads() \
   ::cuda_on_cpu::Block::current().park(::cuda_on_cpu::State::at_block, CUDA_ON_CPU_HERE)
-#define __syncwarp() \
-  ::cuda_on_cpu::Block::current().park(::cuda_on_cpu::State::at_warp, CUDA_ON_CPU_HERE)
 #define __shfl_xor_sync(mask, value, bit)                                  \
   ::cuda_on_cpu::collective(value, CUDA_ON_CPU_HERE, [&](const auto& of) { \
     return of(::cuda_on_cpu::Block::fiber().lane ^ (bit));                 \

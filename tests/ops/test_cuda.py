@@ -134,7 +134,8 @@ def test_a_million_rows_in_memory_that_grows_with_rows(gpu_backend):
     torch.cuda.synchronize()
     assert torch.isfinite(loss)
     assert torch.isfinite(x.grad).all()
-    assert torch.cuda.max_memory_allocated() - before <= 40 * 4 * 2 * n * 16
+    copies = 20  # of all rows, padded to 16 features: samples twice, sums by splits, gradients
+    assert torch.cuda.max_memory_allocated() - before <= copies * 4 * 2 * n * 16
 
 
 FIRST_CALL = """

@@ -108,6 +108,25 @@ def test_half_products_lose_nothing_but_the_gradients_last_rounding(dtype, sigma
     assert gradient <= 1.01 * errors(x, y, sigma * 20**0.5, "reference")[1]
 
 
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+def test_cutting_weights_does_not_shrink_gradients(sigma, fast, device):
+    x, y = samples(150, 120, 10, device=device)
+    option = sigma * 10**0.5
+    found = derivatives(
+        lambda x, y: cgm_fast.mmd(x, y, bandwidth=option, backend="triton"), (x, y), order=1
+    )
+    wide = [value.double() for value in (x, y)]
+    wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[option]), wide, order=1)
+    g, g64 = torch.cat(found[1]).double().flatten(), torch.cat(wanted[1]).flatten()
+    assert abs(float(g @ g64 / (g64 @ g64)) - 1) <= 1e-4  # 3.5e-4 if nothing were given back
+
+
+def test_blackwell_gets_no_two_tf32_products_around_bandwidths():
+    fast = triton_launch.Numbers(torch.float32, torch.float32, "tf32", True, 1)
+    assert triton_launch.with_bandwidths(fast, "10.0").precision == "tf32x3"
+    assert triton_launch.with_bandwidths(fast, "9.0") == fast
+
+
 def test_half_inputs_where_tf32_is_allowed(fast, device):
     x, y = samples(150, 120, 20, dtype=torch.float16, device=device)
     loss, gradient = errors(x, y, 20**0.5)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,41 +37,21 @@ def compile_for(target):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def every():
-    """Compilers at work, as many at once as there are processors."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        longest_first = sorted(TARGETS, key=lambda target: target != "90")
-        yield {target: pool.submit(compile_for, target) for target in longest_first}
-
-
-@pytest.fixture(scope="module", params=TARGETS)
-def rows(request, every):
-    done = every[request.param].result()
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(target):
+    done = compile_for(target)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert found
-    return request.param, found
-
-
-@pytest.mark.slow
-def test_every_kernel_compiles_without_spills_within_the_devices_limits(rows):
-    target, found = rows
     for row in found:
         assert row["shared"] <= SHARED[target_of(target)[1]], row
         # A division of float64 numbers, one for each row in the end, is a call with a stack.
         allowed = 0 if row["features"] is not None else 32
         assert (row["spilled"] or 0) <= allowed, row  # None where triton brings no cuobjdump
-
-
-@pytest.mark.slow
-def test_products_are_left_to_tensor_cores(rows):
-    _, found = rows
+        if row["features"] is not None:
+            assert row["tensor"] > 0, row
     with_products = {row["kernel"].partition(",")[0] for row in found if row["tensor"]}
     assert with_products >= {
         "mmd_fwd_kernel", "mmd_bwd_kernel", "prototype_margin_rows_kernel",
         "prototype_margin_columns_kernel", "cgm_assign_kernel", "cgm_finish_kernel",
     }  # fmt: skip
-    for row in found:
-        if row["features"] is not None:
-            assert row["tensor"] > 0, row

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import gradient_factor
+from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
 from cgm_fast.ops.triton_math import kernel, nearest_tf32
 
 # Where they stand among `numbers`.
@@ -84,24 +85,10 @@ def cgm_assign_kernel(
         u = _differences_squared(
             r, g, i, column, b, k, d, r_row, r_feature, g_row, g_feature, ROWS, COLUMNS, dtype
         )
-        lowest = tl.min(u, 1)
-        at = tl.min(tl.where(u == lowest[:, None], column[None, :], 2147483647), 1)
-        better = lowest < least
-        least = tl.where(better, lowest, least)
-        nearest = tl.where(better, at, nearest)
-        # "Not beyond" is not "inside": a NaN is neither, and has to reach the loss.
-        active += tl.sum(tl.where(u >= margin, 0, 1), 1)
-    loss = tl.zeros([ROWS], tl.float64)
-    assigned = nearest
-    if labels is not None:
-        label = tl.load(labels + i, mask=valid, other=0)
-        assigned = tl.minimum(tl.maximum(label, 0), k - 1).to(tl.int32)
-        loss += tl.where(label == assigned, 0.0, float("nan"))  # checked before, on the CPU
-        tl.store(assignment + i, label, mask=valid)
-    else:
-        tl.store(assignment + i, nearest.to(tl.int64), mask=valid)
-        active -= tl.where(least < margin, 1, 0)  # the assigned one itself
-    tl.store(own + i, tl.where(valid, assigned, -1))
+        nearest, least, active = meet(u, column, margin, nearest, least, active)
+    assigned, loss, any_active = assign(
+        labels, assignment, own, i, valid, k, margin, nearest, least, active
+    )
 
     sigma, prior_sigma = tl.load(numbers + SIGMA), tl.load(numbers + PRIOR_SIGMA)
     scale = tl.sqrt(1.4426950408889634 / tl.load(variance))
@@ -144,7 +131,6 @@ def cgm_assign_kernel(
         tl.store(counter, 0)
 
     tl.debug_barrier()  # what one thread wrote of `pulls` another may read
-    any_active = tl.max(tl.where(valid, active, 0)) > 0
     hinge = tl.zeros([ROWS], dtype)
     for first in range(0, k_pad, COLUMNS):
         column = first + tl.arange(0, COLUMNS)

@@ -35,6 +35,39 @@ def _distances(
         return -2.0 * (e + tl.load(bias + i)[:, None] + tl.load(bias + j)[None, :])
 
 
+@triton.jit
+def meet(u, column, margin, nearest, least, active):
+    """A tile of distances u: the nearest prototype so far, its distance, how many are inside."""
+    lowest = tl.min(u, 1)
+    at = tl.min(tl.where(u == lowest[:, None], column[None, :], 2147483647), 1)
+    better = lowest < least
+    nearest, least = tl.where(better, at, nearest), tl.where(better, lowest, least)
+    # "Not beyond" is not "inside": a NaN is neither, and has to reach the loss.
+    return nearest, least, active + tl.sum(tl.where(u >= margin, 0, 1), 1)
+
+
+@triton.jit
+def assign(labels, assignment, own, i, valid, k, margin, nearest, least, active):
+    """The prototypes assigned to rows i, stored too; NaN or 0 for the loss; whether any is active.
+
+    A row is active where a prototype other than its own lies inside the margin. A label's may be
+    any; counting it among the others costs a visit, no more.
+    """
+    if labels is not None:
+        label = tl.load(labels + i, mask=valid, other=0)
+        tl.store(assignment + i, label, mask=valid)
+        assigned = tl.minimum(tl.maximum(label, 0), k - 1).to(tl.int32)
+        # Checked before, on the CPU.
+        loss = tl.where(label == assigned, 0.0, float("nan")).to(tl.float64)
+    else:
+        assigned = nearest
+        tl.store(assignment + i, nearest.to(tl.int64), mask=valid)
+        active -= tl.where(least < margin, 1, 0)
+        loss = tl.zeros_like(nearest).to(tl.float64)
+    tl.store(own + i, tl.where(valid, assigned, -1))
+    return assigned, loss, tl.max(tl.where(valid, active, 0)) > 0
+
+
 @kernel
 def prototype_margin_rows_kernel(
     rows, columns, bias, values,  # packed
@@ -71,24 +104,11 @@ def prototype_margin_rows_kernel(
             ROWS, COLUMNS, FEATURES, EXACT,
         )  # fmt: skip
         u = tl.where((column < k)[None, :], u, float("inf"))
-        lowest = tl.min(u, 1)
-        at = tl.min(tl.where(u == lowest[:, None], column[None, :], 2147483647), 1)
-        better = lowest < least
-        least = tl.where(better, lowest, least)
-        nearest = tl.where(better, at, nearest)
-        # "Not beyond" is not "inside": a NaN is neither, and has to reach the loss.
-        active += tl.sum(tl.where(u >= margin, 0, 1), 1)
+        nearest, least, active = meet(u, column, margin, nearest, least, active)
 
-    loss = tl.zeros([ROWS], tl.float64)
-    assigned = nearest
-    if labels is not None:
-        label = tl.load(labels + i, mask=valid, other=0)
-        assigned = tl.minimum(tl.maximum(label, 0), k - 1).to(tl.int32)
-        loss += tl.where(label == assigned, 0.0, float("nan"))  # checked before, on the CPU
-        tl.store(assignment + i, label, mask=valid)
-    else:
-        tl.store(assignment + i, nearest.to(tl.int64), mask=valid)
-    tl.store(own + i, tl.where(valid, assigned, -1))
+    assigned, loss, any_active = assign(
+        labels, assignment, own, i, valid, k, margin, nearest, least, active
+    )
     prototype = (n_pad + assigned).to(tl.int64)
     for first in range(0, features, FEATURES):
         f = first + tl.arange(0, FEATURES)
@@ -101,9 +121,7 @@ def prototype_margin_rows_kernel(
         tl.store(differences + at_i, tl.load(values + at_i) - tl.load(values + at_k))
 
     hinge, others = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
-    if labels is None:  # the nearest is the assigned one; a label's prototype may be any
-        active -= tl.where(least < margin, 1, 0)
-    if tl.max(tl.where(valid, active, 0)) > 0:
+    if any_active:
         for first in range(0, k, COLUMNS):
             column = first + tl.arange(0, COLUMNS)
             u = _distances(
