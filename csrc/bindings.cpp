@@ -1,12 +1,7 @@
-// The only file that knows Python: addresses and sizes in, the kernels run without the GIL.
-// Callers own every buffer and have checked shapes; an address of 0 means "not given".
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// The module as Python sees it, and the CPU's kernels in it; the GPU's are in bindings_cuda.cpp.
+#include "bindings.h"
 
-#include <cstdint>
-#include <tuple>
 #include <type_traits>
-#include <vector>
 
 #include "cgm_step.h"
 #include "cpu/isa.h"
@@ -20,52 +15,16 @@
 #ifndef CGM_FAST_CUDA_COMPILER
 #define CGM_FAST_CUDA_COMPILER "none"
 #endif
+#ifndef CGM_FAST_CUDA_ARCHITECTURES
+#define CGM_FAST_CUDA_ARCHITECTURES ""
+#endif
 
 namespace py = pybind11;
 namespace cf = cgm_fast;
 
 namespace {
 
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// (address, dtype as its place in Dtype, strides of item, row and feature in elements)
-using PySamples = std::tuple<Address, int, int64_t, int64_t, int64_t>;
-
-cf::Samples samples(const PySamples& given) {
-  return {at<const void>(std::get<0>(given)), static_cast<cf::Dtype>(std::get<1>(given)),
-          std::get<2>(given), std::get<3>(given), std::get<4>(given)};
-}
-
-template <typename T>
-cf::MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, const PySamples& x,
-                          const PySamples& y, Address x_weights, Address y_weights, double x_scale,
-                          double y_scale, Address cross, double cross_scale, Address variance,
-                          const std::vector<double>& variances,
-                          const std::vector<double>& kernel_weights) {
-  cf::MmdInput<T> in;
-  in.batch = batch;
-  in.n = n;
-  in.m = m;
-  in.d = d;
-  in.scales = static_cast<int64_t>(kernel_weights.size());
-  in.x = samples(x);
-  in.y = samples(y);
-  in.x_weights = at<const T>(x_weights);
-  in.y_weights = at<const T>(y_weights);
-  in.x_scale = x_scale;
-  in.y_scale = y_scale;
-  in.cross = at<const T>(cross);
-  in.cross_scale = cross_scale;
-  in.variance = at<const T>(variance);
-  in.variances = variances.data();
-  in.kernel_weights = kernel_weights.data();
-  return in;
-}
+using namespace cgm_fast::bindings;
 
 template <typename T, typename... Input>
 void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, Address grad_a,
@@ -152,7 +111,7 @@ py::dict build_info() {
   info["flags"] = CGM_FAST_FLAGS;
   info["instruction_set"] = cf::isa_name(cf::isa());
   info["cuda_compiler"] = CGM_FAST_CUDA_COMPILER;
-  info["cuda_kernels"] = false;
+  info["cuda_architectures"] = CGM_FAST_CUDA_ARCHITECTURES;  // empty: no CUDA kernels
   return info;
 }
 
@@ -179,4 +138,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("prototype_margin_fwd_float64", &prototype_margin_fwd<double>, Release());
   module.def("prototype_margin_bwd_float32", &prototype_margin_bwd<float>, Release());
   module.def("prototype_margin_bwd_float64", &prototype_margin_bwd<double>, Release());
+
+#ifdef CGM_FAST_CUDA
+  cf::bindings::bind_cuda(module);
+#endif
 }

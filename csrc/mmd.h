@@ -49,10 +49,30 @@ struct MmdTangent {
   T* out_p;                    // [batch, scales + 1], or null
 };
 
+// What a GPU needs besides. There all pointers of the structs above are the device's, `variance` is
+// given, and `variances` and `kernel_weights` are not read.
+template <typename T>
+struct MmdDevice {
+  const T* kernel_weights;     // [scales]
+  bool weighted_kernel;        // whether a single bandwidth has a weight other than 1
+  int64_t variance_item;       // from one batch item's variances to the next: scales, or 0
+  int rows;                    // of a block, a power of two from 4 to 32; 32 for mmd_bwd_cuda
+  double* partials;            // [batch, ceil(M / rows), scales + 2], uninitialised
+  unsigned* counters;          // [batch], zeros, and zeros again when the call is done
+  void* stream;                // cudaStream_t
+};
+
 template <typename T>
 void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads);
 
 template <typename T>
 void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads);
+
+// One launch.
+template <typename T>
+void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDevice<T>& device);
+
+template <typename T>
+void mmd_bwd_cuda(const MmdInput<T>& in, const MmdTangent<T>& tangent, const MmdDevice<T>& device);
 
 }  // namespace cgm_fast

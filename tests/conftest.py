@@ -1,6 +1,8 @@
 """Fixtures for all tests: every implementation, every device, memory that starts as NaN."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,22 @@ if not torch.cuda.is_available():
     # Before anything imports triton: its kernels then run on the CPU, one number after another.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+
+def emulate_cuda():
+    """Without a GPU: CUDA kernels compiled for the CPU, once for all processes of a test run."""
+    if torch.cuda.is_available() or "CGM_FAST_CUDA_EMULATION" in os.environ:
+        return
+    sys.path.append(str(Path(__file__).parent / "emulation"))
+    import emulated_cuda
+
+    try:
+        os.environ["CGM_FAST_CUDA_EMULATION"] = str(emulated_cuda.build())
+    except emulated_cuda.Missing as error:
+        print(f"CUDA kernels are not emulated: {error}")
+
+
+emulate_cuda()
 
 from cgm_fast.ops import backends
 from cgm_fast.testing import poisoned_memory

@@ -39,12 +39,14 @@ LAYERS = {
     "extras": (r"cgm_fast\.extras", set()),
     "testing": (r"cgm_fast\.testing", set()),
     "ops": (r"cgm_fast\.ops", set()),
-    "backends": (r"cgm_fast\.ops\.backends", {"compiled"}),
+    "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
     "checks": (r"cgm_fast\.ops\.checks", set()),
     "scaling": (r"cgm_fast\.ops\.scaling", set()),
     "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
-    "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", set()),
+    "gpu": (r"cgm_fast\.ops\.gpu", set()),
+    "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled"}),
+    "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
     "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
     "op": (OP, {"api"}),
     "api": (OP + r"\.api", {"api", "autograd", "definition", "checks", "backends"}),
@@ -55,7 +57,7 @@ LAYERS = {
     # reference, native, and whatever implementations come.
     "implementation": (
         OP + r"\.(?P<name>\w+)",
-        {"implementation", "common", "compiled", "memory", "kernels", "triton", "pack"},
+        {"implementation", "common", "compiled", "memory", "kernels", "gpu", "cuda", "triton", "pack"},
     ),
 }
 

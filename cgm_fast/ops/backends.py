@@ -14,6 +14,8 @@ from types import ModuleType
 
 import torch
 
+from cgm_fast.ops import cuda_launch
+
 AUTO = "auto"
 ENVIRONMENT = "CGM_FAST_BACKEND"
 
@@ -31,6 +33,8 @@ def _why_no_native() -> str | None:
 
 # Triton's interpreter, for tests and debuggers, runs kernels on the CPU.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# So do CUDA kernels that tests have compiled for it.
+_EMULATED = cuda_launch.EMULATION in os.environ
 
 
 def _why_no_triton() -> str | None:
@@ -63,7 +67,13 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("native", ("cpu",), _why_no_native),
-        # Nowhere the automatic choice before a GPU has run the tests.
+        # On a GPU not the automatic choice before one has run the tests.
+        Backend(
+            "cuda",
+            ("cuda", "cpu") if _EMULATED else ("cuda",),
+            cuda_launch.why_unavailable,
+            on_request=("cuda", "cpu"),
+        ),
         Backend(
             "triton",
             ("cuda", "cpu") if _INTERPRETED else ("cuda",),

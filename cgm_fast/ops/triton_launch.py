@@ -1,14 +1,13 @@
-"""How Triton kernels are launched: precision, constants, device; tiles are in triton_tiles.py."""
+"""How Triton kernels are launched: precision, and how many programs; tiles: triton_tiles.py."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+
+from cgm_fast.ops.gpu import multiprocessors
 
 # Contraction into fused multiply-adds: what the accuracy of the kernels was measured with.
 FUSED = {"enable_fp_fusion": True}
@@ -86,28 +85,8 @@ def widened(dtype: torch.dtype) -> Numbers:
     return Numbers(compute, compute, "tf32" if fast else "tf32x3")
 
 
-@functools.cache
-def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers as a tensor on the device: Triton passes floats as float32, and a copy per call
-    would wait for the device. Kept for good: a CUDA graph may hold the address.
-    """
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
-def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function with its first tensor's device as the current one, where Triton launches."""
-
-    @functools.wraps(function)
-    def wrapped(first: Tensor, *args: Any) -> Any:
-        with torch.cuda.device_of(first):
-            return function(first, *args)
-
-    return wrapped
-
-
 def parallel(rows: int, device: torch.device) -> int:
     """How many programs keep the device busy for each of `rows` blocks of rows."""
     if device.type != "cuda":
         return 1
-    units = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, 2 * units // rows)
+    return max(1, 2 * multiprocessors(device) // rows)

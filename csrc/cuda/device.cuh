@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace cgm_fast::cuda {
 
@@ -23,6 +24,34 @@ template <typename T>
 __device__ T shuffle_xor(T value, int bit) {
   return __shfl_xor_sync(0xffffffffu, value, bit);
 }
+
+// Whether it is true for any thread of the block; a barrier.
+__device__ inline bool any_in_block(bool value) { return __syncthreads_or(value) != 0; }
+
+// What this thread wrote is seen by whoever sees what it writes next.
+__device__ inline void fence() { __threadfence(); }
+
+// The number before; after `last` comes 0, as a call that ends leaves it for the next.
+__device__ inline unsigned count_up(unsigned* counter, unsigned last) {
+  return atomicInc(counter, last);
+}
+
+// A number that another block may just have written, past this multiprocessor's own cache.
+template <typename T>
+__device__ T load_fresh(const T* from) {
+  return __ldcg(from);
+}
+
+__device__ inline float max_or_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+
+__device__ inline int bits_of(float value) { return __float_as_int(value); }
+__device__ inline float from_bits(int bits) { return __int_as_float(bits); }
+__device__ inline long long bits_of(double value) { return __double_as_longlong(value); }
+__device__ inline double from_bits(long long bits) { return __longlong_as_double(bits); }
 
 // Copy 16 bytes to shared memory, or zeros, while the thread goes on.
 __device__ inline void copy_async_16(void* to, const void* from, bool valid) {
@@ -58,6 +87,33 @@ T* shared_memory() {
 
 #define sync_block() __syncthreads()
 #define shuffle_xor(value, bit) __shfl_xor_sync(0xffffffffu, value, bit)
+
+#define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
+
+inline void fence() {}
+inline unsigned count_up(unsigned* counter, unsigned last) {
+  const unsigned before = *counter;
+  *counter = before >= last ? 0 : before + 1;
+  return before;
+}
+template <typename T>
+T load_fresh(const T* from) {
+  return *from;
+}
+
+inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
+template <typename To, typename From>
+To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+inline int bits_of(float value) { return same_bits<int>(value); }
+inline float from_bits(int bits) { return same_bits<float>(bits); }
+inline long long bits_of(double value) { return same_bits<long long>(value); }
+inline double from_bits(long long bits) { return same_bits<double>(bits); }
 
 inline void copy_async_16(void* to, const void* from, bool valid) {
   cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(16, 0)};
@@ -107,5 +163,14 @@ inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const float (&b)
 }
 
 #endif
+
+__device__ inline double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
+
+// In a fixed order, the same from run to run.
+template <typename T>
+__device__ T sum_of_warp(T value) {
+  for (int bit = kWarp / 2; bit > 0; bit /= 2) value += shuffle_xor(value, bit);
+  return value;
+}
 
 }  // namespace cgm_fast::cuda

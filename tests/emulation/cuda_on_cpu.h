@@ -35,6 +35,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __launch_bounds__(...)
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -126,6 +127,11 @@ class Block {
     self.state = state;
     self.place = place;
     leave(self);
+  }
+
+  bool any_slot() const {
+    return std::any_of(fibers_.begin(), fibers_.end(),
+                       [](const Fiber& fiber) { return fiber.slot[0] != 0; });
   }
 
   Fiber& lane(int warp, int lane) { return fibers_[static_cast<std::size_t>(warp * kWarp + lane)]; }
@@ -263,6 +269,16 @@ auto collective(const T& mine, const char* place, const Read& read) {
   auto result = read(of_lane);
   block.park(State::at_warp, place);  // nobody writes before all have read
   return result;
+}
+
+// The same for a block, of one bool each.
+inline bool any_in_block(bool mine, const char* place) {
+  Block& block = Block::current();
+  Block::fiber().slot[0] = mine;
+  block.park(State::at_block, place);
+  const bool any = block.any_slot();
+  block.park(State::at_block, place);
+  return any;
 }
 
 inline float as_tf32(float value) {

@@ -10,9 +10,10 @@ from triton import next_power_of_2
 
 from cgm_fast.ops.cgm_step import common
 from cgm_fast.ops.cgm_step import triton_kernels as kernels
+from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
-from cgm_fast.ops.triton_launch import FUSED, constants, numbers, on_device, round_up
+from cgm_fast.ops.triton_launch import FUSED, numbers, round_up
 from cgm_fast.ops.triton_pack import Packed
 from cgm_fast.ops.triton_tiles import Blocks, choose
 

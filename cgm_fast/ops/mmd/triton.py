@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from triton import next_power_of_2
 
+from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd import triton_second as second
 from cgm_fast.ops.mmd.common import batched
 from cgm_fast.ops.triton_launch import (
     FUSED,
     Numbers,
-    constants,
     numbers,
-    on_device,
     parallel,
     round_up,
     widened,

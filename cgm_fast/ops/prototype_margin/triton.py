@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.prototype_margin import triton_kernels as kernels
-from cgm_fast.ops.triton_launch import (
-    FUSED,
-    constants,
-    on_device,
-    parallel,
-    round_up,
-    widened,
-)
+from cgm_fast.ops.triton_launch import FUSED, parallel, round_up, widened
 from cgm_fast.ops.triton_pack import pack
 from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, choose
 

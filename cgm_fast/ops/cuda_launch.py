@@ -1,0 +1,86 @@
+"""How the CUDA C++ kernels are launched: where they are, on which stream, with what workspace."""
+
+from __future__ import annotations
+
+import functools
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+EMULATION = "CGM_FAST_CUDA_EMULATION"
+"""Names, for tests, a module of the kernels compiled for the CPU (tests/emulation)."""
+
+
+def _module() -> ModuleType:
+    path = os.environ.get(EMULATION)
+    if path is None:
+        from cgm_fast import _native
+
+        return _native
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("emulated_cuda", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{EMULATION}={path} is not a module")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """The compiled module."""
+    return _module()
+
+
+def why_unavailable() -> str | None:
+    """What is missing, or None if kernels can be launched."""
+    try:
+        module = kernels()
+    except ImportError as error:
+        return f"the compiled module cgm_fast._native cannot be imported ({error})"
+    if not hasattr(module, "mmd_fwd_cuda_float32"):
+        return (
+            "cgm_fast was built without CUDA kernels; install nvcc (CUDA 12 or newer), set CUDACXX "
+            "if it is not on the PATH, and reinstall"
+        )
+    if EMULATION not in os.environ and not torch.cuda.is_available():
+        return "torch finds no CUDA GPU"
+    return None
+
+
+def stream(device: torch.device) -> int:
+    """The stream that torch is using on the device."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
+_POOL = 1 << 14
+_pools: dict[torch.device, Tensor] = {}
+_next: dict[torch.device, int] = {}
+_of_stream: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counters(count: int, device: torch.device) -> Tensor:
+    """`count` zeros for blocks to count themselves with; a kernel leaves zeros behind.
+
+    Calls on one stream run one after another and share theirs. A CUDA graph may be replayed beside
+    anything else: each captured call gets its own, for good; where none are left, a memset.
+    """
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    key = device, stream(device)
+    if not capturing and key in _of_stream and len(_of_stream[key]) >= count:
+        return _of_stream[key]
+    if device not in _pools and not capturing:
+        _pools[device], _next[device] = torch.zeros(_POOL, dtype=torch.int32, device=device), 0
+        if device.type == "cuda":  # zeros for every stream
+            torch.cuda.current_stream(device).synchronize()
+    begin = _next.get(device, _POOL)
+    if begin + count > _POOL:
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    _next[device] = begin + count
+    found = _pools[device][begin : begin + count]
+    if not capturing:
+        _of_stream[key] = found
+    return found

@@ -1,0 +1,165 @@
+// What the kernels of MMD² share: constants in shared memory, signs, and the end of a call.
+//
+// A block takes some rows against all columns, so that a row's sums never leave it; what the loss
+// needs of it goes to `partials`, which the last block to finish adds in their order.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/math.cuh"
+#include "cuda/read.cuh"
+#include "mmd.h"
+
+namespace cgm_fast::cuda {
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+
+template <typename T>
+struct MmdCall {
+  MmdInput<T> in;
+  MmdDevice<T> device;
+};
+
+// Of one bandwidth.
+template <typename T>
+struct Scale {
+  T unit;    // exponents of 2 are unit |a - b|²: -log2(e) / 2h
+  T ratio;   // of the first variance to this one
+  T weight;  // of its kernel
+  T variance;
+};
+
+template <typename T>
+__device__ Scale<T> scale_of(const MmdCall<T>& call, int64_t item, int s) {
+  const T* variance = call.in.variance + item * call.device.variance_item;
+  return {static_cast<T>(-0.72134752044448170368) / variance[s], variance[0] / variance[s],
+          call.device.kernel_weights[s], variance[s]};
+}
+
+template <typename T>
+__device__ void load_scales(const MmdCall<T>& call, int64_t item, Scale<T>* scales) {
+  for (int s = static_cast<int>(threadIdx.x); s < call.in.scales; s += kThreads) {
+    scales[s] = scale_of(call, item, s);
+  }
+}
+
+// How a row of z = [x; y] counts in the loss: its sample's sign, scale and weight.
+template <typename T>
+__device__ T signed_weight(const MmdInput<T>& in, int64_t item, int64_t i) {
+  if (i < in.n) {
+    return static_cast<T>(in.x_scale) * (in.x_weights ? in.x_weights[item * in.n + i] : T(1));
+  }
+  const int64_t j = i - in.n;
+  return -static_cast<T>(in.y_scale) * (in.y_weights ? in.y_weights[item * in.m + j] : T(1));
+}
+
+// What a pair from two samples counts.
+template <typename T>
+__device__ T between_samples(const MmdInput<T>& in, int64_t item) {
+  return static_cast<T>(in.cross_scale) * (in.cross ? in.cross[item] : T(1));
+}
+
+template <typename T>
+__device__ T element(const MmdInput<T>& in, int64_t item, int64_t i, int feature) {
+  return i < in.n ? load<T>(in.x, item, i, feature) : load<T>(in.y, item, i - in.n, feature);
+}
+
+// k - 1 at squared distance u, and -2 h_0 dk/du: all bandwidths.
+template <typename T>
+__device__ void kernel_at(T u, const Scale<T>* scales, int64_t count, T* value, T* slope) {
+  *value = *slope = 0;
+  for (int64_t s = 0; s < count; ++s) {
+    const Exp2<T> k = exp2_less_one(u * scales[s].unit);
+    *value += scales[s].weight * k.less_one;
+    *slope += scales[s].weight * scales[s].ratio * k.whole;
+  }
+}
+
+// The sum over a block of one number per thread, to all of them; `scratch` [kWarps].
+__device__ inline double sum_of_block(double value, double* scratch) {
+  value = sum_of_warp(value);
+  sync_block();  // nobody still reads the sums before
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+  sync_block();
+  double sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += scratch[warp];
+  return sum;
+}
+
+// Whether this block is the last of its batch item; every thread's writes are then to be seen.
+__device__ inline bool last_to_finish(unsigned* counter, unsigned blocks) {
+  fence();
+  sync_block();
+  const bool last = threadIdx.x == 0 && count_up(counter, blocks - 1) == blocks - 1;
+  return any_in_block(last);
+}
+
+// Write a block's `count` parts; the last block calls `use(index, sum over all blocks)`.
+template <typename Use>
+__device__ void add_parts(double* partials, unsigned* counter, int64_t item, unsigned block,
+                          unsigned blocks, int count, const double* parts, double* scratch,
+                          const Use& use) {
+  double* of_item = partials + item * blocks * count;
+  for (int q = static_cast<int>(threadIdx.x); q < count; q += kThreads) {
+    of_item[int64_t{block} * count + q] = parts[q];
+  }
+  if (!last_to_finish(counter + item, blocks)) return;
+  for (int q = 0; q < count; ++q) {
+    double sum = 0;
+    for (int64_t b = threadIdx.x; b < blocks; b += kThreads) {
+      sum += load_fresh(of_item + b * count + q);
+    }
+    sum = sum_of_block(sum, scratch);
+    if (threadIdx.x == 0) use(q, sum);
+  }
+}
+
+// The end of a call, after a block's rows have their sums over a_j (k - 1).
+//   rows [count][2]: within the row's own sample, and across; of `rows` rows from `first` on
+//   parts [2 + scales]: room for this block's parts, where those of the bandwidths already are
+template <typename T>
+__device__ void finish(const MmdCall<T>& call, const MmdGradient<T>& out, int64_t item,
+                       unsigned block, unsigned blocks, int rows, const double (*sums)[2],
+                       double* parts, double* scratch) {
+  const MmdInput<T>& in = call.in;
+  const int64_t first = int64_t{block} * rows, total = in.n + in.m;
+  const double between = between_samples(in, item);
+  double within = 0, across = 0;
+  const int64_t i = first + threadIdx.x;
+  if (static_cast<int>(threadIdx.x) < rows && i < total) {
+    const double a = signed_weight(in, item, i);
+    within = a * sums[threadIdx.x][0];
+    across = a * sums[threadIdx.x][1];
+    if (out.grad_a) {
+      out.grad_a[item * total + i] =
+          static_cast<T>(2 * (sums[threadIdx.x][0] + between * sums[threadIdx.x][1]));
+    }
+  }
+  if (threadIdx.x < kWarp) {
+    within = sum_of_warp(within);
+    across = sum_of_warp(across);
+    if (threadIdx.x == 0) {
+      parts[0] = within;
+      parts[1] = across;
+    }
+  }
+  sync_block();
+  double of_loss = 0;  // the first thread's
+  add_parts(call.device.partials, call.device.counters, item, block, blocks,
+            static_cast<int>(2 + (out.grad_p ? in.scales : 0)), parts, scratch,
+            [&](int q, double sum) {
+              if (q == 0) {
+                of_loss = sum;
+              } else if (q == 1) {
+                out.loss[item] = static_cast<T>(of_loss + between * sum);
+                if (out.grad_p) {
+                  out.grad_p[item * (in.scales + 1) + in.scales] = static_cast<T>(sum);
+                }
+              } else {
+                const Scale<T> scale = scale_of(call, item, q - 2);
+                out.grad_p[item * (in.scales + 1) + q - 2] =
+                    static_cast<T>(static_cast<double>(scale.weight) * sum / scale.variance);
+              }
+            });
+}
+
+}  // namespace cgm_fast::cuda

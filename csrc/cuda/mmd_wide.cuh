@@ -1,0 +1,133 @@
+// MMD² and its gradient for any number of features, in one launch: distances and weighted
+// differences a chunk of features at a time. Sums of a row's gradient wait in the output.
+#pragma once
+
+#include "cuda/tiles.cuh"
+
+namespace cgm_fast::cuda {
+
+template <typename T>
+struct WideMemory {
+  static constexpr int kColumns = sizeof(T) == 4 ? 128 : 64;
+  Chunk<T, kRows> rows;
+  Chunk<T, kColumns> columns;
+  T weights[kRows][kColumns + 1];
+  double sums[kRows][2];
+  double scratch[kWarps];
+  // Then: double parts[2 + scales], Scale<T> scales[scales]
+};
+
+template <typename T>
+std::size_t wide_shared_bytes(int64_t scales) {
+  return sizeof(WideMemory<T>) + static_cast<std::size_t>(2 + scales) * sizeof(double) +
+         static_cast<std::size_t>(scales) * sizeof(Scale<T>);
+}
+
+// Calls `visit(u, sample, first, here)` with the distances of every tile of columns.
+template <typename T, typename AtRow, typename Visit>
+__device__ void each_tile(const MmdInput<T>& in, int64_t item, int rows_here, const AtRow& at_row,
+                          WideMemory<T>& memory, const Visit& visit) {
+  constexpr int kColumns = WideMemory<T>::kColumns;
+  for (int sample = 0; sample < 2; ++sample) {
+    const int64_t count = sample ? in.m : in.n;
+    const Samples& from = sample ? in.y : in.x;
+    for (int64_t first = 0; first < count; first += kColumns) {
+      const int here = static_cast<int>(count - first < kColumns ? count - first : kColumns);
+      const auto at_column = [&](int j, int f) { return load<T>(from, item, first + j, f); };
+      Pairs<T, kColumns> u;
+      squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here,
+                                     static_cast<int>(in.d), at_row, at_column);
+      visit(u, sample, first, here);
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    mmd_wide_kernel(const MmdCall<T> call, const MmdGradient<T> out, unsigned blocks) {
+  constexpr int kColumns = WideMemory<T>::kColumns;
+  const MmdInput<T>& in = call.in;
+  WideMemory<T>& memory = *shared_memory<WideMemory<T>>();
+  double* parts = reinterpret_cast<double*>(&memory + 1);
+  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 2 + in.scales);
+  const int64_t item = blockIdx.x / blocks, total = in.n + in.m;
+  const unsigned block = blockIdx.x % blocks;
+  const int64_t first_row = int64_t{block} * kRows;
+  const int rows_here = static_cast<int>(total - first_row < kRows ? total - first_row : kRows);
+  const int d = static_cast<int>(in.d), lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first_of_warp = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  const bool gradient = first_row < out.row_end && first_row + kRows > out.row_begin;
+  const T between = between_samples(in, item);
+  const auto at_row = [&](int row, int f) { return element(in, item, first_row + row, f); };
+  load_scales(call, item, scales);
+  sync_block();
+  const double factor = -2.0 / scales[0].variance;
+
+  double within[kRowsOfWarp] = {}, across[kRowsOfWarp] = {};
+  bool begun = false;
+  each_tile(in, item, rows_here, at_row, memory,
+            [&](const Pairs<T, kColumns>& u, int sample, int64_t first, int here) {
+              const int64_t of_sample = sample ? in.n : 0;
+              const bool last = sample == 1 && first + here == in.m;
+              each_pair<kColumns>([&](int q, int c, int row, int column) {
+                T value, slope;
+                kernel_at(u[q][c], scales, in.scales, &value, &slope);
+                const bool there = column < here;
+                const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
+                const bool same = (first_row + row >= in.n) == (sample == 1);
+                const T part = there ? a * value : T(0);
+                within[q] += same ? part : T(0);
+                across[q] += same ? T(0) : part;
+                memory.weights[row][column] = there ? a * slope * (same ? T(1) : between) : T(0);
+              });
+              if (!gradient) return;
+              const auto at_column = [&](int j, int f) {
+                return element(in, item, of_sample + first + j, f);
+              };
+              weighted_differences<T, kColumns>(
+                  memory.weights, memory.rows, memory.columns, rows_here, here, d, at_row,
+                  at_column, [&](int row, int f, T sum) {
+                    const int64_t i = first_row + row;
+                    if (i < out.row_begin || i >= out.row_end) return;
+                    T& to = out.grad_z[(item * (out.row_end - out.row_begin) + i - out.row_begin) *
+                                           d + f];
+                    if (begun) sum += to;
+                    to = last ? static_cast<T>(factor * signed_weight(in, item, i) * sum) : sum;
+                  });
+              begun = true;
+            });
+#pragma unroll
+  for (int q = 0; q < kRowsOfWarp; ++q) {
+    within[q] = sum_of_warp(within[q]);
+    across[q] = sum_of_warp(across[q]);
+    if (lane == 0) {
+      memory.sums[first_of_warp + q][0] = within[q];
+      memory.sums[first_of_warp + q][1] = across[q];
+    }
+  }
+  if (out.grad_p) {
+    for (int s = 0; s < in.scales; ++s) {
+      double sum = 0;
+      each_tile(in, item, rows_here, at_row, memory,
+                [&](const Pairs<T, kColumns>& u, int sample, int64_t first, int here) {
+                  const int64_t of_sample = sample ? in.n : 0;
+                  each_pair<kColumns>([&](int q, int c, int row, int column) {
+                    if (row >= rows_here || column >= here) return;
+                    const T e = u[q][c] * scales[s].unit;
+                    // Where k is an exact zero, t may be infinite.
+                    const T t = max_or_nan(e, T(-1100)) * static_cast<T>(-0.69314718055994530942);
+                    const T a = signed_weight(in, item, of_sample + first + column);
+                    const bool same = (first_row + row >= in.n) == (sample == 1);
+                    sum += static_cast<double>(signed_weight(in, item, first_row + row)) * a *
+                           (same ? T(1) : between) * (t * exp2_less_one(e).whole);
+                  });
+                });
+      sum = sum_of_block(sum, memory.scratch);
+      if (threadIdx.x == 0) parts[2 + s] = sum;
+    }
+  }
+  sync_block();
+  finish(call, out, item, block, blocks, kRows, memory.sums, parts, memory.scratch);
+}
+
+}  // namespace cgm_fast::cuda

@@ -1,0 +1,106 @@
+// Tiles of 32 rows against some columns, with any number of features, a few at a time: what kernels
+// use whose rows are too wide for registers.
+//
+// A warp has four of the rows. Where pairs are visited its lanes have a column each (or several);
+// where features are, a feature each.
+#pragma once
+
+#include "cuda/mmd.cuh"
+
+namespace cgm_fast::cuda {
+
+constexpr int kRows = 32, kRowsOfWarp = kRows / kWarps, kFeatures = 32;
+
+// Features [begin, begin + kFeatures) of kCount rows; a column more, so that lanes which read one
+// feature of different rows meet different banks.
+template <typename T, int kCount>
+using Chunk = T[kCount][kFeatures + 1];
+
+// `at(row, feature)` reads an element; rows from `here` on and features from d on are zeros.
+template <typename T, int kCount, typename At>
+__device__ void load_chunk(Chunk<T, kCount>& chunk, int here, int begin, int d, const At& at) {
+  for (int place = static_cast<int>(threadIdx.x); place < kCount * kFeatures; place += kThreads) {
+    const int row = place / kFeatures, f = begin + place % kFeatures;
+    chunk[row][place % kFeatures] = row < here && f < d ? at(row, f) : T(0);
+  }
+}
+
+// Thread's pairs: row warp * 4 + q with column lane + 32 c.
+template <typename T, int kColumns>
+using Pairs = T[kRowsOfWarp][kColumns / kWarp];
+
+// Calls `use(q, c, row, column)` for each of the thread's pairs.
+template <int kColumns, typename Use>
+__device__ void each_pair(const Use& use) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+#pragma unroll
+  for (int q = 0; q < kRowsOfWarp; ++q) {
+#pragma unroll
+    for (int c = 0; c < kColumns / kWarp; ++c) use(q, c, first + q, lane + kWarp * c);
+  }
+}
+
+// Squared distances of the thread's pairs. One chunk of features stays in shared memory.
+template <typename T, int kColumns, typename AtRow, typename AtColumn>
+__device__ void squared_distances(Pairs<T, kColumns>& u, Chunk<T, kRows>& rows,
+                                  Chunk<T, kColumns>& columns, int rows_here, int columns_here,
+                                  int d, const AtRow& at_row, const AtColumn& at_column) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  each_pair<kColumns>([&](int q, int c, int, int) { u[q][c] = 0; });
+  for (int begin = 0; begin < d; begin += kFeatures) {
+    sync_block();  // the chunk before has been read
+    load_chunk<T, kRows>(rows, rows_here, begin, d, at_row);
+    load_chunk<T, kColumns>(columns, columns_here, begin, d, at_column);
+    sync_block();
+    const int some = d - begin < kFeatures ? d - begin : kFeatures;
+    for (int f = 0; f < some; ++f) {
+      T of_row[kRowsOfWarp];
+#pragma unroll
+      for (int q = 0; q < kRowsOfWarp; ++q) of_row[q] = rows[first + q][f];
+#pragma unroll
+      for (int c = 0; c < kColumns / kWarp; ++c) {
+        const T of_column = columns[lane + kWarp * c][f];
+#pragma unroll
+        for (int q = 0; q < kRowsOfWarp; ++q) {
+          const T difference = of_row[q] - of_column;
+          u[q][c] = fma(difference, difference, u[q][c]);
+        }
+      }
+    }
+  }
+}
+
+// For each of the block's rows and each feature f, `use(row, f, sum over columns of w (a - b))`,
+// where a is the row's and b the column's. Weights are in shared memory.
+template <typename T, int kColumns, typename AtRow, typename AtColumn, typename Use>
+__device__ void weighted_differences(const T (&weights)[kRows][kColumns + 1],
+                                     Chunk<T, kRows>& rows, Chunk<T, kColumns>& columns,
+                                     int rows_here, int columns_here, int d, const AtRow& at_row,
+                                     const AtColumn& at_column, const Use& use) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  for (int begin = 0; begin < d; begin += kFeatures) {
+    sync_block();
+    load_chunk<T, kRows>(rows, rows_here, begin, d, at_row);
+    load_chunk<T, kColumns>(columns, columns_here, begin, d, at_column);
+    sync_block();
+    T sums[kRowsOfWarp] = {}, of_row[kRowsOfWarp];
+#pragma unroll
+    for (int q = 0; q < kRowsOfWarp; ++q) of_row[q] = rows[first + q][lane];
+    for (int j = 0; j < columns_here; ++j) {
+      const T of_column = columns[j][lane];
+#pragma unroll
+      for (int q = 0; q < kRowsOfWarp; ++q) {
+        sums[q] = fma(weights[first + q][j], of_row[q] - of_column, sums[q]);
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < kRowsOfWarp; ++q) {
+      if (first + q < rows_here && begin + lane < d) use(first + q, begin + lane, sums[q]);
+    }
+  }
+}
+
+}  // namespace cgm_fast::cuda
