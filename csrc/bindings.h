@@ -1,5 +1,5 @@
-// How Python hands things over: addresses and sizes in, the kernels run without the GIL. Callers own
-// every buffer and have checked shapes; an address of 0 means "not given". Only bindings*.cpp
+// How Python hands things over: addresses and sizes in, the kernels run without the GIL. Callers
+// own every buffer and have checked shapes; an address of 0 means "not given". Only bindings*.cpp
 // include this, and only this includes pybind11.
 #pragma once
 
@@ -31,10 +31,10 @@ inline Samples samples(const PySamples& given) {
 
 template <typename T>
 MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, const PySamples& x,
-                          const PySamples& y, Address x_weights, Address y_weights, double x_scale,
-                          double y_scale, Address cross, double cross_scale, Address variance,
-                          const std::vector<double>& variances,
-                          const std::vector<double>& kernel_weights) {
+                      const PySamples& y, Address x_weights, Address y_weights, double x_scale,
+                      double y_scale, Address cross, double cross_scale, Address variance,
+                      const std::vector<double>& variances,
+                      const std::vector<double>& kernel_weights) {
   MmdInput<T> in;
   in.batch = batch;
   in.n = n;

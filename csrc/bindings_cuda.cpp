@@ -1,8 +1,7 @@
 // The GPU's kernels, by addresses on the device. Also compiled with their emulation, for tests.
-#include "bindings.h"
-
 #include <type_traits>
 
+#include "bindings.h"
 #include "cgm_step.h"
 #include "mmd.h"
 #include "prototype_margin.h"
@@ -35,10 +34,9 @@ template <typename T, typename... Input>
 void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, Address grad_a,
              Address grad_p, const PyMmdDevice& device, const Input&... input) {
   const cf::MmdInput<T> in = mmd_input<T>(input...);
-  cf::mmd_fwd_cuda<T>(in,
-                      {row_begin, row_end, at<T>(loss), at<T>(grad_z), at<T>(grad_a),
-                       at<T>(grad_p)},
-                      mmd_device(device, in));
+  cf::mmd_fwd_cuda<T>(
+      in, {row_begin, row_end, at<T>(loss), at<T>(grad_z), at<T>(grad_a), at<T>(grad_p)},
+      mmd_device(device, in));
 }
 
 template <typename T, typename... Input>
@@ -59,9 +57,68 @@ void bind_mmd(py::module_& module, const char* fwd, const char* bwd,
   module.def(bwd, &mmd_bwd<T, std::decay_t<Input>...>, Release());
 }
 
+template <typename T>
+void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
+                          const PySamples& g, Address labels, double margin, double negative_scale,
+                          double scale, Address loss, Address assignment, Address grad_r,
+                          Address grad_g, unsigned blocks, Address partials, Address partial_g,
+                          Address own, Address counter, Address stream) {
+  cf::prototype_margin_fwd_cuda<T>(
+      {rows, k, d, samples(r), samples(g), at<const int64_t>(labels), margin, negative_scale,
+       scale},
+      {at<T>(loss), at<int64_t>(assignment), at<T>(grad_r), at<T>(grad_g)},
+      {blocks, at<double>(partials), at<T>(partial_g), at<std::int32_t>(own), at<unsigned>(counter),
+       at<void>(stream)});
+}
+
+template <typename T>
+void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
+                          const PySamples& g, Address assignment, double margin,
+                          double negative_scale, double scale, Address tangent_r, Address tangent_g,
+                          Address out_r, Address out_g, Address stream) {
+  cf::prototype_margin_bwd_cuda<T>(
+      {rows, k, d, samples(r), samples(g), nullptr, margin, negative_scale, scale},
+      {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
+       at<T>(out_g)},
+      at<void>(stream));
+}
+
+template <typename T>
+void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
+                  Address labels, const PySamples& noise, double sigma, double prior_sigma,
+                  double mmd_weight, double margin_weight, double margin, double negative_scale,
+                  int64_t scales, Address variances, Address kernel_weights, bool detach_prior,
+                  Address loss, Address terms, Address assignment, Address z, Address grad_r,
+                  Address grad_g, int rows_of_block, Address partials, Address prior,
+                  Address counter, Address stream) {
+  const cf::PrototypeMarginInput<T> of_margin{rows,
+                                              k,
+                                              d,
+                                              samples(r),
+                                              samples(g),
+                                              at<const int64_t>(labels),
+                                              margin,
+                                              negative_scale,
+                                              1.0 / static_cast<double>(rows)};
+  cf::cgm_step_fwd_cuda<T>(
+      {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight, scales, nullptr,
+       nullptr, detach_prior},
+      {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(grad_r), at<T>(grad_g)},
+      {at<const T>(variances), at<const T>(kernel_weights), rows_of_block, at<double>(partials),
+       at<T>(prior), at<unsigned>(counter), at<void>(stream)});
+}
+
 }  // namespace
 
 void cgm_fast::bindings::bind_cuda(py::module_& module) {
   bind_mmd(module, "mmd_fwd_cuda_float32", "mmd_bwd_cuda_float32", &mmd_input<float>);
   bind_mmd(module, "mmd_fwd_cuda_float64", "mmd_bwd_cuda_float64", &mmd_input<double>);
+
+  using Release = py::call_guard<py::gil_scoped_release>;
+  module.def("prototype_margin_fwd_cuda_float32", &prototype_margin_fwd<float>, Release());
+  module.def("prototype_margin_fwd_cuda_float64", &prototype_margin_fwd<double>, Release());
+  module.def("prototype_margin_bwd_cuda_float32", &prototype_margin_bwd<float>, Release());
+  module.def("prototype_margin_bwd_cuda_float64", &prototype_margin_bwd<double>, Release());
+  module.def("cgm_step_fwd_cuda_float32", &cgm_step_fwd<float>, Release());
+  module.def("cgm_step_fwd_cuda_float64", &cgm_step_fwd<double>, Release());
 }

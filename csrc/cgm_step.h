@@ -35,6 +35,29 @@ struct CgmStepGradient {
   T* grad_g;            // [k, d], or null
 };
 
+// What a GPU needs besides. There all pointers of the structs above are the device's, but for the
+// lists `variances` and `kernel_weights`, which are not read.
+template <typename T>
+struct CgmStepDevice {
+  const T* variances;       // [scales]
+  const T* kernel_weights;  // [scales]
+  int rows;                 // of a block, of the 2 B stacked ones: a power of two from 4 to 32
+  double* partials;         // [blocks, 3], uninitialised; see cgm_step_blocks
+  T* prior;                 // [B, d], uninitialised: gradients of the prototypes' samples
+  unsigned* counter;        // [1], zero, and zero again when the call is done
+  void* stream;             // cudaStream_t
+};
+
+// Blocks of a launch: one for each `rows` of the stacked samples, and one for each prototype.
+inline int64_t cgm_step_blocks(int64_t batch, int64_t k, int rows, bool with_g) {
+  return (2 * batch + rows - 1) / rows + (with_g ? k : 0);
+}
+
+// One launch. At most 64 features in float32, 16 in float64.
+template <typename T>
+void cgm_step_fwd_cuda(const CgmStepInput<T>& in, const CgmStepGradient<T>& out,
+                       const CgmStepDevice<T>& device);
+
 template <typename T>
 void cgm_step_fwd_cpu(const CgmStepInput<T>& in, const CgmStepGradient<T>& out, int threads);
 

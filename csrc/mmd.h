@@ -53,13 +53,13 @@ struct MmdTangent {
 // given, and `variances` and `kernel_weights` are not read.
 template <typename T>
 struct MmdDevice {
-  const T* kernel_weights;     // [scales]
-  bool weighted_kernel;        // whether a single bandwidth has a weight other than 1
-  int64_t variance_item;       // from one batch item's variances to the next: scales, or 0
-  int rows;                    // of a block, a power of two from 4 to 32; 32 for mmd_bwd_cuda
-  double* partials;            // [batch, ceil(M / rows), scales + 2], uninitialised
-  unsigned* counters;          // [batch], zeros, and zeros again when the call is done
-  void* stream;                // cudaStream_t
+  const T* kernel_weights;  // [scales]
+  bool weighted_kernel;     // whether a single bandwidth has a weight other than 1
+  int64_t variance_item;    // from one batch item's variances to the next: scales, or 0
+  int rows;                 // of a block, a power of two from 4 to 32; 32 for mmd_bwd_cuda
+  double* partials;         // [batch, ceil(M / rows), scales + 2], uninitialised
+  unsigned* counters;       // [batch], zeros, and zeros again when the call is done
+  void* stream;             // cudaStream_t
 };
 
 template <typename T>

@@ -39,6 +39,17 @@ struct PrototypeMarginTangent {
   T* out_g;                   // [k, d]
 };
 
+// What a GPU needs besides; all pointers of these structs are the device's. Tangents may be null.
+template <typename T>
+struct PrototypeMarginDevice {
+  unsigned blocks;    // which take blocks of 32 rows in turn
+  double* partials;   // [blocks], uninitialised
+  T* partial_g;       // [blocks, k, d], uninitialised; or null: grad_g takes a second launch
+  std::int32_t* own;  // [rows], uninitialised; not null where partial_g is, but grad_g is not
+  unsigned* counter;  // [1], zero, and zero again when the call is done
+  void* stream;       // cudaStream_t
+};
+
 template <typename T>
 void prototype_margin_fwd_cpu(const PrototypeMarginInput<T>& in,
                               const PrototypeMarginGradient<T>& out, int threads);
@@ -46,5 +57,16 @@ void prototype_margin_fwd_cpu(const PrototypeMarginInput<T>& in,
 template <typename T>
 void prototype_margin_bwd_cpu(const PrototypeMarginInput<T>& in,
                               const PrototypeMarginTangent<T>& tangent, int threads);
+
+// One launch, or two.
+template <typename T>
+void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>& in,
+                               const PrototypeMarginGradient<T>& out,
+                               const PrototypeMarginDevice<T>& device);
+
+// Two launches.
+template <typename T>
+void prototype_margin_bwd_cuda(const PrototypeMarginInput<T>& in,
+                               const PrototypeMarginTangent<T>& tangent, void* stream);
 
 }  // namespace cgm_fast

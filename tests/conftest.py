@@ -13,7 +13,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-
 def emulate_cuda():
     """Without a GPU: CUDA kernels compiled for the CPU, once for all processes of a test run."""
     if torch.cuda.is_available() or "CGM_FAST_CUDA_EMULATION" in os.environ:
@@ -29,8 +28,8 @@ def emulate_cuda():
 
 emulate_cuda()
 
-from cgm_fast.ops import backends
-from cgm_fast.testing import poisoned_memory
+from cgm_fast.ops import backends  # noqa: E402
+from cgm_fast.testing import poisoned_memory  # noqa: E402
 
 # The same examples on every run: a failure in CI is a failure everywhere.
 settings.register_profile("cgm_fast", derandomize=True, deadline=None, max_examples=20)

@@ -45,7 +45,7 @@ LAYERS = {
     "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
     "gpu": (r"cgm_fast\.ops\.gpu", set()),
-    "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled"}),
+    "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled", "gpu"}),
     "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
     "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
     "op": (OP, {"api"}),
@@ -57,7 +57,17 @@ LAYERS = {
     # reference, native, and whatever implementations come.
     "implementation": (
         OP + r"\.(?P<name>\w+)",
-        {"implementation", "common", "compiled", "memory", "kernels", "gpu", "cuda", "triton", "pack"},
+        {
+            "implementation",
+            "common",
+            "compiled",
+            "memory",
+            "kernels",
+            "gpu",
+            "cuda",
+            "triton",
+            "pack",
+        },
     ),
 }
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cgm_fast.ops.gpu import multiprocessors
 
 EMULATION = "CGM_FAST_CUDA_EMULATION"
 """Names, for tests, a module of the kernels compiled for the CPU (tests/emulation)."""
@@ -33,6 +37,27 @@ def _module() -> ModuleType:
 def kernels() -> ModuleType:
     """The compiled module."""
     return _module()
+
+
+@functools.cache
+def function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """A pass of an op ("mmd_fwd") for numbers of this dtype."""
+    return getattr(kernels(), f"{name}_cuda_{str(dtype).removeprefix('torch.')}")
+
+
+ROWS = 32
+"""Rows of a block, where nothing else is said."""
+LEAST_ROWS = 4
+MOST_FEATURES = {torch.float32: 64, torch.float64: 16}
+"""Of kernels that keep a row in a lane's registers (csrc/cuda/mmd_rows.cuh)."""
+
+
+def rows_of_block(batch: int, total: int, device: torch.device) -> int:
+    """Rows for a block of these kernels: fewer where there are too few for all multiprocessors."""
+    rows = ROWS
+    while rows > LEAST_ROWS and batch * -(-total // rows) < multiprocessors(device):
+        rows //= 2
+    return rows
 
 
 def why_unavailable() -> str | None:

@@ -25,6 +25,9 @@ __device__ T shuffle_xor(T value, int bit) {
   return __shfl_xor_sync(0xffffffffu, value, bit);
 }
 
+// The lanes of the warp for which it is true, a bit each.
+__device__ inline unsigned ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
+
 // Whether it is true for any thread of the block; a barrier.
 __device__ inline bool any_in_block(bool value) { return __syncthreads_or(value) != 0; }
 
@@ -88,6 +91,7 @@ T* shared_memory() {
 #define sync_block() __syncthreads()
 #define shuffle_xor(value, bit) __shfl_xor_sync(0xffffffffu, value, bit)
 
+#define ballot(value) cuda_on_cpu::ballot(value, CUDA_ON_CPU_HERE)
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
 inline void fence() {}

@@ -16,8 +16,8 @@ struct Exp2 {
 // small. With e = n + f, |f| <= 1/2, a polynomial gives 2^f - 1 = f q(f); 2^n comes from its bits.
 // A NaN stays one. Coefficients: minimax, as in triton_math.py.
 __device__ inline Exp2<float> exp2_less_one(float e) {
-  e = max_or_nan(e, -127.f);                // 2^-127 becomes an exact zero
-  const float shifted = e + 12583039.f;     // 1.5 * 2^23 + 127: rounds, and leaves n + 127 below
+  e = max_or_nan(e, -127.f);             // 2^-127 becomes an exact zero
+  const float shifted = e + 12583039.f;  // 1.5 * 2^23 + 127: rounds, and leaves n + 127 below
   const float f = e - (shifted - 12583039.f);
   float q = fmaf(f, 1.5469735205486631811e-4f, 1.3390866847232127857e-3f);
   q = fmaf(f, q, 9.6180307705219569407e-3f);

@@ -25,8 +25,8 @@ void launch(const char* name, const cuda::MmdCall<T>& call, const Out& out, int 
 template <int kD, typename T>
 void by_rows(const cuda::MmdCall<T>& call, const MmdGradient<T>& out) {
   const MmdInput<T>& in = call.in;
-  const bool options = in.x_weights || in.y_weights || in.scales > 1 || out.grad_p ||
-                       call.device.weighted_kernel;
+  const bool options =
+      in.x_weights || in.y_weights || in.scales > 1 || out.grad_p || call.device.weighted_kernel;
   launch("mmd_rows_kernel", call, out, call.device.rows, cuda::rows_shared_bytes<T, kD>(in.scales),
          options ? cuda::mmd_rows_kernel<T, kD, true> : cuda::mmd_rows_kernel<T, kD, false>);
 }

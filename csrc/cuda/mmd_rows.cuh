@@ -55,13 +55,22 @@ struct Lane {
 };
 
 template <typename T, int kD>
-__device__ void load_tile(const MmdInput<T>& in, const Samples& from, const T* weights,
-                          int64_t item, int64_t count, int64_t first, int here,
+__device__ void clear_sums(RowsMemory<T, kD>& memory, int rows) {
+  for (int at = static_cast<int>(threadIdx.x); at < rows * (kD + 2); at += kThreads) {
+    memory.sums[at / (kD + 2)][at % (kD + 2)] = 0;
+  }
+  sync_block();
+}
+
+// Columns [first, first + here) of a sample, from `at(sample, row, feature)`.
+template <typename T, int kD, typename At>
+__device__ void load_tile(const MmdInput<T>& in, int sample, const T* weights, int64_t item,
+                          int64_t count, int64_t first, int here, const At& at,
                           RowsMemory<T, kD>& memory) {
   const int d = static_cast<int>(in.d);
-  for (int at = static_cast<int>(threadIdx.x); at < here * kD; at += kThreads) {
-    const int j = at / kD, f = at % kD;
-    memory.tile[j][f] = f < d ? load<T>(from, item, first + j, f) : T(0);
+  for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
+    const int j = place / kD, f = place % kD;
+    memory.tile[j][f] = f < d ? at(sample, first + j, f) : T(0);
   }
   if (weights) {
     for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
@@ -99,11 +108,11 @@ __device__ void collect(T (&sums)[kD + 2], const Lane& lane, RowsMemory<T, kD>& 
   sync_block();
 }
 
-// All columns for the block's rows. Without kOptions there is one bandwidth and no weights.
-template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ void visit(const MmdCall<T>& call, int64_t item, const Lane& lane, const T (&z)[kD],
-                      bool in_y, const Scale<T>* scales, RowsMemory<T, kD>& memory) {
-  const MmdInput<T>& in = call.in;
+// All columns for the block's rows, their sums added to memory's. Without kOptions there is one
+// bandwidth and no weights.
+template <typename T, int kD, bool kOptions, bool kGradient, typename At>
+__device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, const T (&z)[kD],
+                      bool in_y, const Scale<T>* scales, const At& at, RowsMemory<T, kD>& memory) {
   const T between = between_samples(in, item), unit = scales[0].unit;
   T sums[kD + 2] = {};
   int turn = 0;
@@ -114,10 +123,11 @@ __device__ void visit(const MmdCall<T>& call, int64_t item, const Lane& lane, co
     const T a = static_cast<T>(sample ? -in.y_scale : in.x_scale), relation = same ? T(1) : between;
     const T coefficient = a * relation;
     for (int64_t first = 0; first < count; first += kTile<T, kD>) {
-      const int here = static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
+      const int here =
+          static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
       sync_block();  // the tile before has been read
-      load_tile<T, kD>(in, sample ? in.y : in.x, kOptions ? weights : nullptr, item, count, first,
-                       here, memory);
+      load_tile<T, kD>(in, sample, kOptions ? weights : nullptr, item, count, first, here, at,
+                       memory);
       sync_block();
       T value = 0;
       for (int j = lane.group; j < here; j += lane.groups) {
@@ -159,11 +169,10 @@ __device__ void visit(const MmdCall<T>& call, int64_t item, const Lane& lane, co
 
 // Sum over the block's rows i and all columns j of a_i a_j r_ij k t for one bandwidth, without its
 // weight; t = u / 2h.
-template <typename T, int kD>
-__device__ double visit_bandwidth(const MmdCall<T>& call, int64_t item, const Lane& lane,
-                                  const T (&z)[kD], bool in_y, T a_i, T unit,
+template <typename T, int kD, typename At>
+__device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lane& lane,
+                                  const T (&z)[kD], bool in_y, T a_i, T unit, const At& at,
                                   RowsMemory<T, kD>& memory) {
-  const MmdInput<T>& in = call.in;
   const T between = between_samples(in, item);
   double total = 0;
   for (int sample = 0; sample < 2; ++sample) {
@@ -172,9 +181,10 @@ __device__ double visit_bandwidth(const MmdCall<T>& call, int64_t item, const La
     const T coefficient = static_cast<T>(sample ? -in.y_scale : in.x_scale) *
                           ((sample == 1) == in_y ? T(1) : between);
     for (int64_t first = 0; first < count; first += kTile<T, kD>) {
-      const int here = static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
+      const int here =
+          static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
       sync_block();
-      load_tile<T, kD>(in, sample ? in.y : in.x, weights, item, count, first, here, memory);
+      load_tile<T, kD>(in, sample, weights, item, count, first, here, at, memory);
       sync_block();
       T sum = 0;
       for (int j = lane.group; j < here; j += lane.groups) {
@@ -196,7 +206,7 @@ __device__ double visit_bandwidth(const MmdCall<T>& call, int64_t item, const La
 }
 
 template <typename T, int kD, bool kOptions>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     mmd_rows_kernel(const MmdCall<T> call, const MmdGradient<T> out, unsigned blocks) {
   const MmdInput<T>& in = call.in;
   RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
@@ -208,27 +218,28 @@ __global__ void __launch_bounds__(kThreads)
   const Lane lane(rows);
   const int64_t first = int64_t{block} * rows, i = first + lane.row;
   const bool valid = i < total, in_y = i >= in.n;
+  const auto at = [&](int sample, int64_t row, int f) {
+    return load<T>(sample ? in.y : in.x, item, row, f);
+  };
   T z[kD];
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = valid && f < d ? element(in, item, i, f) : T(0);
   load_scales(call, item, scales);
-  for (int at = static_cast<int>(threadIdx.x); at < rows * (kD + 2); at += kThreads) {
-    memory.sums[at / (kD + 2)][at % (kD + 2)] = 0;
-  }
-  sync_block();
+  clear_sums(memory, rows);
 
   if (first < out.row_end && first + rows > out.row_begin) {
-    visit<T, kD, kOptions, true>(call, item, lane, z, in_y, scales, memory);
+    visit<T, kD, kOptions, true>(in, item, lane, z, in_y, scales, at, memory);
     const double factor = -2.0 / scales[0].variance;
-    for (int at = static_cast<int>(threadIdx.x); at < rows * d; at += kThreads) {
-      const int64_t row = first + at / d;
+    for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
+      const int64_t row = first + place / d;
+      const int f = place % d;
       if (row < out.row_begin || row >= out.row_end) continue;
       const double a = signed_weight(in, item, row);
-      out.grad_z[(item * (out.row_end - out.row_begin) + row - out.row_begin) * d + at % d] =
-          static_cast<T>(factor * a * memory.sums[at / d][2 + at % d]);
+      out.grad_z[(item * (out.row_end - out.row_begin) + row - out.row_begin) * d + f] =
+          static_cast<T>(factor * a * memory.sums[place / d][2 + f]);
     }
   } else {
-    visit<T, kD, kOptions, false>(call, item, lane, z, in_y, scales, memory);
+    visit<T, kD, kOptions, false>(in, item, lane, z, in_y, scales, at, memory);
   }
   if (static_cast<int>(threadIdx.x) < rows) {
     memory.values[threadIdx.x][0] = memory.sums[threadIdx.x][0];
@@ -239,7 +250,7 @@ __global__ void __launch_bounds__(kThreads)
       const T a = valid ? signed_weight(in, item, i) : T(0);
       for (int s = 0; s < in.scales; ++s) {
         const double sum =
-            visit_bandwidth<T, kD>(call, item, lane, z, in_y, a, scales[s].unit, memory);
+            visit_bandwidth<T, kD>(in, item, lane, z, in_y, a, scales[s].unit, at, memory);
         if (threadIdx.x == 0) parts[2 + s] = sum;
       }
     }

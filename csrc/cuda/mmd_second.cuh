@@ -2,6 +2,7 @@
 // those of triton_second.py and the op's README.
 #pragma once
 
+#include "cuda/mmd.cuh"
 #include "cuda/tiles.cuh"
 
 namespace cgm_fast::cuda {
@@ -49,7 +50,7 @@ struct SecondOf {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     mmd_second_kernel(const MmdCall<T> call, const MmdTangent<T> along, unsigned blocks) {
   constexpr int kColumns = SecondMemory<T>::kColumns;
   const MmdInput<T>& in = call.in;
@@ -133,14 +134,16 @@ __global__ void __launch_bounds__(kThreads)
         inside[q] += (r_dot * a_j + r * a_j_dot) * value + r * a_j * value_dot;
         if (across) of_cross += pair_dot * value + pair * value_dot;
         memory.weights[row][lane] = r * pair * slope;
-        memory.weights_dot[row][lane] = (r * pair_dot + r_dot * pair) * slope + r * pair * slope_dot;
+        memory.weights_dot[row][lane] =
+            (r * pair_dot + r_dot * pair) * slope + r * pair * slope_dot;
       }
       if (pass > 0 || first_row >= along.row_end || first_row + kRows <= along.row_begin) continue;
       const bool last = first + here == total;
       const auto add = [&](int row, int f, T sum, bool begin, bool end) {
         const int64_t i = first_row + row;
         if (i < along.row_begin || i >= along.row_end) return;
-        T& to = along.out_z[(item * (along.row_end - along.row_begin) + i - along.row_begin) * d + f];
+        T& to =
+            along.out_z[(item * (along.row_end - along.row_begin) + i - along.row_begin) * d + f];
         if (!begin) sum += to;
         to = end ? static_cast<T>(factor * sum) : sum;
       };

@@ -2,6 +2,7 @@
 // differences a chunk of features at a time. Sums of a row's gradient wait in the output.
 #pragma once
 
+#include "cuda/mmd.cuh"
 #include "cuda/tiles.cuh"
 
 namespace cgm_fast::cuda {
@@ -43,7 +44,7 @@ __device__ void each_tile(const MmdInput<T>& in, int64_t item, int rows_here, co
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     mmd_wide_kernel(const MmdCall<T> call, const MmdGradient<T> out, unsigned blocks) {
   constexpr int kColumns = WideMemory<T>::kColumns;
   const MmdInput<T>& in = call.in;
@@ -65,37 +66,38 @@ __global__ void __launch_bounds__(kThreads)
 
   double within[kRowsOfWarp] = {}, across[kRowsOfWarp] = {};
   bool begun = false;
-  each_tile(in, item, rows_here, at_row, memory,
-            [&](const Pairs<T, kColumns>& u, int sample, int64_t first, int here) {
-              const int64_t of_sample = sample ? in.n : 0;
-              const bool last = sample == 1 && first + here == in.m;
-              each_pair<kColumns>([&](int q, int c, int row, int column) {
-                T value, slope;
-                kernel_at(u[q][c], scales, in.scales, &value, &slope);
-                const bool there = column < here;
-                const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
-                const bool same = (first_row + row >= in.n) == (sample == 1);
-                const T part = there ? a * value : T(0);
-                within[q] += same ? part : T(0);
-                across[q] += same ? T(0) : part;
-                memory.weights[row][column] = there ? a * slope * (same ? T(1) : between) : T(0);
-              });
-              if (!gradient) return;
-              const auto at_column = [&](int j, int f) {
-                return element(in, item, of_sample + first + j, f);
-              };
-              weighted_differences<T, kColumns>(
-                  memory.weights, memory.rows, memory.columns, rows_here, here, d, at_row,
-                  at_column, [&](int row, int f, T sum) {
-                    const int64_t i = first_row + row;
-                    if (i < out.row_begin || i >= out.row_end) return;
-                    T& to = out.grad_z[(item * (out.row_end - out.row_begin) + i - out.row_begin) *
-                                           d + f];
-                    if (begun) sum += to;
-                    to = last ? static_cast<T>(factor * signed_weight(in, item, i) * sum) : sum;
-                  });
-              begun = true;
+  each_tile(
+      in, item, rows_here, at_row, memory,
+      [&](const Pairs<T, kColumns>& u, int sample, int64_t first, int here) {
+        const int64_t of_sample = sample ? in.n : 0;
+        const bool last = sample == 1 && first + here == in.m;
+        each_pair<kColumns>([&](int q, int c, int row, int column) {
+          T value, slope;
+          kernel_at(u[q][c], scales, in.scales, &value, &slope);
+          const bool there = column < here;
+          const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
+          const bool same = (first_row + row >= in.n) == (sample == 1);
+          const T part = there ? a * value : T(0);
+          within[q] += same ? part : T(0);
+          across[q] += same ? T(0) : part;
+          memory.weights[row][column] = there ? a * slope * (same ? T(1) : between) : T(0);
+        });
+        if (!gradient) return;
+        const auto at_column = [&](int j, int f) {
+          return element(in, item, of_sample + first + j, f);
+        };
+        weighted_differences<T, kColumns>(
+            memory.weights, memory.rows, memory.columns, rows_here, here, d, at_row, at_column,
+            [&](int row, int f, T sum) {
+              const int64_t i = first_row + row;
+              if (i < out.row_begin || i >= out.row_end) return;
+              T& to =
+                  out.grad_z[(item * (out.row_end - out.row_begin) + i - out.row_begin) * d + f];
+              if (begun) sum += to;
+              to = last ? static_cast<T>(factor * signed_weight(in, item, i) * sum) : sum;
             });
+        begun = true;
+      });
 #pragma unroll
   for (int q = 0; q < kRowsOfWarp; ++q) {
     within[q] = sum_of_warp(within[q]);

@@ -5,7 +5,11 @@
 // where features are, a feature each.
 #pragma once
 
-#include "cuda/mmd.cuh"
+#include <cmath>
+#include <cstddef>
+#include <type_traits>
+
+#include "cuda/reduce.cuh"
 
 namespace cgm_fast::cuda {
 
@@ -73,14 +77,16 @@ __device__ void squared_distances(Pairs<T, kColumns>& u, Chunk<T, kRows>& rows,
 }
 
 // For each of the block's rows and each feature f, `use(row, f, sum over columns of w (a - b))`,
-// where a is the row's and b the column's. Weights are in shared memory.
-template <typename T, int kColumns, typename AtRow, typename AtColumn, typename Use>
-__device__ void weighted_differences(const T (&weights)[kRows][kColumns + 1],
-                                     Chunk<T, kRows>& rows, Chunk<T, kColumns>& columns,
-                                     int rows_here, int columns_here, int d, const AtRow& at_row,
-                                     const AtColumn& at_column, const Use& use) {
+// where a is the row's and b the column's; `use_column(column, f, sum over rows of w (b - a))` for
+// each column, unless it is null. Weights are in shared memory.
+template <typename T, int kColumns, typename AtRow, typename AtColumn, typename Use,
+          typename UseColumn = std::nullptr_t>
+__device__ void weighted_differences(const T (&weights)[kRows][kColumns + 1], Chunk<T, kRows>& rows,
+                                     Chunk<T, kColumns>& columns, int rows_here, int columns_here,
+                                     int d, const AtRow& at_row, const AtColumn& at_column,
+                                     const Use& use, const UseColumn& use_column = nullptr) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int first = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, first = warp * kRowsOfWarp;
   for (int begin = 0; begin < d; begin += kFeatures) {
     sync_block();
     load_chunk<T, kRows>(rows, rows_here, begin, d, at_row);
@@ -99,6 +105,16 @@ __device__ void weighted_differences(const T (&weights)[kRows][kColumns + 1],
 #pragma unroll
     for (int q = 0; q < kRowsOfWarp; ++q) {
       if (first + q < rows_here && begin + lane < d) use(first + q, begin + lane, sums[q]);
+    }
+    if constexpr (!std::is_null_pointer_v<UseColumn>) {
+      for (int j = warp; j < columns_here; j += kWarps) {
+        const T of_column = columns[j][lane];
+        T sum = 0;
+        for (int i = 0; i < rows_here; ++i) {
+          sum = fma(weights[i][j], of_column - rows[i][lane], sum);
+        }
+        if (begin + lane < d) use_column(j, begin + lane, sum);
+      }
     }
   }
 }

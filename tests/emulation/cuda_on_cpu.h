@@ -59,7 +59,7 @@ struct Copy {
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  char* stack = nullptr;
   dim3 thread;
   int lane = 0, warp = 0;
   State state = State::ready;
@@ -85,7 +85,7 @@ class Block {
     fibers_.resize(count);
     for (unsigned i = 0; i < count; ++i) {
       Fiber& fiber = fibers_[i];
-      fiber.stack = std::make_unique<char[]>(kStack);
+      fiber.stack = stack(i);
       fiber.thread = {i % threads.x, i / threads.x % threads.y, i / (threads.x * threads.y)};
       fiber.lane = static_cast<int>(i % kWarp);
       fiber.warp = static_cast<int>(i / kWarp);
@@ -142,6 +142,13 @@ class Block {
     return block;
   }
 
+  // Kept from launch to launch: memory fresh from the system costs more than what is run on it.
+  static char* stack(unsigned i) {
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (stacks.size() <= i) stacks.push_back(std::unique_ptr<char[]>(new char[kStack]));
+    return stacks[i].get();
+  }
+
   static void enter() {
     Block& block = current();
 #if defined(__SANITIZE_ADDRESS__)
@@ -161,7 +168,7 @@ class Block {
     fiber.open.clear();
     fiber.groups.clear();
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, &Block::enter, 0);
@@ -171,7 +178,7 @@ class Block {
     active_ = &fiber;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, fiber.stack.get(), kStack);
+    __sanitizer_start_switch_fiber(&fake, fiber.stack, kStack);
 #endif
     swapcontext(&scheduler_, &fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -269,6 +276,14 @@ auto collective(const T& mine, const char* place, const Read& read) {
   auto result = read(of_lane);
   block.park(State::at_warp, place);  // nobody writes before all have read
   return result;
+}
+
+inline unsigned ballot(bool mine, const char* place) {
+  return collective(mine, place, [](const auto& of_lane) {
+    unsigned bits = 0;
+    for (int lane = 0; lane < kWarp; ++lane) bits |= static_cast<unsigned>(of_lane(lane)) << lane;
+    return bits;
+  });
 }
 
 // The same for a block, of one bool each.

@@ -5,23 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cuda_launch import counters, kernels, stream
-from cgm_fast.ops.gpu import constants, multiprocessors, on_device
+from cgm_fast.ops.cuda_launch import (
+    MOST_FEATURES,
+    ROWS,
+    counters,
+    function,
+    rows_of_block,
+    stream,
+)
+from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.memory import address, compute_like, plain, samples
-
-_NAMES = {torch.float32: "float32", torch.float64: "float64"}
-# Features that kernels with a row in a lane's registers serve; see csrc/cuda/mmd.cu.
-_MOST_FEATURES = {torch.float32: 64, torch.float64: 16}
-_MOST_ROWS, _LEAST_ROWS = 32, 4
-
-
-def _rows(batch: int, total: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows of a block: fewer where there are too few for all multiprocessors."""
-    rows = _MOST_ROWS
-    if d <= _MOST_FEATURES[dtype]:
-        while rows > _LEAST_ROWS and batch * -(-total // rows) < multiprocessors(device):
-            rows //= 2
-    return rows
 
 
 @on_device
@@ -53,8 +46,11 @@ def mmd_fwd(
     grad_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
     x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
     cross = plain(cross, dtype)
-    variance, device, _workspace = _device(b, n + m, d, dtype, variance, variances, kernel_weights, x)
-    getattr(kernels(), "mmd_fwd_cuda_" + _NAMES[dtype])(
+    rows = rows_of_block(b, n + m, x.device) if d <= MOST_FEATURES[dtype] else ROWS
+    variance, device, _workspace = _device(
+        b, n + m, rows, dtype, variance, variances, kernel_weights, x.device
+    )
+    function("mmd_fwd", dtype)(
         row_begin, row_end,
         loss.data_ptr(), grad_z.data_ptr(),
         grad_a.data_ptr() if with_a else 0, grad_p.data_ptr() if with_p else 0,
@@ -99,11 +95,10 @@ def mmd_bwd(
     cross = plain(cross, dtype)
     tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
     tangent_p = plain(tangent_p, dtype)
-    wide = _MOST_FEATURES[dtype] + 1  # this pass has one kernel, for any number of features
     variance, device, _workspace = _device(
-        b, n + m, wide, dtype, variance, variances, kernel_weights, x
+        b, n + m, ROWS, dtype, variance, variances, kernel_weights, x.device
     )
-    getattr(kernels(), "mmd_bwd_cuda_" + _NAMES[dtype])(
+    function("mmd_bwd", dtype)(
         row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
         out_z.data_ptr(),
         out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,
@@ -118,25 +113,23 @@ def mmd_bwd(
 def _device(
     b: int,
     total: int,
-    d: int,
+    rows: int,
     dtype: torch.dtype,
     variance: Tensor | None,
     variances: list[float],
     kernel_weights: list[float],
-    x: Tensor,
+    device: torch.device,
 ) -> tuple[Tensor, tuple[int, ...], tuple[Tensor, ...]]:
-    """Variances [s] or [b, s]; what a launch needs besides; and tensors to keep until it is made."""
+    """Variances [s] or [b, s]; what a launch needs besides; tensors to keep until it is made."""
     if variance is None:
-        variance = constants(tuple(variances), dtype, x.device)
+        variance = constants(tuple(variances), dtype, device)
     else:
         variance = variance.to(dtype).contiguous()
-    of_kernel = constants(tuple(kernel_weights), dtype, x.device)
-    rows, s = _rows(b, total, d, dtype, x.device), len(kernel_weights)
-    partials = x.new_empty((b, -(-total // rows), s + 2), dtype=torch.float64)
-    of_blocks = counters(b, x.device)
-    item = s if variance.dim() == 2 else 0
-    device = (
-        of_kernel.data_ptr(), item, rows, partials.data_ptr(), of_blocks.data_ptr(),
-        stream(x.device),
+    of_kernel, s = constants(tuple(kernel_weights), dtype, device), len(kernel_weights)
+    partials = torch.empty((b, -(-total // rows), s + 2), dtype=torch.float64, device=device)
+    of_blocks = counters(b, device)
+    given = (
+        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, partials.data_ptr(),
+        of_blocks.data_ptr(), stream(device),
     )  # fmt: skip
-    return variance, device, (of_kernel, partials, of_blocks)
+    return variance, given, (partials, of_blocks)

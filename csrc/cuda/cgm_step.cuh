@@ -1,0 +1,274 @@
+// The CGM latent objective of a batch in one launch: assignment, noisy latents, MMD², margin loss
+// and all gradients.
+//
+// Distances to prototypes are so cheap at a batch's size that every block assigns all samples by
+// itself, rather than wait for another. Then a block has some rows of z = [r + sigma e; g_k + tau
+// e'] against all of them, as in mmd_rows.cuh, or a prototype's gradient of the margin loss. What
+// is left needs all blocks, and the last to finish does it: the loss, and what a prototype's own
+// samples pull.
+#pragma once
+
+#include "cgm_step.h"
+#include "cuda/mmd_rows.cuh"
+#include "cuda/prototype_margin.cuh"
+
+namespace cgm_fast::cuda {
+
+// A block's shared memory behind RowsMemory: double parts[3], Scale<T> scales[scales],
+// int own[batch].
+template <typename T, int kD>
+std::size_t step_shared_bytes(int64_t scales, int64_t batch) {
+  return sizeof(RowsMemory<T, kD>) + 3 * sizeof(double) +
+         static_cast<std::size_t>(scales) * sizeof(Scale<T>) +
+         static_cast<std::size_t>(batch) * sizeof(int);
+}
+
+template <typename T, int kD>
+__device__ void load_row(const Samples& of, int64_t row, int d, T (&values)[kD]) {
+#pragma unroll
+  for (int f = 0; f < kD; ++f) values[f] = f < d ? load<T>(of, 0, row, f) : T(0);
+}
+
+template <typename T, int kD>
+__device__ T squared_distance(const T (&a)[kD], const Samples& of, int64_t row, int d) {
+  T u = 0;
+#pragma unroll
+  for (int f = 0; f < kD; ++f) {
+    if (f < d) {
+      const T difference = a[f] - load<T>(of, 0, row, f);
+      u = fma(difference, difference, u);
+    }
+  }
+  return u;
+}
+
+// own [rows]: the prototype assigned to each sample. Some neighbouring lanes share a sample.
+template <typename T, int kD>
+__device__ void assign_all(const PrototypeMarginInput<T>& in, int* own) {
+  const int rows = static_cast<int>(in.rows), k = static_cast<int>(in.k),
+            d = static_cast<int>(in.d);
+  if (in.labels) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
+      const int64_t label = in.labels[i];
+      own[i] = static_cast<int>(label < 0 ? 0 : label < k ? label : k - 1);
+    }
+    sync_block();
+    return;
+  }
+  int lanes = kWarp;
+  while (lanes > 1 && kThreads / lanes < rows) lanes /= 2;
+  const int share = static_cast<int>(threadIdx.x) % lanes;
+  for (int first = 0; first < rows; first += kThreads / lanes) {
+    const int i = first + static_cast<int>(threadIdx.x) / lanes;
+    Nearest<T> nearest{static_cast<T>(INFINITY), 0};
+    if (i < rows) {
+      T r[kD];
+      load_row(in.r, i, d, r);
+      for (int of_k = share; of_k < k; of_k += lanes) {
+        nearest.meet(squared_distance(r, in.g, of_k, d), of_k);
+      }
+    }
+    nearest.share(lanes);
+    if (share == 0 && i < rows) own[i] = nearest.index;
+  }
+  sync_block();
+}
+
+// The margin loss of the block's rows and what prototypes pull them with, added to memory's sums.
+template <typename T, int kD>
+__device__ void margin_of_rows(const PrototypeMarginInput<T>& in, const Lane& lane, int64_t i,
+                               const int* own, RowsMemory<T, kD>& memory) {
+  const int k = static_cast<int>(in.k), d = static_cast<int>(in.d);
+  const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
+  T sums[kD + 2] = {};
+  if (i < in.rows) {
+    T r[kD];
+    load_row(in.r, i, d, r);
+    for (int of_k = lane.group; of_k < k; of_k += lane.groups) {
+      T difference[kD], u = 0;
+#pragma unroll
+      for (int f = 0; f < kD; ++f) {
+        difference[f] = f < d ? r[f] - load<T>(in.g, 0, of_k, f) : T(0);
+        u = fma(difference[f], difference[f], u);
+      }
+      T w = 0;
+      if (of_k == own[i]) {
+        w = 1;
+        sums[0] += u;
+      } else if (!(u >= margin)) {  // a NaN is neither inside nor beyond, and has to reach the loss
+        w = u < margin ? negative : T(0);
+        sums[0] -= negative * (margin - u);
+      }
+#pragma unroll
+      for (int f = 0; f < kD; ++f) sums[2 + f] = fma(w, difference[f], sums[2 + f]);
+    }
+    if (in.labels && lane.group == 0 && in.labels[i] != own[i]) {
+      sums[0] += from_bits(0x7fc00000);  // checked before, on the CPU
+    }
+  }
+  collect<T, kD, kD + 2>(sums, lane, memory);
+}
+
+// grad_g [k, d], the margin loss's part: one prototype, all samples.
+template <typename T, int kD>
+__device__ void margin_of_prototype(const CgmStepInput<T>& in, int of_k, const int* own, T* grad_g,
+                                    RowsMemory<T, kD>& memory) {
+  const PrototypeMarginInput<T>& of = in.margin;
+  const int rows = static_cast<int>(of.rows), d = static_cast<int>(of.d);
+  const T margin = static_cast<T>(of.margin), negative = static_cast<T>(-of.negative_scale);
+  const Lane lane(1);  // a lane for every sample, of one "row", the prototype
+  T sums[kD + 2] = {}, g[kD];
+  load_row(of.g, of_k, d, g);
+  for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
+    T difference[kD], u = 0;
+#pragma unroll
+    for (int f = 0; f < kD; ++f) {
+      difference[f] = f < d ? g[f] - load<T>(of.r, 0, i, f) : T(0);
+      u = fma(difference[f], difference[f], u);
+    }
+    const T w = of_k == own[i] ? T(1) : u < margin ? negative : T(0);
+#pragma unroll
+    for (int f = 0; f < kD; ++f) sums[2 + f] = fma(w, difference[f], sums[2 + f]);
+  }
+  collect<T, kD, kD + 2>(sums, lane, memory);
+  const double factor = 2 * of.scale * in.margin_weight;
+  for (int f = static_cast<int>(threadIdx.x); f < d; f += kThreads) {
+    grad_g[int64_t{of_k} * d + f] = static_cast<T>(factor * memory.sums[0][2 + f]);
+  }
+}
+
+// A warp for each prototype adds the gradients of its own samples, in their order.
+template <typename T>
+__device__ void add_prior(const CgmStepInput<T>& in, const T* prior, const int* own, T* grad_g) {
+  const int rows = static_cast<int>(in.margin.rows), d = static_cast<int>(in.margin.d);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  for (int of_k = warp; of_k < in.margin.k; of_k += kWarps) {
+    for (int begin = 0; begin < d; begin += kWarp) {
+      const int f = begin + lane;
+      double sum = 0;
+      for (int first = 0; first < rows; first += kWarp) {
+        unsigned mine = ballot(first + lane < rows && own[first + lane] == of_k);
+        for (int i = first; mine; ++i, mine >>= 1) {
+          if ((mine & 1) && f < d) sum += load_fresh(prior + int64_t{i} * d + f);
+        }
+      }
+      if (f < d) {
+        T& to = grad_g[int64_t{of_k} * d + f];
+        to = static_cast<T>(load_fresh(&to) + sum);
+      }
+    }
+  }
+}
+
+template <typename T, int kD>
+__global__ void __launch_bounds__(kThreads, 1)
+    cgm_step_kernel(const CgmStepInput<T> in, const CgmStepGradient<T> out,
+                    const CgmStepDevice<T> device, unsigned row_blocks) {
+  const PrototypeMarginInput<T>& of = in.margin;
+  RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
+  double* parts = reinterpret_cast<double*>(&memory + 1);
+  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 3);
+  int* own = reinterpret_cast<int*>(scales + in.scales);
+  const int64_t batch = of.rows;
+  const int d = static_cast<int>(of.d), rows = device.rows;
+  const bool of_prior = out.grad_g && !in.detach_prior;
+  const double per_row = 1.0 / static_cast<double>(batch);
+
+  // The MMD's own view of it: two unweighted samples of the same size.
+  MmdCall<T> call{};
+  call.in.n = call.in.m = batch;
+  call.in.d = of.d;
+  call.in.scales = in.scales;
+  call.in.x_scale = call.in.y_scale = per_row;
+  call.in.cross_scale = 1;
+  call.in.variance = device.variances;
+  call.device.kernel_weights = device.kernel_weights;
+  load_scales(call, 0, scales);
+  if (threadIdx.x < 3) parts[threadIdx.x] = 0;
+  clear_sums(memory, kWarp);
+  assign_all<T, kD>(of, own);
+
+  if (blockIdx.x >= row_blocks) {
+    margin_of_prototype<T, kD>(in, static_cast<int>(blockIdx.x - row_blocks), own, out.grad_g,
+                               memory);
+  } else {
+    const Lane lane(rows);
+    const int64_t first = int64_t{blockIdx.x} * rows, i = first + lane.row;
+    if (first < batch) {
+      margin_of_rows<T, kD>(of, lane, i, own, memory);
+      if (threadIdx.x == 0) {
+        for (int row = 0; row < rows; ++row) parts[2] += memory.sums[row][0];
+      }
+      if (out.grad_r) {
+        const double factor = 2 * of.scale * in.margin_weight;
+        for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
+          if (first + place / d >= batch) continue;
+          out.grad_r[first * d + place] =
+              static_cast<T>(factor * memory.sums[place / d][2 + place % d]);
+        }
+      }
+      sync_block();
+      clear_sums(memory, rows);
+    }
+    const T sigma = static_cast<T>(in.sigma), prior_sigma = static_cast<T>(in.prior_sigma);
+    const auto at = [&](int sample, int64_t row, int f) {
+      const T mean = sample ? load<T>(of.g, 0, own[row], f) : load<T>(of.r, 0, row, f);
+      return fma(sample ? prior_sigma : sigma, load<T>(in.noise, sample, row, f), mean);
+    };
+    const bool in_y = i >= batch;
+    T z[kD];
+#pragma unroll
+    for (int f = 0; f < kD; ++f) {
+      z[f] = i < 2 * batch && f < d ? at(in_y, in_y ? i - batch : i, f) : T(0);
+      if (lane.group == 0 && i < batch && f < d) out.z[i * d + f] = z[f];
+    }
+    if ((out.grad_r && first < batch) || (of_prior && first + rows > batch)) {
+      visit<T, kD, true, true>(call.in, 0, lane, z, in_y, scales, at, memory);
+      const double factor = -2 * in.mmd_weight / scales[0].variance * per_row;
+      for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
+        const int64_t row = first + place / d;
+        const int f = place % d;
+        const double gradient = factor * memory.sums[place / d][2 + f];
+        if (row < batch && out.grad_r) out.grad_r[row * d + f] += static_cast<T>(gradient);
+        if (row >= batch && row < 2 * batch && of_prior) {
+          device.prior[(row - batch) * d + f] = static_cast<T>(-gradient);
+        }
+      }
+    } else {
+      visit<T, kD, true, false>(call.in, 0, lane, z, in_y, scales, at, memory);
+    }
+    if (threadIdx.x < kWarp) {
+      const int row = static_cast<int>(threadIdx.x);
+      double a = 0;
+      if (row < rows && first + row < 2 * batch) a = first + row < batch ? per_row : -per_row;
+      const double within = sum_of_warp(a == 0 ? 0 : a * memory.sums[row][0]);
+      const double across = sum_of_warp(a == 0 ? 0 : a * memory.sums[row][1]);
+      if (threadIdx.x == 0) {
+        parts[0] = within;
+        parts[1] = across;
+      }
+    }
+    for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
+      if (first + row >= batch) continue;
+      out.assignment[first + row] = of.labels ? of.labels[first + row] : int64_t{own[first + row]};
+    }
+  }
+  sync_block();
+  double sums[2];  // the first thread's
+  const bool last = add_parts(device.partials, device.counter, 0, blockIdx.x, gridDim.x, 3, parts,
+                              memory.scratch, [&](int q, double sum) {
+                                if (q < 2) {
+                                  sums[q] = sum;
+                                  return;
+                                }
+                                const double mmd = sums[0] + sums[1], margin = of.scale * sum;
+                                out.terms[0] = static_cast<T>(mmd);
+                                out.terms[1] = static_cast<T>(margin);
+                                out.loss[0] =
+                                    static_cast<T>(in.mmd_weight * mmd + in.margin_weight * margin);
+                              });
+  if (last && of_prior) add_prior(in, device.prior, own, out.grad_g);
+}
+
+}  // namespace cgm_fast::cuda

@@ -1,0 +1,274 @@
+// Nearest prototype and margin loss: a block of samples against all prototypes, a tile at a time.
+//
+// Distances are plain differences: equal prototypes are equally far to the bit, so that ties go to
+// the lowest index. Nothing of B x K is kept; where prototypes fill more than a tile, distances are
+// taken twice, once to assign and once to weigh, the second time only if some margin is touched.
+#pragma once
+
+#include "cuda/read.cuh"
+#include "cuda/tiles.cuh"
+#include "prototype_margin.h"
+
+namespace cgm_fast::cuda {
+
+template <typename T>
+constexpr int kTileColumns = sizeof(T) == 4 ? 128 : 64;
+
+template <typename T>
+struct PrototypeMemory {
+  Chunk<T, kRows> rows;
+  Chunk<T, kTileColumns<T>> columns;
+  T weights[kRows][kTileColumns<T> + 1];
+  double scratch[kWarps];
+};
+
+// What a row's prototypes are to it, a tile after another; one per row of a warp, in all its lanes.
+template <typename T>
+struct Nearest {
+  T distance;
+  int index;
+
+  __device__ void meet(T u, int k) {
+    if (u < distance) {
+      distance = u;
+      index = k;
+    }
+  }
+
+  // Of all lanes, or of `lanes` neighbours; ties to the lowest index.
+  __device__ void share(int lanes = kWarp) {
+    for (int bit = lanes / 2; bit > 0; bit /= 2) {
+      const T theirs = shuffle_xor(distance, bit);
+      const int at = shuffle_xor(index, bit);
+      if (theirs < distance || (theirs == distance && at < index)) {
+        distance = theirs;
+        index = at;
+      }
+    }
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    prototype_rows_kernel(const PrototypeMarginInput<T> in, const PrototypeMarginGradient<T> out,
+                          const PrototypeMarginDevice<T> device) {
+  constexpr int kColumns = kTileColumns<T>;
+  PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
+  const int d = static_cast<int>(in.d), k = static_cast<int>(in.k);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int first_of_warp = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
+  const T factor = static_cast<T>(2 * in.scale);
+  T* partial_g = device.partial_g ? device.partial_g + int64_t{blockIdx.x} * k * d : nullptr;
+  if (partial_g) {
+    for (int64_t at = threadIdx.x; at < int64_t{k} * d; at += kThreads) partial_g[at] = 0;
+    sync_block();
+  }
+  double loss = 0;
+  const int64_t row_blocks = (in.rows + kRows - 1) / kRows;
+  for (int64_t block = blockIdx.x; block < row_blocks; block += device.blocks) {
+    const int64_t first_row = block * kRows;
+    const int rows_here =
+        static_cast<int>(in.rows - first_row < kRows ? in.rows - first_row : kRows);
+    const auto at_row = [&](int row, int f) { return load<T>(in.r, 0, first_row + row, f); };
+
+    Pairs<T, kColumns> u;
+    Nearest<T> nearest[kRowsOfWarp];
+    bool inside = in.labels != nullptr;  // whether some prototype may be inside a row's margin
+    if (in.labels) {
+#pragma unroll
+      for (int q = 0; q < kRowsOfWarp; ++q) {
+        const int row = first_of_warp + q;
+        const int64_t label = row < rows_here ? in.labels[first_row + row] : 0;
+        nearest[q] = {T(0), static_cast<int>(label < 0 ? 0 : label < k ? label : k - 1)};
+        // Checked before, on the CPU.
+        if (label != nearest[q].index && lane == 0) loss += from_bits(0x7fc00000);
+      }
+    } else {
+#pragma unroll
+      for (int q = 0; q < kRowsOfWarp; ++q) nearest[q] = {static_cast<T>(INFINITY), 0};
+      int counts[kRowsOfWarp] = {};
+      for (int first = 0; first < k; first += kColumns) {
+        const int here = k - first < kColumns ? k - first : kColumns;
+        const auto at_column = [&](int j, int f) { return load<T>(in.g, 0, first + j, f); };
+        squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here, d, at_row,
+                                       at_column);
+        each_pair<kColumns>([&](int q, int c, int row, int column) {
+          if (row >= rows_here || column >= here) return;
+          nearest[q].meet(u[q][c], first + column);
+          // "Not beyond" is not "inside": a NaN is neither, and has to reach the loss.
+          counts[q] += !(u[q][c] >= margin);
+        });
+      }
+#pragma unroll
+      for (int q = 0; q < kRowsOfWarp; ++q) {
+        nearest[q].share();
+        inside = inside || sum_of_warp(counts[q]) > (nearest[q].distance < margin);
+      }
+      inside = any_in_block(inside);
+    }
+
+    bool begun = false, touched[kRowsOfWarp] = {};
+    for (int first = 0; first < k; first += kColumns) {
+      const int here = k - first < kColumns ? k - first : kColumns;
+      if (!inside) {
+        bool own = false;
+#pragma unroll
+        for (int q = 0; q < kRowsOfWarp; ++q) {
+          own = own || (nearest[q].index >= first && nearest[q].index < first + here);
+        }
+        if (!any_in_block(own)) continue;
+      }
+      const auto at_column = [&](int j, int f) { return load<T>(in.g, 0, first + j, f); };
+      if (inside && (in.labels || k > kColumns)) {
+        squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here, d, at_row,
+                                       at_column);
+      }
+      sync_block();  // the weights before have been read
+      each_pair<kColumns>([&](int q, int c, int row, int column) {
+        T w = 0;
+        if (row < rows_here && column < here) {
+          if (first + column == nearest[q].index) {
+            w = 1;
+            loss += inside ? u[q][c] : nearest[q].distance;
+          } else if (inside && !(u[q][c] >= margin)) {
+            w = u[q][c] < margin ? negative : T(0);
+            loss += in.negative_scale * (margin - u[q][c]);
+            touched[q] = true;
+          }
+        }
+        memory.weights[row][column] = w;
+      });
+      if (!out.grad_r && !partial_g) continue;
+      const auto add_row = [&](int row, int f, T sum) {
+        if (!out.grad_r) return;
+        T& to = out.grad_r[(first_row + row) * d + f];
+        to = begun ? to + factor * sum : factor * sum;
+      };
+      if (partial_g) {
+        weighted_differences<T, kColumns>(
+            memory.weights, memory.rows, memory.columns, rows_here, here, d, at_row, at_column,
+            add_row, [&](int j, int f, T sum) { partial_g[int64_t{first + j} * d + f] += sum; });
+      } else {
+        weighted_differences<T, kColumns>(memory.weights, memory.rows, memory.columns, rows_here,
+                                          here, d, at_row, at_column, add_row);
+      }
+      begun = true;
+    }
+#pragma unroll
+    for (int q = 0; q < kRowsOfWarp; ++q) {
+      const int row = first_of_warp + q;
+      const bool any = sum_of_warp(static_cast<int>(touched[q])) > 0;
+      if (lane != 0 || row >= rows_here) continue;
+      out.assignment[first_row + row] =
+          in.labels ? in.labels[first_row + row] : int64_t{nearest[q].index};
+      // For the second launch: the sign says that others are inside the margin.
+      if (device.own) device.own[first_row + row] = any ? ~nearest[q].index : nearest[q].index;
+    }
+    sync_block();
+  }
+
+  loss = sum_of_block(loss, memory.scratch);
+  const bool last = add_parts(
+      device.partials, device.counter, 0, blockIdx.x, device.blocks, 1, &loss, memory.scratch,
+      [&](int, double sum) { out.loss[0] = static_cast<T>(in.scale * sum); });
+  if (!last || !partial_g) return;
+  const int64_t size = int64_t{k} * d;
+  for (int64_t at = threadIdx.x; at < size; at += kThreads) {
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t b = 0; b < device.blocks; ++b) sum += load_fresh(device.partial_g + b * size + at);
+    out.grad_g[at] = static_cast<T>(2 * in.scale * sum);
+  }
+}
+
+// What the pull kernel is given: where pairs are weighed, and what is weighed.
+template <typename T>
+struct PrototypePull {
+  PrototypeMarginInput<T> in;
+  const int64_t* assignment;   // [rows], or null
+  const std::int32_t* own;     // [rows], as the kernel above leaves it, where assignment is null
+  Samples values_r, values_g;  // data null for zeros
+  T* out;
+};
+
+template <typename T>
+__device__ T load_or_zero(const Samples& of, int64_t row, int f) {
+  return of.data ? load<T>(of, 0, row, f) : T(0);
+}
+
+// out_k = 2 scale sum_i a_ik (values_g_k - values_r_i) for a block of prototypes (kOfPrototypes),
+// or out_i = 2 scale sum_k a_ik (values_r_i - values_g_k) for a block of samples.
+template <typename T, bool kOfPrototypes>
+__global__ void __launch_bounds__(kThreads, 1) prototype_pull_kernel(const PrototypePull<T> pull) {
+  constexpr int kColumns = kTileColumns<T>;
+  PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
+  const PrototypeMarginInput<T>& in = pull.in;
+  const Samples &of_rows = kOfPrototypes ? in.g : in.r, &of_columns = kOfPrototypes ? in.r : in.g;
+  const Samples& row_values = kOfPrototypes ? pull.values_g : pull.values_r;
+  const Samples& column_values = kOfPrototypes ? pull.values_r : pull.values_g;
+  const int64_t count = kOfPrototypes ? in.k : in.rows, across = kOfPrototypes ? in.rows : in.k;
+  const int64_t first_row = int64_t{blockIdx.x} * kRows;
+  const int rows_here = static_cast<int>(count - first_row < kRows ? count - first_row : kRows);
+  const int d = static_cast<int>(in.d);
+  const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
+  const T factor = static_cast<T>(2 * in.scale);
+  const auto at_row = [&](int row, int f) { return load<T>(of_rows, 0, first_row + row, f); };
+  const auto row_value = [&](int row, int f) {
+    return load_or_zero<T>(row_values, first_row + row, f);
+  };
+  bool begun = false;
+  for (int64_t first = 0; first < across; first += kColumns) {
+    const int here = static_cast<int>(across - first < kColumns ? across - first : kColumns);
+    const auto at_column = [&](int j, int f) { return load<T>(of_columns, 0, first + j, f); };
+    const auto column_value = [&](int j, int f) {
+      return load_or_zero<T>(column_values, first + j, f);
+    };
+    bool inside = true;
+    if (kOfPrototypes && pull.own) {
+      bool mine = false, others = false;
+      for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
+        const std::int32_t own = pull.own[first + j];
+        others = others || own < 0;
+        const std::int32_t k = own < 0 ? ~own : own;
+        mine = mine || (k >= first_row && k < first_row + rows_here);
+      }
+      inside = any_in_block(others);
+      if (!inside && !any_in_block(mine)) continue;
+    }
+    Pairs<T, kColumns> u;
+    if (inside) {
+      squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here, d, at_row,
+                                     at_column);
+    }
+    sync_block();
+    each_pair<kColumns>([&](int q, int c, int row, int column) {
+      T w = 0;
+      if (row < rows_here && column < here) {
+        const int64_t i = kOfPrototypes ? first + column : first_row + row;
+        const int64_t k = kOfPrototypes ? first_row + row : first + column;
+        int64_t own;
+        if (pull.assignment) {
+          own = pull.assignment[i];
+          own = own < 0 ? 0 : own < in.k ? own : in.k - 1;
+        } else {
+          own = pull.own[i] < 0 ? ~pull.own[i] : pull.own[i];
+        }
+        w = k == own ? T(1) : inside && u[q][c] < margin ? negative : T(0);
+      }
+      memory.weights[row][column] = w;
+    });
+    weighted_differences<T, kColumns>(memory.weights, memory.rows, memory.columns, rows_here, here,
+                                      d, row_value, column_value, [&](int row, int f, T sum) {
+                                        T& to = pull.out[(first_row + row) * d + f];
+                                        to = begun ? to + factor * sum : factor * sum;
+                                      });
+    begun = true;
+  }
+  if (begun) return;
+  for (int at = static_cast<int>(threadIdx.x); at < rows_here * d; at += kThreads) {
+    pull.out[first_row * d + at] = 0;
+  }
+}
+
+}  // namespace cgm_fast::cuda
