@@ -81,6 +81,12 @@ def interpreted(backend, device):
 
 
 @pytest.fixture
+def emulated(backend, device):
+    """Whether the CUDA kernels run on the CPU, a fiber for each thread."""
+    return backend == "cuda" and device == "cpu"
+
+
+@pytest.fixture
 def tensor_cores(monkeypatch):
     """In the interpreter, products rounded as tensor cores do; slower, so not everywhere."""
     if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:

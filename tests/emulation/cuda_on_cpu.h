@@ -12,7 +12,9 @@
 // Not seen: time, bank conflicts, limits of registers and shared memory, and races between blocks.
 #pragma once
 
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -46,6 +48,57 @@ using cudaStream_t = void*;
 
 namespace cuda_on_cpu {
 
+// Where a fiber, or whoever runs it, goes on. swapcontext would ask the system for its signal mask,
+// twice for every barrier of every thread, which is most of the time that kernels take here.
+#if defined(__x86_64__)
+using Context = void*;  // the stack, on top of it the registers that a call must keep
+
+asm(R"(
+.text
+.weak cuda_on_cpu_switch
+.hidden cuda_on_cpu_switch
+cuda_on_cpu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+extern "C" void cuda_on_cpu_switch(Context* from, Context to);
+
+inline void go(Context& from, Context& to) { cuda_on_cpu_switch(&from, to); }
+
+inline void prepare(Context& context, char* stack, std::size_t size, void (*enter)()) {
+  // As a call leaves it: the address to return to, then a place that is 8 beyond a multiple of 16.
+  auto top = (reinterpret_cast<std::uintptr_t>(stack) + size) & ~std::uintptr_t{15};
+  void** place = reinterpret_cast<void**>(top) - 2;
+  *place = reinterpret_cast<void*>(enter);
+  context = place - 6;
+}
+#else
+using Context = ucontext_t;
+
+inline void go(Context& from, Context& to) { swapcontext(&from, &to); }
+
+inline void prepare(Context& context, char* stack, std::size_t size, void (*enter)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = size;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+}
+#endif
+
 constexpr int kWarp = 32;
 constexpr std::size_t kStack = 256 << 10;
 constexpr std::size_t kSlot = 64;  // bytes that a lane shows the others
@@ -58,7 +111,7 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   char* stack = nullptr;
   dim3 thread;
   int lane = 0, warp = 0;
@@ -167,11 +220,7 @@ class Block {
     fiber.state = State::ready;
     fiber.open.clear();
     fiber.groups.clear();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Block::enter, 0);
+    prepare(fiber.context, fiber.stack, kStack, &Block::enter);
   }
 
   void resume(Fiber& fiber) {
@@ -180,7 +229,7 @@ class Block {
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, fiber.stack, kStack);
 #endif
-    swapcontext(&scheduler_, &fiber.context);
+    go(scheduler_, fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
@@ -191,7 +240,7 @@ class Block {
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, stack_bottom_, stack_size_);
 #endif
-    swapcontext(&fiber.context, &scheduler_);
+    go(fiber.context, scheduler_);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, &stack_bottom_, &stack_size_);
 #endif
@@ -238,7 +287,7 @@ class Block {
   std::mt19937& order_;
   std::vector<Fiber> fibers_;
   Fiber* active_ = nullptr;
-  ucontext_t scheduler_;
+  Context scheduler_;
   const std::function<void()>* kernel_ = nullptr;
   std::exception_ptr error_;
   const void* stack_bottom_ = nullptr;  // of the scheduler
