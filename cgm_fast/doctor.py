@@ -65,7 +65,7 @@ def _build_lines() -> list[str]:
         from cgm_fast import _native
     except ImportError as error:
         return [f"  none: {error}"]
-    return [f"  {key:<13} {value}" for key, value in _native.build_info().items()]
+    return [f"  {key:<18} {value}" for key, value in _native.build_info().items()]
 
 
 def _version(package: str) -> str:

@@ -111,6 +111,7 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
 }  // namespace
 
 void cgm_fast::bindings::bind_cuda(py::module_& module) {
+  module.def("cuda_problem", &cgm_fast::cuda_problem);
   bind_mmd(module, "mmd_fwd_cuda_float32", "mmd_bwd_cuda_float32", &mmd_input<float>);
   bind_mmd(module, "mmd_fwd_cuda_float64", "mmd_bwd_cuda_float64", &mmd_input<double>);
 

@@ -68,6 +68,9 @@ void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads);
 template <typename T>
 void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads);
 
+// What keeps the CUDA run-time from launching anything here, say an old driver; or null.
+const char* cuda_problem();
+
 // One launch.
 template <typename T>
 void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDevice<T>& device);

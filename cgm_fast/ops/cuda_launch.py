@@ -71,9 +71,16 @@ def why_unavailable() -> str | None:
             "cgm_fast was built without CUDA kernels; install nvcc (CUDA 12 or newer), set CUDACXX "
             "if it is not on the PATH, and reinstall"
         )
-    if EMULATION not in os.environ and not torch.cuda.is_available():
+    if EMULATION in os.environ:
+        return None
+    if not torch.cuda.is_available():
         return "torch finds no CUDA GPU"
-    return None
+    if torch.version.hip:
+        return "this GPU is AMD's"
+    if max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())) < (8, 0):
+        return "compute capability 8.0 or higher is needed"
+    problem: str | None = module.cuda_problem()
+    return problem and f"the CUDA run-time of the build cannot be used: {problem}"
 
 
 def stream(device: torch.device) -> int:

@@ -24,9 +24,8 @@ template <typename T>
 void cgm_step_fwd_cuda(const CgmStepInput<T>& in, const CgmStepGradient<T>& out,
                        const CgmStepDevice<T>& device) {
   const int64_t d = in.margin.d;
-  if (d <= 4) return step<4>(in, out, device);
-  if (d <= 8) return step<8>(in, out, device);
   if constexpr (sizeof(T) == 4) {
+    if (d <= 8) return step<8>(in, out, device);
     if (d <= 16) return step<16>(in, out, device);
     if (d <= 32) return step<32>(in, out, device);
     return step<64>(in, out, device);

@@ -26,7 +26,7 @@ std::size_t step_shared_bytes(int64_t scales, int64_t batch) {
 template <typename T, int kD>
 __device__ void load_row(const Samples& of, int64_t row, int d, T (&values)[kD]) {
 #pragma unroll
-  for (int f = 0; f < kD; ++f) values[f] = f < d ? load<T>(of, 0, row, f) : T(0);
+  for (int f = 0; f < kD; ++f) values[f] = f < d ? load_plain<T>(of, 0, row, f) : T(0);
 }
 
 template <typename T, int kD>
@@ -35,7 +35,7 @@ __device__ T squared_distance(const T (&a)[kD], const Samples& of, int64_t row, 
 #pragma unroll
   for (int f = 0; f < kD; ++f) {
     if (f < d) {
-      const T difference = a[f] - load<T>(of, 0, row, f);
+      const T difference = a[f] - load_plain<T>(of, 0, row, f);
       u = fma(difference, difference, u);
     }
   }
@@ -88,7 +88,7 @@ __device__ void margin_of_rows(const PrototypeMarginInput<T>& in, const Lane& la
       T difference[kD], u = 0;
 #pragma unroll
       for (int f = 0; f < kD; ++f) {
-        difference[f] = f < d ? r[f] - load<T>(in.g, 0, of_k, f) : T(0);
+        difference[f] = f < d ? r[f] - load_plain<T>(in.g, 0, of_k, f) : T(0);
         u = fma(difference[f], difference[f], u);
       }
       T w = 0;
@@ -123,7 +123,7 @@ __device__ void margin_of_prototype(const CgmStepInput<T>& in, int of_k, const i
     T difference[kD], u = 0;
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
-      difference[f] = f < d ? g[f] - load<T>(of.r, 0, i, f) : T(0);
+      difference[f] = f < d ? g[f] - load_plain<T>(of.r, 0, i, f) : T(0);
       u = fma(difference[f], difference[f], u);
     }
     const T w = of_k == own[i] ? T(1) : u < margin ? negative : T(0);
@@ -213,8 +213,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     const T sigma = static_cast<T>(in.sigma), prior_sigma = static_cast<T>(in.prior_sigma);
     const auto at = [&](int sample, int64_t row, int f) {
-      const T mean = sample ? load<T>(of.g, 0, own[row], f) : load<T>(of.r, 0, row, f);
-      return fma(sample ? prior_sigma : sigma, load<T>(in.noise, sample, row, f), mean);
+      const T mean = sample ? load_plain<T>(of.g, 0, own[row], f) : load_plain<T>(of.r, 0, row, f);
+      return fma(sample ? prior_sigma : sigma, load_plain<T>(in.noise, sample, row, f), mean);
     };
     const bool in_y = i >= batch;
     T z[kD];

@@ -18,6 +18,13 @@ struct Launch {
 
 #if defined(__CUDACC__)
 
+// What keeps the CUDA run-time from any launch, say a driver older than it; or null.
+inline const char* problem() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 inline void check(cudaError_t error, const Launch& launch) {
   if (error == cudaSuccess) return;
   const auto size = [](dim3 of) {
@@ -41,6 +48,8 @@ void run(const Launch& launch, void (*kernel)(Parameters...), Arguments... argum
 }
 
 #else
+
+inline const char* problem() { return nullptr; }
 
 template <typename... Parameters, typename... Arguments>
 void run(const Launch& launch, void (*kernel)(Parameters...), Arguments... arguments) {

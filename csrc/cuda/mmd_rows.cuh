@@ -158,13 +158,12 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, con
       sums[0] += same ? a * value : T(0);
       sums[1] += same ? T(0) : a * value;
       turn += here;
-      if (turn >= kTurn) {
+      if (turn >= kTurn || (sample == 1 && first + here == count)) {
         collect<T, kD, kGradient ? kD + 2 : 2>(sums, lane, memory);
         turn = 0;
       }
     }
   }
-  collect<T, kD, kGradient ? kD + 2 : 2>(sums, lane, memory);
 }
 
 // Sum over the block's rows i and all columns j of a_i a_j r_ij k t for one bandwidth, without its
@@ -221,11 +220,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto at = [&](int sample, int64_t row, int f) {
     return load<T>(sample ? in.y : in.x, item, row, f);
   };
-  T z[kD];
-#pragma unroll
-  for (int f = 0; f < kD; ++f) z[f] = valid && f < d ? element(in, item, i, f) : T(0);
+  for (int place = static_cast<int>(threadIdx.x); place < rows * kD; place += kThreads) {
+    const int row = place / kD, f = place % kD;
+    memory.tile[row][f] = first + row < total && f < d ? element(in, item, first + row, f) : T(0);
+  }
   load_scales(call, item, scales);
   clear_sums(memory, rows);
+  T z[kD];
+#pragma unroll
+  for (int f = 0; f < kD; ++f) z[f] = memory.tile[lane.row][f];
 
   if (first < out.row_end && first + rows > out.row_begin) {
     visit<T, kD, kOptions, true>(in, item, lane, z, in_y, scales, at, memory);

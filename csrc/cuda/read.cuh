@@ -39,4 +39,11 @@ __device__ T load(const Samples& of, int64_t item, int64_t row, int feature) {
   }
 }
 
+// The same where the samples are known to be of type T.
+template <typename T>
+__device__ T load_plain(const Samples& of, int64_t item, int64_t row, int feature) {
+  return static_cast<const T*>(
+      of.data)[item * of.item_stride + row * of.row_stride + feature * of.feature_stride];
+}
+
 }  // namespace cgm_fast::cuda

@@ -46,6 +46,7 @@ def cgm_step_fwd(
             with_r, with_g,
         )  # fmt: skip
 
+    r_dtype, (r, g, noise) = r.dtype, (value.to(dtype) for value in (r, g, noise))
     labels = None if labels is None else labels.contiguous()
     of_scales = constants(tuple(variances), dtype, r.device)
     of_kernel = constants(tuple(kernel_weights), dtype, r.device)
@@ -66,7 +67,7 @@ def cgm_step_fwd(
         rows, partials.data_ptr(), prior.data_ptr(), counters(1, r.device).data_ptr(),
         stream(r.device),
     )  # fmt: skip
-    return loss, terms, assignment, z.to(r.dtype), grad_r, grad_g
+    return loss, terms, assignment, z.to(r_dtype), grad_r, grad_g
 
 
 # The second derivative is composed of the two ops' own.

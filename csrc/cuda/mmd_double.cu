@@ -1,0 +1,11 @@
+// MMD² of double numbers.
+#include "cuda/mmd_launch.cuh"
+
+namespace cgm_fast {
+
+template void mmd_fwd_cuda(const MmdInput<double>&, const MmdGradient<double>&,
+                           const MmdDevice<double>&);
+template void mmd_bwd_cuda(const MmdInput<double>&, const MmdTangent<double>&,
+                           const MmdDevice<double>&);
+
+}  // namespace cgm_fast
