@@ -1,9 +1,10 @@
 """What the compiled module holds for GPUs: `python -m benchmarks.cuda_binary`.
 
-Registers, stack and shared memory of every kernel, and for the loops over columns of mmd's kernels
-for few features the instructions of a pair of rows by the unit that executes them, against the
-floor of DESIGN's table in float32: d + d multiply-adds, one exp2 and six operations, at 128 lanes a
-clock. A model from the machine code, as in cost.py: no GPU is needed, and none has confirmed it.
+Registers and stack of every kernel; and for the loops over columns of mmd's kernels
+for few features (mmd_rows.cuh) the instructions of a pair of rows by the unit that executes them,
+against the floor of DESIGN's table in float32: d + d multiply-adds, one exp2 and six operations, at
+128 lanes a clock. A model from the machine code, as in cost.py: no GPU is needed, and none has
+confirmed it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.compiled import nvidia_tool
-from benchmarks.cost import FLOOR_OPERATIONS, RATES, UNITS, Loop, loops_of, opcode
+from benchmarks.cost import FLOOR_OPERATIONS, RATES, UNITS, loops_of, opcode
 
 THREADS = 256
 REGISTERS = 65536
@@ -78,7 +79,7 @@ def kernels() -> list[Kernel]:
     """Every kernel of the module."""
     found, architecture = [], ""
     lines = run("cuobjdump", "-res-usage", module()).splitlines()
-    for line, after in zip(lines, lines[1:] + [""], strict=True):
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
         if match := re.match(r"arch = (\w+)", line):
             architecture = match.group(1)
         if match := re.match(r"\s*Function (\w+):", line):
@@ -107,16 +108,16 @@ def listings(architecture: str) -> dict[str, list[str]]:
 class Pair(NamedTuple):
     """Instructions for a pair of rows, by unit, and what the floor's share of the time is."""
 
-    counts: Counter[str]
+    counts: dict[str, float]
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """All of them."""
         return sum(self.counts.values())
 
     def clocks(self) -> dict[str, float]:
         """Clocks of a multiprocessor for a pair, by unit."""
-        of_unit = {unit: self.counts[unit] / (32 * rate) for unit, rate in RATES.items()}
+        of_unit = {unit: self.counts.get(unit, 0) / (32 * rate) for unit, rate in RATES.items()}
         return {**of_unit, "issue": self.total / (32 * RATES["issue"])}
 
     def share(self, d: int) -> float:
@@ -128,27 +129,34 @@ class Pair(NamedTuple):
         return max(floor.values()) / max(self.clocks().values())
 
 
-def innermost(lines: list[str]) -> list[Loop]:
-    """Loops that hold no other."""
+def pair_of(lines: list[str], d: int, products: bool) -> Pair:
+    """Instructions for a pair in the loop over columns, with gradient.
+
+    Args:
+        lines: Of a mmd_rows_kernel for one bandwidth.
+        d: Features that it holds.
+        products: Whether distances are taken from products, or from differences.
+
+    Raises:
+        ValueError: there is no such loop.
+    """
     loops, _ = loops_of(lines)
-    return [loop for loop in loops if not any(loop.holds(other) for other in loops)]
-
-
-def pair_of(lines: list[str]) -> Pair:
-    """The loop over columns with gradient: of those that end in 2^e the one with most to multiply."""
-
-    def names(loop: Loop) -> list[str]:
-        return [name for line in lines[loop.start : loop.end + 1] if (name := opcode(line))]
-
-    candidates = [names(loop) for loop in innermost(lines)]
-    best = max(
-        (some for some in candidates if "LDS.128" in some and "BAR.SYNC" not in " ".join(some)),
-        key=lambda some: sum(name.startswith("FFMA") for name in some),
-    )
-    # A lane has a row of its own, so that an instruction is one of 32 pairs.
-    return Pair(
-        Counter(next(unit for pattern, unit in UNITS if re.match(pattern, name)) for name in best)
-    )
+    for loop in loops:
+        if any(loop.holds(other) for other in loops):
+            continue
+        names = [name for line in lines[loop.start : loop.end + 1] if (name := opcode(line))]
+        plain = Counter(name.partition(".")[0] for name in names)
+        # Seven multiply-adds are 2^e and 2^e - 1. An unrolled loop visits two pairs.
+        times, rest = divmod(plain["FFMA"], 2 * d + 7)
+        differences = plain["FADD"] >= times * (d + 5)
+        if times not in (1, 2) or rest or plain["STS"] or differences == products:
+            continue
+        count = Counter(
+            next(unit for pattern, unit in UNITS if re.match(pattern, name)) for name in names
+        )
+        # A lane has a row of its own, so that an instruction is one of 32 pairs.
+        return Pair({unit: number / times for unit, number in count.items()})
+    raise ValueError(f"no loop over columns for {d} features by products: {products}")
 
 
 def main() -> None:
@@ -159,17 +167,23 @@ def main() -> None:
         name, architecture, registers, stack = kernel
         print(f"| {name} | {architecture} | {registers} | {stack} | {kernel.blocks} |")
     units = ("issue", "fp32", "int", "exp2", "memory")
-    print("\n| d | instructions a pair | " + " | ".join(units) + " | bound | floor |")
-    print("| ---: | ---: |" + " ---: |" * len(units) + " --- | ---: |")
-    for name, lines in listings("sm_90").items():
-        match = re.match(r"mmd_rows_kernel<float, (\d+), false>", name)
-        if match is None:
-            continue
-        d, pair = int(match.group(1)), pair_of(lines)
-        clocks = pair.clocks()
-        of_units = " | ".join(f"{1000 * clocks[unit]:.0f}" for unit in units)
-        bound = max(clocks, key=lambda unit: clocks[unit])
-        print(f"| {d} | {pair.total} | {of_units} | {bound} | {pair.share(d):.0%} |")
+    print(
+        "\n| d | distances by | instructions a pair | " + " | ".join(units) + " | bound | floor |"
+    )
+    print("| ---: | --- | ---: |" + " ---: |" * len(units) + " --- | ---: |")
+    of_kernels = listings("sm_90")
+    for d in (4, 8, 12, 16, 32, 64):
+        for products in (True, False):
+            if products and d > 32:
+                continue
+            pair = pair_of(of_kernels[f"mmd_rows_kernel<float, {d}, false>"], d, products)
+            clocks = pair.clocks()
+            of_units = " | ".join(f"{1000 * clocks[unit]:.0f}" for unit in units)
+            bound = max(clocks, key=lambda unit: clocks[unit])
+            way = "products" if products else "differences"
+            print(
+                f"| {d} | {way} | {pair.total:.0f} | {of_units} | {bound} | {pair.share(d):.0%} |"
+            )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,26 @@ __device__ T squared_distance(const T (&a)[kD], const Samples& of, int64_t row, 
   T u = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) {
+    if (f % 16 == 0) keep_order();
     if (f < d) {
       const T difference = a[f] - load_plain<T>(of, 0, row, f);
       u = fma(difference, difference, u);
     }
   }
   return u;
+}
+
+// sums [2 + f] += w (a - b), where the row b is read again: with many features registers are too
+// few to keep it, and most often w is zero.
+template <typename T, int kD>
+__device__ void add_difference(T w, const T (&a)[kD], const Samples& of, int64_t row, int d,
+                               T (&sums)[kD + 2]) {
+  if (w == 0) return;
+#pragma unroll
+  for (int f = 0; f < kD; ++f) {
+    if (f % 16 == 0) keep_order();
+    if (f < d) sums[2 + f] = fma(w, a[f] - load_plain<T>(of, 0, row, f), sums[2 + f]);
+  }
 }
 
 // own [rows]: the prototype assigned to each sample. Some neighbouring lanes share a sample.
@@ -85,12 +99,7 @@ __device__ void margin_of_rows(const PrototypeMarginInput<T>& in, const Lane& la
     T r[kD];
     load_row(in.r, i, d, r);
     for (int of_k = lane.group; of_k < k; of_k += lane.groups) {
-      T difference[kD], u = 0;
-#pragma unroll
-      for (int f = 0; f < kD; ++f) {
-        difference[f] = f < d ? r[f] - load_plain<T>(in.g, 0, of_k, f) : T(0);
-        u = fma(difference[f], difference[f], u);
-      }
+      const T u = squared_distance(r, in.g, of_k, d);
       T w = 0;
       if (of_k == own[i]) {
         w = 1;
@@ -99,8 +108,7 @@ __device__ void margin_of_rows(const PrototypeMarginInput<T>& in, const Lane& la
         w = u < margin ? negative : T(0);
         sums[0] -= negative * (margin - u);
       }
-#pragma unroll
-      for (int f = 0; f < kD; ++f) sums[2 + f] = fma(w, difference[f], sums[2 + f]);
+      add_difference(w, r, in.g, of_k, d, sums);
     }
     if (in.labels && lane.group == 0 && in.labels[i] != own[i]) {
       sums[0] += from_bits(0x7fc00000);  // checked before, on the CPU
@@ -120,15 +128,9 @@ __device__ void margin_of_prototype(const CgmStepInput<T>& in, int of_k, const i
   T sums[kD + 2] = {}, g[kD];
   load_row(of.g, of_k, d, g);
   for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
-    T difference[kD], u = 0;
-#pragma unroll
-    for (int f = 0; f < kD; ++f) {
-      difference[f] = f < d ? g[f] - load_plain<T>(of.r, 0, i, f) : T(0);
-      u = fma(difference[f], difference[f], u);
-    }
+    const T u = squared_distance(g, of.r, i, d);
     const T w = of_k == own[i] ? T(1) : u < margin ? negative : T(0);
-#pragma unroll
-    for (int f = 0; f < kD; ++f) sums[2 + f] = fma(w, difference[f], sums[2 + f]);
+    add_difference(w, g, of.r, i, d, sums);
   }
   collect<T, kD, kD + 2>(sums, lane, memory);
   const double factor = 2 * of.scale * in.margin_weight;
@@ -216,15 +218,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       const T mean = sample ? load_plain<T>(of.g, 0, own[row], f) : load_plain<T>(of.r, 0, row, f);
       return fma(sample ? prior_sigma : sigma, load_plain<T>(in.noise, sample, row, f), mean);
     };
-    const bool in_y = i >= batch;
-    T z[kD];
-#pragma unroll
-    for (int f = 0; f < kD; ++f) {
-      z[f] = i < 2 * batch && f < d ? at(in_y, in_y ? i - batch : i, f) : T(0);
-      if (lane.group == 0 && i < batch && f < d) out.z[i * d + f] = z[f];
+    if (lane.group == 0) {
+      const bool in_y = i >= batch;
+      for (int f = 0; f < kD; ++f) {
+        const T z = i < 2 * batch && f < d ? at(in_y, in_y ? i - batch : i, f) : T(0);
+        memory.rows[lane.row][f] = z;
+        if (i < batch && f < d) out.z[i * d + f] = z;
+      }
     }
+    sync_block();
+    const View<T> view =
+        view_of(call.in, scales,
+                static_cast<int>(2 * batch - first < rows ? 2 * batch - first : rows), memory);
     if ((out.grad_r && first < batch) || (of_prior && first + rows > batch)) {
-      visit<T, kD, true, true>(call.in, 0, lane, z, in_y, scales, at, memory);
+      visit<T, kD, true, true>(call.in, 0, lane, first, view, scales, at, memory);
       const double factor = -2 * in.mmd_weight / scales[0].variance * per_row;
       for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
         const int64_t row = first + place / d;
@@ -236,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     } else {
-      visit<T, kD, true, false>(call.in, 0, lane, z, in_y, scales, at, memory);
+      visit<T, kD, true, false>(call.in, 0, lane, first, view, scales, at, memory);
     }
     if (threadIdx.x < kWarp) {
       const int row = static_cast<int>(threadIdx.x);

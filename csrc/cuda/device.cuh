@@ -2,6 +2,7 @@
 // (tests/emulation) has to do in its own way. Kernels use nothing else.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -45,6 +46,9 @@ __device__ T load_fresh(const T* from) {
   return __ldcg(from);
 }
 
+// Loads behind it are not begun before it: a long unrolled loop would hold all of them in registers.
+__device__ inline void keep_order() { asm volatile("" ::: "memory"); }
+
 __device__ inline float max_or_nan(float a, float b) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
@@ -83,6 +87,10 @@ __device__ inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const
 
 #else  // the emulation
 
+// As in CUDA, one name for float and double; without these it would be double's for both.
+using std::fma;
+using std::sqrt;
+
 template <typename T>
 T* shared_memory() {
   return reinterpret_cast<T*>(cuda_on_cpu::Block::current().shared);
@@ -95,6 +103,7 @@ T* shared_memory() {
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
 inline void fence() {}
+inline void keep_order() {}
 inline unsigned count_up(unsigned* counter, unsigned last) {
   const unsigned before = *counter;
   *counter = before >= last ? 0 : before + 1;

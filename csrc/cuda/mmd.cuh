@@ -62,12 +62,12 @@ __device__ T element(const MmdInput<T>& in, int64_t item, int64_t i, int feature
   return i < in.n ? load<T>(in.x, item, i, feature) : load<T>(in.y, item, i - in.n, feature);
 }
 
-// k - 1 at squared distance u, and -2 h_0 dk/du: all bandwidths.
+// k - 1 where the first bandwidth's exponent is e, and -2 h_0 dk/du: all bandwidths.
 template <typename T>
-__device__ void kernel_at(T u, const Scale<T>* scales, int64_t count, T* value, T* slope) {
+__device__ void kernel_at(T e, const Scale<T>* scales, int64_t count, T* value, T* slope) {
   *value = *slope = 0;
   for (int64_t s = 0; s < count; ++s) {
-    const Exp2<T> k = exp2_less_one(u * scales[s].unit);
+    const Exp2<T> k = exp2_less_one(e * scales[s].ratio);
     *value += scales[s].weight * k.less_one;
     *slope += scales[s].weight * scales[s].ratio * k.whole;
   }

@@ -1,8 +1,10 @@
 // MMD² and its gradient for few features, in one launch: a lane per row, whose features and sums
 // stay in registers; columns come from shared memory, where all lanes of a warp read the same ones.
 //
-// Distances are plain differences, on the FP32 (or FP64) pipes: nothing has to be centred first,
-// and what the gradient sums up, w_ij (z_i - z_j), is at hand.
+// Distances are plain differences, on the FP32 (or FP64) pipes, for the block's own rows, and where
+// some row is far from the centre of these; a batch knows nothing else. Tiles of columns that are
+// not far cost a third less: with b = -|z|²/2, about the centre, exponents are z_i . z_j + b_i +
+// b_j, and of w_ij (z_i - z_j) only the second half has to be summed up feature by feature.
 //
 // Few rows would leave most of the device idle with 32 to a block. Then a block takes 16, 8 or 4:
 // the lanes of a warp share the columns among them, and their sums are added at the end.
@@ -18,13 +20,19 @@ constexpr int kTile = (24 << 10) / (kD * static_cast<int>(sizeof(T))) / 32 * 32;
 
 constexpr int kTurn = 8192;  // columns after which sums in registers join those in float64
 
+// |a|² + |b|² - 2ab loses what |a|² has over the distance: largest |z|² for it, as an exponent
+// of 2.
+constexpr float kFar = 24;
+
 // Shared memory of a block.
 template <typename T, int kD>
 struct RowsMemory {
   static constexpr int kSums = kD + 2;  // within, across, gradient
   static constexpr int kSome = 8;       // sums of a row that go through `tile` at once
   alignas(16) T tile[kTile<T, kD>][kD];
-  T weight[kTile<T, kD>];
+  T bias[kTile<T, kD>], weight[kTile<T, kD>];
+  T rows[kWarp][kD];
+  T centre[kD];
   double sums[kWarp][kSums];
   double values[kWarp][2];
   double scratch[kWarps];
@@ -108,20 +116,173 @@ __device__ void collect(T (&sums)[kD + 2], const Lane& lane, RowsMemory<T, kD>& 
   sync_block();
 }
 
-// All columns for the block's rows, their sums added to memory's. Without kOptions there is one
-// bandwidth and no weights.
+// Whether a tile may be taken by products: with more features registers are too few.
+template <int kD>
+constexpr bool kProducts = kD <= 32;
+
+// How the block's rows see a tile: from their centre, scaled so that a pair's exponent is a
+// product.
+template <typename T>
+struct View {
+  T scale;   // sqrt(log2(e) / h)
+  T widest;  // of the bandwidths' ratios, for one of which exponents are the largest
+  bool far;  // whether some row is far from the centre
+};
+
+// The squared length of a row seen from the centre, and whether that is far.
+template <typename T, int kD>
+__device__ T squared_length(const T (&row)[kD], const T (&centre)[kD], T scale) {
+  T square = 0;
+#pragma unroll
+  for (int f = 0; f < kD; ++f) {
+    const T value = (row[f] - centre[f]) * scale;
+    square = fma(value, value, square);
+  }
+  return square;
+}
+
+// From memory.rows; of `here` rows. A barrier.
+template <typename T, int kD>
+__device__ View<T> view_of(const MmdInput<T>& in, const Scale<T>* scales, int here,
+                           RowsMemory<T, kD>& memory) {
+  for (int f = static_cast<int>(threadIdx.x); f < kD; f += kThreads) {
+    T sum = 0;
+    for (int row = 0; row < here; ++row) sum += memory.rows[row][f];
+    memory.centre[f] = sum / static_cast<T>(here);
+  }
+  sync_block();
+  View<T> view{sqrt(-2 * scales[0].unit), 1, false};
+  for (int s = 1; s < in.scales; ++s) {
+    view.widest = scales[s].ratio > view.widest ? scales[s].ratio : view.widest;
+  }
+  const int row = static_cast<int>(threadIdx.x);
+  const bool far =
+      row < here && !(squared_length(memory.rows[row], memory.centre, view.scale) * view.widest <=
+                      T(kFar));  // or NaN
+  view.far = any_in_block(far);
+  return view;
+}
+
+// If no column of the tile is far: centre and scale it, write its biases, and say so. Barriers.
+template <typename T, int kD>
+__device__ bool recentre(const View<T>& view, int here, RowsMemory<T, kD>& memory) {
+  bool far = false;
+  for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
+    const T square = squared_length(memory.tile[j], memory.centre, view.scale);
+    far = far || !(square * view.widest <= T(kFar));
+    memory.bias[j] = square * T(-0.5);
+  }
+  if (any_in_block(far)) return false;
+  for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
+    T& value = memory.tile[place / kD][place % kD];
+    value = (value - memory.centre[place % kD]) * view.scale;
+  }
+  sync_block();
+  return true;
+}
+
+// A tile by plain differences: sums [2 + f] grows by coefficient w (z_i - z_j).
+template <typename T, int kD, bool kOptions, bool kGradient>
+__device__ T by_differences(const MmdInput<T>& in, const Lane& lane, int here, const T (&z)[kD],
+                            T coefficient, bool weighted, const Scale<T>* scales, T (&sums)[kD + 2],
+                            const RowsMemory<T, kD>& memory) {
+  constexpr bool kKeep = kD < 64 || !kOptions;  // else registers are too few
+  T total = 0;
+  for (int j = lane.group; j < here; j += lane.groups) {
+    T difference[kD], u = 0;
+#pragma unroll
+    for (int f = 0; f < kD; ++f) {
+      difference[f] = z[f] - memory.tile[j][f];
+      u = fma(difference[f], difference[f], u);
+    }
+    T value, w;
+    if constexpr (kOptions) {
+      kernel_at(u * scales[0].unit, scales, in.scales, &value, &w);
+      const T of_column = weighted ? memory.weight[j] : T(1);
+      value *= of_column;
+      w *= of_column;
+    } else {
+      const Exp2<T> k = exp2_less_one(u * scales[0].unit);
+      value = k.less_one;
+      w = k.whole;
+    }
+    total += value;
+    if constexpr (kGradient) {
+      w *= coefficient;
+      if (!kKeep) keep_order();
+#pragma unroll
+      for (int f = 0; f < kD; ++f) {
+        sums[2 + f] = fma(w, kKeep ? difference[f] : z[f] - memory.tile[j][f], sums[2 + f]);
+      }
+    }
+  }
+  return total;
+}
+
+// A tile by products, where rows z and columns are centred and scaled.
+template <typename T, int kD, bool kOptions, bool kGradient>
+__device__ T by_products(const MmdInput<T>& in, const Lane& lane, int here, const T (&z)[kD],
+                         T bias, T coefficient, bool weighted, const Scale<T>* scales,
+                         T (&sums)[kD + 2], const RowsMemory<T, kD>& memory) {
+  T total = 0, slope = 0, pull[kD] = {};
+#pragma unroll 2
+  for (int j = lane.group; j < here; j += lane.groups) {
+    T e = bias + memory.bias[j], column[kD];
+#pragma unroll
+    for (int f = 0; f < kD; ++f) {
+      column[f] = memory.tile[j][f];
+      e = fma(z[f], column[f], e);
+    }
+    T value, w;
+    if constexpr (kOptions) {
+      kernel_at(e, scales, in.scales, &value, &w);
+      const T of_column = weighted ? memory.weight[j] : T(1);
+      value *= of_column;
+      w *= of_column;
+      slope += w;
+    } else {
+      const Exp2<T> k = exp2_less_one_near(e);
+      value = k.less_one;
+      w = k.whole;
+    }
+    total += value;
+    if constexpr (kGradient) {
+#pragma unroll
+      for (int f = 0; f < kD; ++f) pull[f] = fma(w, column[f], pull[f]);
+    }
+  }
+  if (!kOptions) {  // 2^e is 1 more than 2^e - 1
+    const int columns = lane.group < here ? (here - 1 - lane.group) / lane.groups + 1 : 0;
+    slope = total + static_cast<T>(columns);
+  }
+  if constexpr (kGradient) {
+#pragma unroll
+    for (int f = 0; f < kD; ++f) {
+      sums[2 + f] = fma(coefficient, fma(slope, z[f], -pull[f]), sums[2 + f]);
+    }
+  }
+  return total;
+}
+
+// All columns for the block's rows, those of memory.rows, from the stacked row `first_row` on; sums
+// are added to memory's. Without kOptions there is one bandwidth and no weights.
 template <typename T, int kD, bool kOptions, bool kGradient, typename At>
-__device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, const T (&z)[kD],
-                      bool in_y, const Scale<T>* scales, const At& at, RowsMemory<T, kD>& memory) {
-  const T between = between_samples(in, item), unit = scales[0].unit;
-  T sums[kD + 2] = {};
+__device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int64_t first_row,
+                      const View<T>& view, const Scale<T>* scales, const At& at,
+                      RowsMemory<T, kD>& memory) {
+  const T between = between_samples(in, item);
+  const bool in_y = first_row + lane.row >= in.n;
+  T sums[kD + 2] = {}, z[kD], bias = 0;
+#pragma unroll
+  for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
+  bool centred = false;
   int turn = 0;
   for (int sample = 0; sample < 2; ++sample) {
     const bool same = (sample == 1) == in_y;
-    const int64_t count = sample ? in.m : in.n;
+    const int64_t count = sample ? in.m : in.n, of_sample = sample ? in.n : 0;
     const T* weights = sample ? in.y_weights : in.x_weights;
-    const T a = static_cast<T>(sample ? -in.y_scale : in.x_scale), relation = same ? T(1) : between;
-    const T coefficient = a * relation;
+    const T a = static_cast<T>(sample ? -in.y_scale : in.x_scale);
+    const T coefficient = a * (same ? T(1) : between);
     for (int64_t first = 0; first < count; first += kTile<T, kD>) {
       const int here =
           static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
@@ -129,31 +290,30 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, con
       load_tile<T, kD>(in, sample, kOptions ? weights : nullptr, item, count, first, here, at,
                        memory);
       sync_block();
-      T value = 0;
-      for (int j = lane.group; j < here; j += lane.groups) {
-        T difference[kD];
-        T u = 0;
+      // A row's pair with itself has to be at no distance, exactly: its rounding would be all there
+      // is where all others are many bandwidths away.
+      const bool own =
+          of_sample + first < first_row + lane.rows && first_row < of_sample + first + here;
+      const bool near = kProducts<kD> && !view.far && !own && recentre(view, here, memory);
+      if (near != centred) {
+        centred = near;
+        T square = 0;
 #pragma unroll
         for (int f = 0; f < kD; ++f) {
-          difference[f] = z[f] - memory.tile[j][f];
-          u = fma(difference[f], difference[f], u);
+          z[f] = memory.rows[lane.row][f];
+          if (near) z[f] = (z[f] - memory.centre[f]) * view.scale;
+          square = fma(z[f], z[f], square);
         }
-        T w;
-        if constexpr (kOptions) {
-          T v, slope;
-          kernel_at(u, scales, in.scales, &v, &slope);
-          const T of_column = weights ? memory.weight[j] : T(1);
-          value = fma(of_column, v, value);
-          w = coefficient * of_column * slope;
-        } else {
-          const Exp2<T> k = exp2_less_one(u * unit);
-          value += k.less_one;
-          w = coefficient * k.whole;
-        }
-        if constexpr (kGradient) {
-#pragma unroll
-          for (int f = 0; f < kD; ++f) sums[2 + f] = fma(w, difference[f], sums[2 + f]);
-        }
+        bias = square * T(-0.5);
+      }
+      const bool weighted = kOptions && weights;
+      T value = 0;
+      if (!near) {
+        value = by_differences<T, kD, kOptions, kGradient>(in, lane, here, z, coefficient, weighted,
+                                                           scales, sums, memory);
+      } else if constexpr (kProducts<kD>) {
+        value = by_products<T, kD, kOptions, kGradient>(
+            in, lane, here, z, bias, coefficient / view.scale, weighted, scales, sums, memory);
       }
       sums[0] += same ? a * value : T(0);
       sums[1] += same ? T(0) : a * value;
@@ -170,8 +330,14 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, con
 // weight; t = u / 2h.
 template <typename T, int kD, typename At>
 __device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lane& lane,
-                                  const T (&z)[kD], bool in_y, T a_i, T unit, const At& at,
+                                  int64_t first_row, T unit, const At& at,
                                   RowsMemory<T, kD>& memory) {
+  const int64_t i = first_row + lane.row;
+  const bool in_y = i >= in.n;
+  const T a_i = i < in.n + in.m ? signed_weight(in, item, i) : T(0);
+  T z[kD];
+#pragma unroll
+  for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
   const T between = between_samples(in, item);
   double total = 0;
   for (int sample = 0; sample < 2; ++sample) {
@@ -215,23 +381,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   const unsigned block = blockIdx.x % blocks;
   const int d = static_cast<int>(in.d), rows = call.device.rows;
   const Lane lane(rows);
-  const int64_t first = int64_t{block} * rows, i = first + lane.row;
-  const bool valid = i < total, in_y = i >= in.n;
+  const int64_t first = int64_t{block} * rows;
   const auto at = [&](int sample, int64_t row, int f) {
     return load<T>(sample ? in.y : in.x, item, row, f);
   };
   for (int place = static_cast<int>(threadIdx.x); place < rows * kD; place += kThreads) {
     const int row = place / kD, f = place % kD;
-    memory.tile[row][f] = first + row < total && f < d ? element(in, item, first + row, f) : T(0);
+    memory.rows[row][f] = first + row < total && f < d ? element(in, item, first + row, f) : T(0);
   }
   load_scales(call, item, scales);
   clear_sums(memory, rows);
-  T z[kD];
-#pragma unroll
-  for (int f = 0; f < kD; ++f) z[f] = memory.tile[lane.row][f];
+  const View<T> view =
+      view_of(in, scales, static_cast<int>(total - first < rows ? total - first : rows), memory);
 
   if (first < out.row_end && first + rows > out.row_begin) {
-    visit<T, kD, kOptions, true>(in, item, lane, z, in_y, scales, at, memory);
+    visit<T, kD, kOptions, true>(in, item, lane, first, view, scales, at, memory);
     const double factor = -2.0 / scales[0].variance;
     for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
       const int64_t row = first + place / d;
@@ -242,7 +406,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           static_cast<T>(factor * a * memory.sums[place / d][2 + f]);
     }
   } else {
-    visit<T, kD, kOptions, false>(in, item, lane, z, in_y, scales, at, memory);
+    visit<T, kD, kOptions, false>(in, item, lane, first, view, scales, at, memory);
   }
   if (static_cast<int>(threadIdx.x) < rows) {
     memory.values[threadIdx.x][0] = memory.sums[threadIdx.x][0];
@@ -250,10 +414,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if constexpr (kOptions) {
     if (out.grad_p) {
-      const T a = valid ? signed_weight(in, item, i) : T(0);
       for (int s = 0; s < in.scales; ++s) {
         const double sum =
-            visit_bandwidth<T, kD>(in, item, lane, z, in_y, a, scales[s].unit, at, memory);
+            visit_bandwidth<T, kD>(in, item, lane, first, scales[s].unit, at, memory);
         if (threadIdx.x == 0) parts[2 + s] = sum;
       }
     }

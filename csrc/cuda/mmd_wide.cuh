@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const bool last = sample == 1 && first + here == in.m;
         each_pair<kColumns>([&](int q, int c, int row, int column) {
           T value, slope;
-          kernel_at(u[q][c], scales, in.scales, &value, &slope);
+          kernel_at(u[q][c] * scales[0].unit, scales, in.scales, &value, &slope);
           const bool there = column < here;
           const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
           const bool same = (first_row + row >= in.n) == (sample == 1);

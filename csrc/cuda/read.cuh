@@ -39,11 +39,10 @@ __device__ T load(const Samples& of, int64_t item, int64_t row, int feature) {
   }
 }
 
-// The same where the samples are known to be of type T.
+// The same where samples are known to be of type T, and a row's features to lie side by side.
 template <typename T>
 __device__ T load_plain(const Samples& of, int64_t item, int64_t row, int feature) {
-  return static_cast<const T*>(
-      of.data)[item * of.item_stride + row * of.row_stride + feature * of.feature_stride];
+  return static_cast<const T*>(of.data)[item * of.item_stride + row * of.row_stride + feature];
 }
 
 }  // namespace cgm_fast::cuda

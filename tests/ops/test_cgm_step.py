@@ -222,9 +222,7 @@ def test_only_the_gradient_asked_for(wanted, detach_prior, backend, device):
 
 
 @pytest.mark.parametrize("option", ["paper", "detached_prior", "several_bandwidths"])
-def test_gradcheck_of_first_and_second_derivatives(
-    option, backend, device, interpreted, emulated
-):
+def test_gradcheck_of_first_and_second_derivatives(option, backend, device, interpreted, emulated):
     r, g, _, noise = case((5, 4, 3), dtype=torch.float64, device=device)
     option = OPTIONS[option] | {"mmd_weight": 2.0}
 

@@ -298,9 +298,7 @@ def test_weights_are_shared_by_a_batch(backend, device):
 
 
 @pytest.mark.parametrize("option", ["weights", "unbiased_weights", "sum_of_three"])
-def test_gradcheck_of_first_and_second_derivatives(
-    option, backend, device, interpreted, emulated
-):
+def test_gradcheck_of_first_and_second_derivatives(option, backend, device, interpreted, emulated):
     if interpreted and "weights" in option:
         pytest.skip("a minute in the interpreter; test_every_option has weights")
     x, y = samples(3, 4, 2, batch=2, dtype=torch.float64, device=device)

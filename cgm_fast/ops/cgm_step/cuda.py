@@ -46,7 +46,7 @@ def cgm_step_fwd(
             with_r, with_g,
         )  # fmt: skip
 
-    r_dtype, (r, g, noise) = r.dtype, (value.to(dtype) for value in (r, g, noise))
+    r_dtype, (r, g, noise) = r.dtype, [value.to(dtype).contiguous() for value in (r, g, noise)]
     labels = None if labels is None else labels.contiguous()
     of_scales = constants(tuple(variances), dtype, r.device)
     of_kernel = constants(tuple(kernel_weights), dtype, r.device)

@@ -1,0 +1,74 @@
+"""What emulation cannot show of the CUDA kernels: what nvcc made of them, in the built module."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+try:
+    from benchmarks import cuda_binary
+
+    cuda_binary.module()
+except (ImportError, RuntimeError) as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+FLOATS = [
+    f"<float, {d}, {options}>" for d in (4, 8, 12, 16, 32, 64) for options in ("true", "false")
+]
+EXPECTED = {
+    *(f"mmd_rows_kernel{which}" for which in FLOATS),
+    *(f"mmd_rows_kernel<double, 16, {options}>" for options in ("true", "false")),
+    *(f"cgm_step_kernel<float, {d}>" for d in (8, 16, 32, 64)),
+    "cgm_step_kernel<double, 16>",
+    *(
+        f"{kernel}<{dtype}>"
+        for kernel in ("mmd_wide_kernel", "mmd_second_kernel", "prototype_rows_kernel")
+        for dtype in ("float", "double")
+    ),
+    *(
+        f"prototype_pull_kernel<{dtype}, {transposed}>"
+        for dtype in ("float", "double")
+        for transposed in ("true", "false")
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return cuda_binary.kernels()
+
+
+def test_every_kernel_is_there_for_every_architecture(kernels):
+    from cgm_fast import _native
+
+    wanted = {
+        "sm_" + name.removesuffix("-real")
+        for name in _native.build_info()["cuda_architectures"].split()
+        if not name.endswith("-virtual")
+    }
+    assert {kernel.architecture for kernel in kernels} == wanted
+    for architecture in wanted:
+        assert {
+            kernel.name for kernel in kernels if kernel.architecture == architecture
+        } == EXPECTED
+
+
+def test_no_kernel_spills(kernels):
+    assert [kernel for kernel in kernels if kernel.stack] == []
+
+
+def test_two_blocks_share_a_multiprocessor_where_features_are_few(kernels):
+    few = {f"mmd_rows_kernel<float, {d}, false>" for d in (4, 8, 12, 16)}
+    for kernel in kernels:
+        if kernel.name in few:
+            assert kernel.blocks >= 2, kernel
+
+
+@pytest.mark.parametrize(("d", "share"), [(8, 0.5), (12, 0.6), (16, 0.6), (32, 0.7)])
+def test_most_instructions_of_a_pair_are_the_floors(d, share):
+    lines = cuda_binary.listings("sm_90").get(f"mmd_rows_kernel<float, {d}, false>")
+    if lines is None:
+        pytest.skip("not built for sm_90")
+    assert cuda_binary.pair_of(lines, d, products=True).share(d) >= share
