@@ -46,7 +46,8 @@ __device__ T load_fresh(const T* from) {
   return __ldcg(from);
 }
 
-// Loads behind it are not begun before it: a long unrolled loop would hold all of them in registers.
+// Loads behind it are not begun before it: a long unrolled loop would hold all of them in
+// registers.
 __device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 
 __device__ inline float max_or_nan(float a, float b) {

@@ -371,7 +371,7 @@ __device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lan
 }
 
 template <typename T, int kD, bool kOptions>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOptions ? 2 : 1)
     mmd_rows_kernel(const MmdCall<T> call, const MmdGradient<T> out, unsigned blocks) {
   const MmdInput<T>& in = call.in;
   RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
