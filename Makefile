@@ -1,4 +1,4 @@
-.PHONY: install lint format test bench gpu tiles native sanitize instructions clean
+.PHONY: install lint format test bench gpu sanitize-gpu tiles native sanitize instructions clean
 
 SOURCES := $(shell find csrc tests/native tests/emulation -name '*.h' -o -name '*.cpp' \
   -o -name '*.cu' -o -name '*.cuh')
@@ -29,10 +29,18 @@ bench:
 gpu:
 	@python -c "import sys, torch; torch.cuda.is_available() or \
 	  sys.exit('make gpu: torch finds no CUDA GPU here')"
+	if command -v compute-sanitizer >/dev/null; then $(MAKE) sanitize-gpu; \
+	  else echo "no compute-sanitizer here: its checks are skipped"; fi
 	pytest -k cuda
 	rm -f $(GPU_RUN)
 	pytest benchmarks --benchmark-only $(GPU_BUDGET) --benchmark-json=$(GPU_RUN); status=$$?; \
 	  python -m benchmarks.report $(GPU_RUN) --csv && exit $$status
+
+# The CUDA kernels under each of its tools; every allocation the system's own, so that it knows them.
+sanitize-gpu:
+	set -e; for tool in memcheck racecheck synccheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	    python -m pytest -q tests/ops/test_cuda_kernels.py; done
 
 GPU_RUN := benchmarks/results/gpu.json
 # Ten minutes in all, of which the tests take some: about 300 cases at 0.1 s of rounds, as much of

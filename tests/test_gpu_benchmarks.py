@@ -173,7 +173,7 @@ def test_what_takes_part_on_a_gpu():
             if test_ops.takes_part(op, shape, p)
         }
 
-    ours = {"triton", "triton-high", "reference"}
+    ours = {"cuda", "cuda-high", "triton", "triton-high", "reference"}
     others = {"eager", "eager-high", "sdpa", "tiled", "geomloss-tensorized"}
     compiling = {"compile", "flash-sinkhorn"} | {p.name for p in mmd.PEERS if "keops" in p.name}
     assert names(cases.MMDShape(16384, 2)) == ours | others

@@ -17,7 +17,7 @@ from cgm_fast.ops.backends import BACKENDS, availability
 
 Step = Callable[[], Any]
 
-TF32 = ("triton",)
+TF32 = ("cuda", "triton")
 """Implementations that read torch's float32_matmul_precision."""
 
 

@@ -88,6 +88,11 @@ def stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether launches become part of a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 _POOL = 1 << 14
 _pools: dict[torch.device, Tensor] = {}
 _next: dict[torch.device, int] = {}
@@ -100,11 +105,11 @@ def counters(count: int, device: torch.device) -> Tensor:
     Calls on one stream run one after another and share theirs. A CUDA graph may be replayed beside
     anything else: each captured call gets its own, for good; where none are left, a memset.
     """
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    captured = capturing(device)
     key = device, stream(device)
-    if not capturing and key in _of_stream and len(_of_stream[key]) >= count:
+    if not captured and key in _of_stream and len(_of_stream[key]) >= count:
         return _of_stream[key]
-    if device not in _pools and not capturing:
+    if device not in _pools and not captured:
         _pools[device], _next[device] = torch.zeros(_POOL, dtype=torch.int32, device=device), 0
         if device.type == "cuda":  # zeros for every stream
             torch.cuda.current_stream(device).synchronize()
@@ -113,6 +118,6 @@ def counters(count: int, device: torch.device) -> Tensor:
         return torch.zeros(count, dtype=torch.int32, device=device)
     _next[device] = begin + count
     found = _pools[device][begin : begin + count]
-    if not capturing:
+    if not captured:
         _of_stream[key] = found
     return found

@@ -36,3 +36,12 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 8
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def tf32_allowed() -> bool:
+    """Whether the user lets products of float32 numbers be taken from tf32 ones."""
+    # torch 2.9's own name for it, which the older ones set too; those raise where it was used.
+    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if chosen is not None:
+        return bool(chosen == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"

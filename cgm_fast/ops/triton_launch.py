@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from cgm_fast.ops.gpu import multiprocessors
+from cgm_fast.ops.gpu import multiprocessors, tf32_allowed
 
 # Contraction into fused multiply-adds: what the accuracy of the kernels was measured with.
 FUSED = {"enable_fp_fusion": True}
@@ -68,20 +68,12 @@ def with_bandwidths(held: Numbers, device: str) -> Numbers:
     return held
 
 
-def _tf32_allowed() -> bool:
-    # torch 2.9's own name for it, which the older ones set too; those raise where it was used.
-    chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    if chosen is not None:
-        return bool(chosen == "tf32")
-    return torch.get_float32_matmul_precision() != "highest"
-
-
 def widened(dtype: torch.dtype) -> Numbers:
     """The same for kernels that read samples in the compute dtype, and round none."""
     compute = torch.promote_types(dtype, torch.float32)
     if compute == torch.float64 or torch.version.hip:
         return Numbers(compute, compute, "ieee")
-    fast = _tf32_allowed()
+    fast = tf32_allowed()
     return Numbers(compute, compute, "tf32" if fast else "tf32x3")
 
 

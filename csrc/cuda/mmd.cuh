@@ -94,13 +94,12 @@ __device__ void finish(const MmdCall<T>& call, const MmdGradient<T>& out, int64_
           static_cast<T>(2 * (sums[threadIdx.x][0] + between * sums[threadIdx.x][1]));
     }
   }
-  if (threadIdx.x < kWarp) {
-    within = sum_of_warp(within);
-    across = sum_of_warp(across);
-    if (threadIdx.x == 0) {
-      parts[0] = within;
-      parts[1] = across;
-    }
+  // Of one warp's rows, where there are no more.
+  within = rows > kWarp ? sum_of_block(within, scratch) : sum_of_warp(within);
+  across = rows > kWarp ? sum_of_block(across, scratch) : sum_of_warp(across);
+  if (threadIdx.x == 0) {
+    parts[0] = within;
+    parts[1] = across;
   }
   sync_block();
   double of_loss = 0;  // the first thread's

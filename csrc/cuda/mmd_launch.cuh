@@ -5,6 +5,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/mmd_rows.cuh"
 #include "cuda/mmd_second.cuh"
+#include "cuda/mmd_tensor.cuh"
 #include "cuda/mmd_wide.cuh"
 
 namespace cgm_fast {
@@ -25,13 +26,24 @@ void launch(const char* name, const MmdCall<T>& call, const Out& out, int rows,
       kernel, call, out, blocks);
 }
 
+// Whether kernels need more than one bandwidth of weight 1 and rows of equal weight.
+template <typename T>
+bool has_options(const MmdCall<T>& call) {
+  const MmdInput<T>& in = call.in;
+  return in.x_weights || in.y_weights || in.scales > 1 || call.device.weighted_kernel;
+}
+
 template <int kD, typename T>
 void by_rows(const MmdCall<T>& call, const MmdGradient<T>& out) {
-  const MmdInput<T>& in = call.in;
-  const bool options =
-      in.x_weights || in.y_weights || in.scales > 1 || out.grad_p || call.device.weighted_kernel;
-  launch("mmd_rows_kernel", call, out, call.device.rows, rows_shared_bytes<T, kD>(in.scales),
-         options ? mmd_rows_kernel<T, kD, true> : mmd_rows_kernel<T, kD, false>);
+  launch("mmd_rows_kernel", call, out, call.device.rows, rows_shared_bytes<T, kD>(call.in.scales),
+         has_options(call) || out.grad_p ? mmd_rows_kernel<T, kD, true>
+                                         : mmd_rows_kernel<T, kD, false>);
+}
+
+template <int kD>
+void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out) {
+  launch("mmd_tensor_kernel", call, out, kTensorRows, tensor_shared_bytes<kD>(call.in.scales),
+         has_options(call) ? mmd_tensor_kernel<kD, true> : mmd_tensor_kernel<kD, false>);
 }
 
 }  // namespace cuda
@@ -40,6 +52,10 @@ template <typename T>
 void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDevice<T>& device) {
   const cuda::MmdCall<T> call{in, device};
   if constexpr (sizeof(T) == 4) {
+    if (device.products > 0) {
+      return in.d <= 32 ? cuda::on_tensor_cores<32>(call, out)
+                        : cuda::on_tensor_cores<64>(call, out);
+    }
     if (in.d <= 4) return cuda::by_rows<4>(call, out);
     if (in.d <= 8) return cuda::by_rows<8>(call, out);
     if (in.d <= 12) return cuda::by_rows<12>(call, out);  // the paper's 10

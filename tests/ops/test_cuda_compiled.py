@@ -22,6 +22,7 @@ EXPECTED = {
     *(f"mmd_rows_kernel<double, 16, {options}>" for options in ("true", "false")),
     *(f"cgm_step_kernel<float, {d}>" for d in (8, 16, 32, 64)),
     "cgm_step_kernel<double, 16>",
+    *(f"mmd_tensor_kernel<{d}, {options}>" for d in (32, 64) for options in ("true", "false")),
     *(
         f"{kernel}<{dtype}>"
         for kernel in ("mmd_wide_kernel", "mmd_second_kernel", "prototype_rows_kernel")
@@ -72,3 +73,14 @@ def test_most_instructions_of_a_pair_are_the_floors(d, share):
     if lines is None:
         pytest.skip("not built for sm_90")
     assert cuda_binary.pair_of(lines, d, products=True).share(d) >= share
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_tensor_kernels_multiply_there_and_copy_meanwhile(architecture):
+    found = cuda_binary.listings(architecture)
+    if not found:
+        pytest.skip(f"not built for {architecture}")
+    for d in (32, 64):
+        text = "\n".join(found[f"mmd_tensor_kernel<{d}, false>"])
+        assert "HMMA.1688.F32.TF32" in text
+        assert "LDGSTS" in text  # asynchronous copies

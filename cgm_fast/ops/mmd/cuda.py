@@ -13,8 +13,12 @@ from cgm_fast.ops.cuda_launch import (
     rows_of_block,
     stream,
 )
-from cgm_fast.ops.gpu import constants, on_device
+from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
 from cgm_fast.ops.memory import address, compute_like, plain, samples
+
+# Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh). By instructions it would be ahead from
+# fewer features on; a GPU must say from how many.
+TENSOR_ROWS, LEAST_FEATURES = 128, 17
 
 
 @on_device
@@ -47,8 +51,17 @@ def mmd_fwd(
     x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
     cross = plain(cross, dtype)
     rows = rows_of_block(b, n + m, x.device) if d <= MOST_FEATURES[dtype] else ROWS
+    products = 0 if with_p else _products(b, n + m, d, dtype, x.device)
     variance, device, _workspace = _device(
-        b, n + m, rows, dtype, variance, variances, kernel_weights, x.device
+        b,
+        n + m,
+        TENSOR_ROWS if products else rows,
+        products,
+        dtype,
+        variance,
+        variances,
+        kernel_weights,
+        x.device,
     )
     function("mmd_fwd", dtype)(
         row_begin, row_end,
@@ -96,7 +109,7 @@ def mmd_bwd(
     tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
     tangent_p = plain(tangent_p, dtype)
     variance, device, _workspace = _device(
-        b, n + m, ROWS, dtype, variance, variances, kernel_weights, x.device
+        b, n + m, ROWS, 0, dtype, variance, variances, kernel_weights, x.device
     )
     function("mmd_bwd", dtype)(
         row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
@@ -110,10 +123,24 @@ def mmd_bwd(
     return out_z, out_a, out_p
 
 
+def _products(b: int, total: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Products of tf32 numbers for one of float32, or 0 to leave tensor cores out.
+
+    These pay where there are more than a few features, and blocks of 128 rows for every
+    multiprocessor.
+    """
+    if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_FEATURES[dtype]:
+        return 0
+    if b * -(-total // TENSOR_ROWS) < multiprocessors(device):
+        return 0
+    return 1 if tf32_allowed() else 3
+
+
 def _device(
     b: int,
     total: int,
     rows: int,
+    products: int,
     dtype: torch.dtype,
     variance: Tensor | None,
     variances: list[float],
@@ -129,7 +156,7 @@ def _device(
     partials = torch.empty((b, -(-total // rows), s + 2), dtype=torch.float64, device=device)
     of_blocks = counters(b, device)
     given = (
-        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, partials.data_ptr(),
+        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, products, partials.data_ptr(),
         of_blocks.data_ptr(), stream(device),
     )  # fmt: skip
     return variance, given, (partials, of_blocks)

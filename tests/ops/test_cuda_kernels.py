@@ -1,0 +1,216 @@
+"""What is particular to the CUDA C++ kernels: tensor cores, blocks' sizes, launches, workspace."""
+
+import math
+
+import pytest
+import torch
+
+import cgm_fast
+from cgm_fast.ops import backends
+from cgm_fast.testing import (
+    assert_gradient_close,
+    assert_loss_close,
+    derivatives,
+    mmd_formula,
+    mmd_magnitude,
+    prototypes,
+    relative_l2,
+    sample_weights,
+    samples,
+)
+
+if backends.availability()["cuda"] is not None:
+    pytest.skip(f"cuda: {backends.availability()['cuda']}", allow_module_level=True)
+
+from cgm_fast.ops import cuda_launch
+from cgm_fast.ops.cgm_step import cuda as cgm_step
+from cgm_fast.ops.mmd import cuda as mmd
+from cgm_fast.ops.prototype_margin import cuda as margin
+
+
+@pytest.fixture
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """They are used from 512 rows on, as if a GPU had four multiprocessors."""
+    monkeypatch.setattr(mmd, "multiprocessors", lambda device: 4)
+
+
+@pytest.fixture
+def allow(request):
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def errors(x, y, sigmas, **options):
+    """Of the loss, over its terms' magnitudes, and of the gradient."""
+    found = derivatives(
+        lambda x, y: cgm_fast.mmd(x, y, bandwidth=list(sigmas), backend="cuda", **options),
+        (x, y), order=1,
+    )  # fmt: skip
+    wide = [value.double() for value in (x, y)]
+    options = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    wanted = derivatives(
+        lambda x, y: mmd_formula(x, y, sigma=list(sigmas), **options), wide, order=1
+    )
+    magnitude = mmd_magnitude(*wide, sigma=list(sigmas), **options)
+    loss = float(((found[0].double() - wanted[0]).abs() / magnitude).max())
+    return loss, relative_l2(torch.cat(found[1], -2), torch.cat(wanted[1], -2))
+
+
+HIGHEST, HIGH = (1e-6, 1e-5), (2e-5, 5e-4)  # as in the op's README
+
+
+@pytest.mark.parametrize("d", [17, 32, 40, 64])
+@pytest.mark.parametrize(("precision", "allowed"), [("highest", HIGHEST), ("high", HIGH)])
+def test_tensor_cores_keep_what_the_precision_promises(d, precision, allowed, tensor_cores, allow):
+    allow(precision)
+    x, y = samples(300, 290, d)
+    assert mmd._products(1, 590, d, x.dtype, x.device) == (3 if precision == "highest" else 1)
+    loss, gradient = errors(x, y, [math.sqrt(d)])
+    assert loss <= allowed[0]
+    assert gradient <= allowed[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "allowed"),
+    [
+        ({"offset": 1e3}, {}, HIGHEST),
+        ({"apart": 300.0}, {}, (1e-4, 1e-3)),
+        ({"batch": 2}, {}, HIGHEST),
+        ({}, {"estimator": "unbiased"}, HIGHEST),
+        ({}, {"sigmas": [3.0, 6.0, 12.0]}, HIGHEST),
+        ({}, {"x_weights": True}, HIGHEST),
+        ({"dtype": torch.float16}, {}, (1e-6, 1e-3)),  # a gradient in float16
+    ],
+    ids=["offset", "far_clusters", "batch", "unbiased", "bandwidths", "weights", "half"],
+)
+def test_tensor_cores_with_every_option(how, options, allowed, tensor_cores):
+    x, y = samples(300, 290, 20, **how)
+    options = dict(options)
+    if options.get("x_weights"):
+        options["x_weights"] = sample_weights(300)
+    assert mmd._products(x.shape[0] if x.dim() == 3 else 1, 590, 20, torch.float32, x.device)
+    loss, gradient = errors(x, y, options.pop("sigmas", [5.0]), **options)
+    assert loss <= allowed[0]
+    assert gradient <= allowed[1]
+
+
+def test_a_row_far_from_the_others_on_tensor_cores(tensor_cores):
+    x, y = samples(300, 290, 20)
+    x[77] += 40.0  # some 8 bandwidths
+    loss, gradient = errors(x, y, [5.0])
+    assert loss <= HIGHEST[0]
+    assert gradient <= HIGHEST[1]
+
+
+def test_copies_by_sixteen_bytes_change_nothing(tensor_cores, device):
+    x, y = samples(300, 290, 20, device=device)
+    found = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), (x, y), order=1)
+    for layout in ("strided", "shifted"):
+        if layout == "strided":
+            moved = [torch.stack((z, z), -1)[..., 0] for z in (x, y)]
+        else:
+            moved = [torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape) for z in (x, y)]
+        again = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), moved, order=1)
+        assert torch.equal(found[0], again[0])
+        assert all(torch.equal(a, b) for a, b in zip(found[1], again[1], strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_a_number_reaches_the_loss(bad, tensor_cores):
+    x, y = samples(300, 290, 20)
+    x[5, 3] = bad
+    assert cgm_fast.mmd(x, y, backend="cuda").isnan()
+
+
+def test_identical_samples_on_tensor_cores(tensor_cores):
+    x, _ = samples(300, 1, 20)
+    x.requires_grad_()
+    loss = cgm_fast.mmd(x, x.detach().clone(), bandwidth=5.0, backend="cuda")
+    magnitude = mmd_magnitude(x.detach(), x.detach(), sigma=[5.0])
+    assert_loss_close(loss.detach(), torch.zeros(()), magnitude)
+
+
+@pytest.mark.parametrize("rows", [4, 8, 16, 32])
+@pytest.mark.parametrize("d", [3, 10, 64])
+def test_blocks_of_any_number_of_rows_agree(rows, d, monkeypatch, device):
+    x, y = samples(150, 120, d, device=device)
+    sigma = math.sqrt(d)
+    wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[sigma]),
+                         (x.double(), y.double()), order=1)  # fmt: skip
+    monkeypatch.setattr(mmd, "rows_of_block", lambda *_: rows)
+    found = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), (x, y), order=1)
+    assert_loss_close(found[0], wanted[0], mmd_magnitude(x, y, sigma=[sigma]))
+    assert_gradient_close(torch.cat(found[1]), torch.cat(wanted[1]))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("margin_", [0.5, 50.0])
+def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device):
+    r, g, labels = prototypes(300, 150, 10, device=device)
+    labels = labels if labelled else None
+
+    def run():
+        return derivatives(
+            lambda r, g: cgm_fast.prototype_margin(
+                r, g, labels, margin=margin_, backend="cuda"
+            ).loss,
+            (r, g), order=1,
+        )  # fmt: skip
+
+    one = run()
+    monkeypatch.setattr(margin, "_MOST_SUMS", 0)
+    two = run()
+    assert_loss_close(two[0], one[0], one[0])
+    for a, b in zip(one[1], two[1], strict=True):
+        assert_gradient_close(a, b)
+
+
+@pytest.mark.parametrize("detach_prior", [False, True])
+def test_a_step_in_one_launch_is_the_step_in_parts(detach_prior, monkeypatch, device):
+    r, g, _ = prototypes(100, 12, 10, device=device)
+    noise = torch.randn(2, 100, 10, generator=torch.Generator().manual_seed(3)).to(device)
+
+    def run():
+        return derivatives(
+            lambda r, g: cgm_fast.cgm_loss(
+                r, g, noise=noise, detach_prior=detach_prior, backend="cuda"
+            ).loss,
+            (r, g), order=1,
+        )  # fmt: skip
+
+    one = run()
+    monkeypatch.setattr(cgm_step, "MOST_ROWS", 0)
+    parts = run()
+    assert_loss_close(one[0], parts[0], parts[0])
+    for a, b in zip(one[1], parts[1], strict=True):
+        assert_gradient_close(a, b)
+
+
+def test_counters_are_left_at_zero(device):
+    x, y = samples(60, 50, 3, batch=3, device=device)
+    cgm_fast.mmd(x, y, backend="cuda")
+    r, g, _ = prototypes(60, 5, 3, device=device)
+    cgm_fast.prototype_margin(r, g, backend="cuda")
+    cgm_fast.cgm_loss(r, g, backend="cuda")
+    found = cuda_launch.counters(3, r.device)
+    assert found.shape[0] >= 3
+    assert not found.any()
+
+
+def test_captured_calls_have_counters_of_their_own(monkeypatch):
+    device = torch.device("cpu")
+    eager = cuda_launch.counters(2, device)
+    assert cuda_launch.counters(1, device).data_ptr() == eager.data_ptr()
+    monkeypatch.setattr(cuda_launch, "capturing", lambda device: True)
+    captured = [cuda_launch.counters(2, device) for _ in range(3)]
+    addresses = {value.data_ptr() for value in (eager, *captured)}
+    assert len(addresses) == 4
+    assert not any(value.any() for value in captured)
+    monkeypatch.setitem(cuda_launch._next, device, cuda_launch._POOL - 1)
+    assert not cuda_launch.counters(2, device).any()  # a fresh one where none are left
