@@ -104,8 +104,7 @@ __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first
     const int row = at / kD, f = at % kD;
     memory.rows[row][f] = row < here && f < d ? element(in, item, first_row + row, f) : 0.f;
   }
-  sync_block();
-  constexpr int kParts = kThreads / kD;
+  constexpr int kParts = kThreads / kD;  // a thread adds up the rows that it has written
   float sum = 0;
   for (int row = thread / kD; row < here; row += kParts) sum += memory.rows[row][thread % kD];
   memory.high[thread / kD][thread % kD] = sum;
@@ -341,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
-  sync_block();
+  // The rows' sums were complete before the barrier behind the last tile.
   finish(call, out, item, block, blocks, kTensorRows, memory.sums, parts, memory.scratch);
 }
 

@@ -1,9 +1,10 @@
 // CUDA kernels on a CPU, for tests: g++ -x c++ -include cuda_on_cpu.h kernel.cu
 //
-// Every CUDA thread is a fiber. Between two barriers a block's threads run one after another, in an
-// order shuffled anew each time, as the blocks of a grid do; so code that leans on an order gives
-// another result each time. Threads wait where CUDA's would: at a barrier, in a warp's shuffle or
-// mma. If nobody can go on, or some wait elsewhere than others, the launch throws.
+// Every CUDA thread is a fiber. Between two barriers of a block its warps run one after another,
+// each as far as it comes, in an order shuffled anew each time, as the lanes of a warp between two
+// of its collectives and the blocks of a grid do; so code that leans on an order gives another
+// result each time. Threads wait where CUDA's would: at a barrier, in a warp's shuffle or mma. If
+// nobody can go on, or some wait elsewhere than others, the launch throws.
 //
 // Shared memory is a heap block of the launch's size, filled with NaN, so that AddressSanitizer
 // sees what lies beyond it. An asynchronous copy arrives when it is waited for, and leaves NaN
@@ -17,6 +18,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -155,16 +157,14 @@ class Block {
     std::memset(shared, 0xff, bytes_);
     running() = this;
     for (Fiber& fiber : fibers_) start(fiber);
-    std::vector<std::size_t> turn(fibers_.size());
-    std::iota(turn.begin(), turn.end(), 0);
-    while (true) {
-      std::shuffle(turn.begin(), turn.end(), order_);
-      for (std::size_t i : turn) {
-        if (fibers_[i].state == State::ready) resume(fibers_[i]);
-        if (error_) std::rethrow_exception(error_);
-      }
+    std::vector<std::size_t> warps(fibers_.size() / kWarp);
+    std::iota(warps.begin(), warps.end(), 0);
+    while (!all(State::done, 0, fibers_.size())) {
+      std::shuffle(warps.begin(), warps.end(), order_);
+      for (std::size_t warp : warps) run_warp(warp * kWarp);
       if (all(State::done, 0, fibers_.size())) break;
-      release();
+      if (!all(State::at_block, 0, fibers_.size())) lost(0, fibers_.size());
+      free(0, fibers_.size(), "barrier");
     }
     for (const Fiber& fiber : fibers_) {
       if (!fiber.open.empty() || !fiber.groups.empty()) {
@@ -263,24 +263,35 @@ class Block {
     }
   }
 
-  void release() {
-    bool any = false;
-    for (std::size_t first = 0; first < fibers_.size(); first += kWarp) {
+  // As far as a warp comes without the others: to a barrier of the block, or its end.
+  void run_warp(std::size_t first) {
+    std::array<std::size_t, kWarp> lanes;
+    std::iota(lanes.begin(), lanes.end(), first);
+    while (true) {
+      std::shuffle(lanes.begin(), lanes.end(), order_);
+      for (std::size_t lane : lanes) {
+        if (fibers_[lane].state == State::ready) resume(fibers_[lane]);
+        if (error_) std::rethrow_exception(error_);
+      }
       if (all(State::at_warp, first, first + kWarp)) {
         free(first, first + kWarp, "warp");
-        any = true;
+      } else if (std::none_of(lanes.begin(), lanes.end(), [&](std::size_t lane) {
+                   return fibers_[lane].state == State::at_warp;
+                 })) {
+        return;
+      } else {
+        lost(first, first + kWarp);
       }
     }
-    if (any) return;
-    if (!all(State::at_block, 0, fibers_.size())) {
-      for (const Fiber& fiber : fibers_) {
-        if (fiber.state == State::at_block || fiber.state == State::at_warp) {
-          throw std::runtime_error(std::string("divergent barrier: some threads wait at ") +
-                                   fiber.place + ", others never arrive");
-        }
-      }
+  }
+
+  [[noreturn]] void lost(std::size_t begin, std::size_t end) {
+    const char* place = "";
+    for (std::size_t i = begin; i < end; ++i) {
+      if (fibers_[i].state != State::done) place = fibers_[i].place;
     }
-    free(0, fibers_.size(), "barrier");
+    throw std::runtime_error(std::string("divergent barrier: some threads wait at ") + place +
+                             ", others never arrive");
   }
 
   std::size_t bytes_;
