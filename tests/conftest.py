@@ -93,3 +93,8 @@ def tensor_cores(monkeypatch):
         import tensor_cores
 
         tensor_cores.emulate(monkeypatch)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: processes that share the tests then end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
