@@ -13,9 +13,10 @@ namespace {
 
 using namespace cgm_fast::bindings;
 
-// (kernel weights on the device, from one item's variances to the next, rows of a block, products,
-// partials, counters, stream)
-using PyMmdDevice = std::tuple<Address, int64_t, int, int, Address, Address, Address>;
+// (kernel weights on the device, from one item's variances to the next, rows of a block, workers,
+// whether tf32 is allowed, slots, partials, counters, stream)
+using PyMmdDevice =
+    std::tuple<Address, int64_t, int, int, bool, Address, Address, Address, Address>;
 
 template <typename T>
 cf::MmdDevice<T> mmd_device(const PyMmdDevice& given, const cf::MmdInput<T>& in) {
@@ -24,10 +25,12 @@ cf::MmdDevice<T> mmd_device(const PyMmdDevice& given, const cf::MmdInput<T>& in)
   device.weighted_kernel = in.kernel_weights[0] != 1;
   device.variance_item = std::get<1>(given);
   device.rows = std::get<2>(given);
-  device.products = std::get<3>(given);
-  device.partials = at<double>(std::get<4>(given));
-  device.counters = at<unsigned>(std::get<5>(given));
-  device.stream = at<void>(std::get<6>(given));
+  device.workers = std::get<3>(given);
+  device.tf32 = std::get<4>(given);
+  device.slots = at<double>(std::get<5>(given));
+  device.partials = at<double>(std::get<6>(given));
+  device.counters = at<unsigned>(std::get<7>(given));
+  device.stream = at<void>(std::get<8>(given));
   return device;
 }
 

@@ -6,6 +6,12 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#else
+#include "cpu/read.h"
+#endif
+
 namespace cgm_fast::cuda {
 
 constexpr int kWarp = 32;
@@ -86,6 +92,27 @@ __device__ inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+// The same of half numbers, two to a word, with sixteen of each row of a and column of b: a (g,
+// 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..); b (2t.., g), (2t + 8.., g).
+template <bool kBfloat16>
+__device__ void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  if constexpr (kBfloat16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+}
+
+__device__ inline float of_float16(unsigned bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
 #else  // the emulation
 
 // As in CUDA, one name for float and double; without these it would be double's for both.
@@ -152,31 +179,37 @@ void copy_async_wait() {
 }
 
 inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
-  struct Parts {
-    float a[4], b[2];
-  };
-  const Parts mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const int g = cuda_on_cpu::Block::fiber().lane / 4, t = cuda_on_cpu::Block::fiber().lane % 4;
-  struct Sums {
-    double of[4];
-  };
-  const Sums sums = cuda_on_cpu::collective(mine, CUDA_ON_CPU_HERE, [&](const auto& of_lane) {
-    Sums found{{c[0], c[1], c[2], c[3]}};
-    for (int place = 0; place < 4; ++place) {
-      const int row = place / 2, column = 2 * t + place % 2;  // row 0 for g, 1 for g + 8
-      for (int k = 0; k < 8; ++k) {
-        const float of_a = of_lane(g * 4 + k % 4).a[row + k / 4 * 2];
-        const float of_b = of_lane(column * 4 + k % 4).b[k / 4];
-        found.of[place] +=
-            static_cast<double>(cuda_on_cpu::as_tf32(of_a)) * cuda_on_cpu::as_tf32(of_b);
-      }
-    }
-    return found;
-  });
-  for (int place = 0; place < 4; ++place) c[place] = cuda_on_cpu::toward_zero(sums.of[place]);
+  cuda_on_cpu::mma<8>(c, a, b, CUDA_ON_CPU_HERE,
+                      [](float word, int) -> double { return cuda_on_cpu::as_tf32(word); });
 }
+template <bool kBfloat16>
+void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  cuda_on_cpu::mma<16>(c, a, b, CUDA_ON_CPU_HERE, [](unsigned word, int k) -> double {
+    const auto bits = static_cast<std::uint16_t>(word >> 16 * k);
+    return kBfloat16 ? bfloat16_to_float(bits) : half_to_float(bits);
+  });
+}
+inline float of_float16(unsigned bits) { return half_to_float(static_cast<std::uint16_t>(bits)); }
 
 #endif
+
+__device__ inline float of_bfloat16(unsigned bits) {
+  return from_bits(static_cast<int>(bits << 16));
+}
+
+// Some numbers read or written at once.
+template <typename T, int kCount>
+struct alignas(kCount * sizeof(T)) Pack {
+  T of[kCount];
+};
+template <int kCount, typename T>
+__device__ Pack<T, kCount> read_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, kCount>*>(from);
+}
+template <typename T, int kCount>
+__device__ void write_pack(T* to, const Pack<T, kCount>& pack) {
+  *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+}
 
 __device__ inline double max_or_nan(double a, double b) { return a > b || a != a ? a : b; }
 

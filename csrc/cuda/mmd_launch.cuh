@@ -5,7 +5,6 @@
 #include "cuda/launch.cuh"
 #include "cuda/mmd_rows.cuh"
 #include "cuda/mmd_second.cuh"
-#include "cuda/mmd_tensor.cuh"
 #include "cuda/mmd_wide.cuh"
 
 namespace cgm_fast {
@@ -40,11 +39,8 @@ void by_rows(const MmdCall<T>& call, const MmdGradient<T>& out) {
                                          : mmd_rows_kernel<T, kD, false>);
 }
 
-template <int kD>
-void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out) {
-  launch("mmd_tensor_kernel", call, out, kTensorRows, tensor_shared_bytes<kD>(call.in.scales),
-         has_options(call) ? mmd_tensor_kernel<kD, true> : mmd_tensor_kernel<kD, false>);
-}
+// mmd_tensor.cu
+void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out);
 
 }  // namespace cuda
 
@@ -52,10 +48,7 @@ template <typename T>
 void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDevice<T>& device) {
   const cuda::MmdCall<T> call{in, device};
   if constexpr (sizeof(T) == 4) {
-    if (device.products > 0) {
-      return in.d <= 32 ? cuda::on_tensor_cores<32>(call, out)
-                        : cuda::on_tensor_cores<64>(call, out);
-    }
+    if (device.workers > 0) return cuda::on_tensor_cores(call, out);
     if (in.d <= 4) return cuda::by_rows<4>(call, out);
     if (in.d <= 8) return cuda::by_rows<8>(call, out);
     if (in.d <= 12) return cuda::by_rows<12>(call, out);  // the paper's 10

@@ -1,49 +1,220 @@
 // MMD² and its gradient in float32 on tensor cores, in one launch, where rows are many: a warp has
-// 16 rows, whose tf32 parts and sums stay in its registers, a block 128; columns come by tiles
-// through shared memory, the next one copied while one is worked on.
+// 16 rows, whose parts and sums stay in its registers, a block 128; columns come by tiles through
+// shared memory, the next one copied while one is worked on. Blocks of threads have even shares of
+// all tiles (shares.cuh).
 //
 // Rows and columns are centred on the mean of the block's rows and scaled, so that with b = -|z|²/2
-// a pair's exponent is z_i . z_j + b_i + b_j: the first product. Weights w leave the accumulators
-// as the left factor of the second, sum_j w_ij z_j: what a lane has of them belongs to columns 2t
-// and 2t + 1 of eight, where a left factor has t and t + 4, so columns are counted in that order.
+// a pair's exponent is z_i . z_j + b_i + b_j: the first product. Weights w leave its accumulators
+// as right factor of the second, sum_j z_j w_ij, features by rows: what a lane has of them belongs
+// to columns 2t and 2t + 1 of eight, where a right factor has t and t + 4, so columns are counted
+// in that order.
 //
-// In three products of two parts each, what is lost is below float32's rounding; where tf32 is
+// In three products of two tf32 parts each, what is lost is below float32's rounding; where tf32 is
 // allowed samples are rounded to it first, so that the first product is exact, and weights are cut
-// to it. Tensor cores cut their sums: they are given short ones, a tile's.
+// to it. Half samples are neither centred nor rounded: their first product is exact on half tensor
+// cores, and being tf32 numbers as well they are multiplied with two parts of a weight. Tensor
+// cores cut their sums: they are given short ones, a tile's.
 #pragma once
 
-#include "cuda/mmd.cuh"
-#include "cuda/mmd_rows.cuh"
+#include "cuda/mmd_tensor_tile.cuh"
+#include "cuda/shares.cuh"
 
 namespace cgm_fast::cuda {
 
-constexpr int kTensorRows = 128, kRowsOfMma = 16;
+// A warp's rows as left factor of the first product, a lane's share.
+template <int kD, Numbers kOf>
+struct LeftFactor {
+  using Memory = TensorMemory<kD, kOf>;
+  float high[kD / 8][4], low[Memory::kSplit ? kD / 8 : 1][4];
 
-template <int kD>
-struct TensorMemory {
-  static constexpr int kColumns = 2048 / kD;
-  static constexpr int kStride = kD + 4;  // lanes that read one product's operand meet all banks
-  alignas(16) float ring[2][kColumns][kD];
-  float rows[kTensorRows][kD];
-  float high[kColumns][kStride], low[kColumns][kStride];  // of a tile, centred and scaled
-  float bias[kColumns], weight[kColumns], row_bias[kTensorRows];
-  float centre[kD];
-  double sums[kTensorRows][2];
-  double scratch[kWarps];
-  // Then: double parts[2], Scale<float> scales[scales]
+  __device__ void load(const Memory& memory, const int (&rows)[2], int t, float scale,
+                       const MmdInput<float>&, int64_t, int64_t) {
+#pragma unroll
+    for (int c = 0; c < kD / 16; ++c) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        Pack<float, 4> of_high, of_low;
+        const int at = 16 * c + 4 * t;
+        operand<kOf>(read_pack<4>(memory.rows + rows[row] * kD + at),
+                     read_pack<4>(memory.shift + at), scale, true, of_high, of_low);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          high[2 * c + q / 2][row + q % 2 * 2] = of_high.of[q];
+          if (Memory::kSplit) low[2 * c + q / 2][row + q % 2 * 2] = of_low.of[q];
+        }
+      }
+    }
+  }
+
+  // e += rows times columns [begin, begin + 8).
+  __device__ void multiply(float (&e)[4], const Memory& memory, const float*, int begin,
+                           const LanePlaces& at, int, int) const {
+#pragma unroll
+    for (int c = 0; c < kD / 16; ++c) {
+      const float* from = memory.parts[0] + begin * kD + at.of_first<kD>(c);
+      const Pack<float, 4> b_high = read_pack<4>(from);
+      Pack<float, 4> b_low;
+      if constexpr (Memory::kSplit) b_low = read_pack<4>(from + Memory::kColumns * kD);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float of_high[2] = {b_high.of[2 * half], b_high.of[2 * half + 1]};
+        if constexpr (Memory::kSplit) {
+          const float of_low[2] = {b_low.of[2 * half], b_low.of[2 * half + 1]};
+          mma_16x8x8_tf32(e, low[2 * c + half], of_high);
+          mma_16x8x8_tf32(e, high[2 * c + half], of_low);
+        }
+        mma_16x8x8_tf32(e, high[2 * c + half], of_high);
+      }
+    }
+  }
 };
 
-template <int kD>
-std::size_t tensor_shared_bytes(int64_t scales) {
-  return sizeof(TensorMemory<kD>) + 2 * sizeof(double) +
-         static_cast<std::size_t>(scales) * sizeof(Scale<float>);
-}
+// The same of half numbers, from the ring.
+template <int kD, Numbers kOf>
+struct HalfLeftFactor {
+  using Memory = TensorMemory<kD, kOf>;
+  static constexpr int kOnce = kD == 16 ? 1 : 2;  // products whose operands lie side by side
+  unsigned words[kD / 16][4];
 
-// The tf32 number that tensor cores read, and the nearest one, ties away from zero.
-__device__ inline float cut_tf32(float value) { return from_bits(bits_of(value) & ~0x1fff); }
-__device__ inline float nearest_tf32(float value) {
-  const float rounded = from_bits((bits_of(value) + 0x1000) & ~0x1fff);
-  return value == value ? rounded : value;
+  __device__ void load(const Memory&, const int (&rows)[2], int t, float, const MmdInput<float>& in,
+                       int64_t item, int64_t first_row) {
+#pragma unroll
+    for (int step = 0; step < kD / 16; ++step) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const int64_t i = first_row + rows[p % 2];
+        const int f = step / kOnce * 16 * kOnce + 4 * kOnce * t + step % kOnce * 4 + p / 2 * 2;
+        const Samples& of = i < in.n ? in.x : in.y;
+        const int64_t row = i < in.n ? i : i - in.n;
+        const bool there = i < in.n + in.m;
+        words[step][p] = bits_at(of, item, row, f, there && f < in.d) |
+                         bits_at(of, item, row, f + 1, there && f + 1 < in.d) << 16;
+      }
+    }
+  }
+
+  __device__ void multiply(float (&e)[4], const Memory&, const unsigned* raw, int begin,
+                           const LanePlaces&, int g, int t) const {
+    constexpr int kWords = kD / 2;
+    const unsigned* from = raw + begin * kWords;
+#pragma unroll
+    for (int c = 0; c < kD / 16 / kOnce; ++c) {
+      const Pack<unsigned, 2 * kOnce> b = read_pack<2 * kOnce>(
+          kOnce == 1 ? from + g * kWords + 2 * t : from + ring_at<kWords, true>(g, 4 * c + t));
+#pragma unroll
+      for (int q = 0; q < kOnce; ++q) {
+        const unsigned of_b[2] = {b.of[2 * q], b.of[2 * q + 1]};
+        mma_16x8x16<kOf == Numbers::bfloat16>(e, words[kOnce * c + q], of_b);
+      }
+    }
+  }
+};
+
+// What a warp knows of its rows and of a tile. A lane has rows g and g + 8 of the first product and
+// its sums, 2t, 2t + 1, 2t + 8 and 2t + 9 of the second.
+template <int kD, Numbers kOf>
+struct Visit {
+  using Memory = TensorMemory<kD, kOf>;
+  using Left = std::conditional_t<Memory::kHalf, HalfLeftFactor<kD, kOf>, LeftFactor<kD, kOf>>;
+  int g, t, rows[2];  // rows of the block
+  LanePlaces at;
+  Left left;
+  float row_bias[2], unit;  // of exponents
+  bool gradient;
+};
+
+// A tile's sums: over values and slopes, and of two features of four rows in every sixteen.
+template <int kD>
+struct TileSums {
+  float values[2], slopes[2], pull[kD / 16][2][4];
+};
+
+// The warp's rows with columns [begin, begin + 8) of a tile. kPlain: distances from products, all
+// columns are there, and none is a row.
+template <bool kPlain, int kD, Numbers kOf, bool kOptions, typename Word>
+__device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileSums<kD>& sums,
+                                              const TensorMemory<kD, kOf>& memory, const Word* raw,
+                                              int begin, bool by_differences, int here,
+                                              int own_column, const Scale<float>* scales,
+                                              int64_t count, bool weighted) {
+  using Memory = TensorMemory<kD, kOf>;
+  constexpr bool kTwo = kOf != Numbers::tf32;  // whether weights are two tf32 numbers
+  const int column = begin + 2 * visit.t;
+  float e[4] = {};
+  if (!kPlain && by_differences) {
+#pragma unroll 1
+    for (int c = 0; c < kD / 4; ++c) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        const Pack<float, 4> of_row = read_pack<4>(memory.rows + visit.rows[p / 2] * kD + 4 * c);
+        const Pack<float, 4> of_column = raw_chunk<kD, kOf>(raw, column + p % 2, c);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const float difference = of_row.of[q] - of_column.of[q];
+          e[p] = fma(difference, difference, e[p]);
+        }
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < 4; ++p) e[p] *= visit.unit;
+  } else {
+    visit.left.multiply(e, memory, raw, begin, visit.at, visit.g, visit.t);
+    const Pack<float, 2> bias = read_pack<2>(memory.bias + column);
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      const float both = visit.row_bias[p / 2] + bias.of[p % 2];
+      e[p] = Memory::kHalf ? fma(e[p], -2 * visit.unit, both) : e[p] + both;
+    }
+  }
+  float value[4], w[4];
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    if constexpr (kOptions) {
+      kernel_at(e[p], scales, count, &value[p], &w[p]);
+      const float of_column = weighted ? memory.weight[column + p % 2] : 1.f;
+      value[p] *= of_column;
+      w[p] *= of_column;
+    } else {
+      const Exp2<float> k = exp2_less_one(e[p]);
+      value[p] = k.less_one;
+      w[p] = k.whole;
+    }
+    if (!kPlain) {
+      const int j = column + p % 2;
+      if (j >= here) value[p] = 0;
+      // A row does not pull itself; its rounding would be all there is where others are far.
+      if (j >= here || j == own_column + visit.rows[p / 2]) w[p] = 0;
+    }
+  }
+  float w_high[2][2], w_low[2][2];  // of rows g and g + 8, as right factors
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    w_high[p / 2][p % 2] = cut_tf32(w[p]);
+    w_low[p / 2][p % 2] = w[p] - w_high[p / 2][p % 2];
+    sums.values[p / 2] += value[p];
+    sums.slopes[p / 2] += kTwo ? w[p] : w_high[p / 2][p % 2];
+  }
+  if (!visit.gradient) return;
+#pragma unroll
+  for (int c = 0; c < kD / 16; ++c) {
+    const float* even = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 0);
+    const float* odd = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 1);
+    const Pack<float, 2> of_even = read_pack<2>(even), of_odd = read_pack<2>(odd);
+    const float high[4] = {of_even.of[0], of_even.of[1], of_odd.of[0], of_odd.of[1]};
+    float low[4];
+    if constexpr (Memory::kSplit) {
+      const Pack<float, 2> low_even = read_pack<2>(even + Memory::kColumns * kD);
+      const Pack<float, 2> low_odd = read_pack<2>(odd + Memory::kColumns * kD);
+      low[0] = low_even.of[0], low[1] = low_even.of[1];
+      low[2] = low_odd.of[0], low[3] = low_odd.of[1];
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      if constexpr (kTwo) mma_16x8x8_tf32(sums.pull[c][row], high, w_low[row]);
+      if constexpr (Memory::kSplit) mma_16x8x8_tf32(sums.pull[c][row], low, w_high[row]);
+      mma_16x8x8_tf32(sums.pull[c][row], high, w_high[row]);
+    }
+  }
 }
 
 // Over the four lanes that have a row's accumulators.
@@ -52,296 +223,180 @@ __device__ inline float sum_of_four(float value) {
   return value + shuffle_xor(value, 2);
 }
 
-// A tile of columns, all of one sample.
-struct TensorTile {
-  int sample, here;
-  int64_t first;
-
-  template <int kColumns>
-  __device__ static TensorTile at(int64_t tile, const MmdInput<float>& in) {
-    const int64_t of_x = (in.n + kColumns - 1) / kColumns;
-    const int sample = tile >= of_x;
-    const int64_t first = (tile - (sample ? of_x : 0)) * kColumns;
-    const int64_t left = (sample ? in.m : in.n) - first;
-    return {sample, static_cast<int>(left < kColumns ? left : kColumns), first};
-  }
-};
-
-// Whether rows can be copied by sixteen bytes.
-__device__ inline bool aligned(const Samples& of, int64_t d) {
-  return of.dtype == Dtype::float32 && of.feature_stride == 1 && d % 4 == 0 &&
-         of.row_stride % 4 == 0 && of.item_stride % 4 == 0 &&
-         reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
-}
-
-// Begin to copy a tile, with zeros beyond its rows and features.
-template <int kColumns, int kD>
-__device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, int here,
-                      float (&to)[kColumns][kD]) {
-  if (aligned(from, d)) {
-    for (int at = static_cast<int>(threadIdx.x); at < kColumns * kD / 4; at += kThreads) {
-      const int j = at / (kD / 4), f = at % (kD / 4) * 4;
-      const bool valid = j < here && f < d;
-      const float* row = static_cast<const float*>(from.data) + item * from.item_stride +
-                         (first + (valid ? j : 0)) * from.row_stride;
-      copy_async_16(&to[j][f], row + (valid ? f : 0), valid);
-    }
-  } else {
-    for (int at = static_cast<int>(threadIdx.x); at < kColumns * kD; at += kThreads) {
-      const int j = at / kD, f = at % kD;
-      to[j][f] = j < here && f < d ? load<float>(from, item, first + j, f) : 0.f;
-    }
-  }
-  copy_async_commit();
-}
-
-// The block's rows, their centre (0 for features beyond d), and whether one is far from it.
-template <int kD>
-__device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first_row, int here,
-                          float scale, float widest, bool exact, TensorMemory<kD>& memory) {
-  const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
-  for (int at = thread; at < kTensorRows * kD; at += kThreads) {
-    const int row = at / kD, f = at % kD;
-    memory.rows[row][f] = row < here && f < d ? element(in, item, first_row + row, f) : 0.f;
-  }
-  constexpr int kParts = kThreads / kD;  // a thread adds up the rows that it has written
-  float sum = 0;
-  for (int row = thread / kD; row < here; row += kParts) sum += memory.rows[row][thread % kD];
-  memory.high[thread / kD][thread % kD] = sum;
-  sync_block();
-  if (thread < kD) {
-    sum = 0;
-    for (int part = 0; part < kParts; ++part) sum += memory.high[part][thread];
-    memory.centre[thread] = sum / static_cast<float>(here);
-  }
-  sync_block();
-  bool far = false;
-  if (thread < kTensorRows) {
-    float square = 0;
-#pragma unroll 8
-    for (int f = 0; f < kD && thread < here; ++f) {
-      float value = (memory.rows[thread][f] - memory.centre[f]) * scale;
-      if (!exact) value = nearest_tf32(value);
-      square = fma(value, value, square);
-    }
-    far = !(square * widest <= kFar);  // or NaN
-    memory.row_bias[thread] = square * -0.5f;
-  }
-  return any_in_block(far);
-}
-
-// A tile as products want it; whether some column is far from the centre. A barrier.
-template <int kD>
-__device__ bool prepare(const float (&raw)[TensorMemory<kD>::kColumns][kD], int here, float scale,
-                        float widest, bool exact, TensorMemory<kD>& memory) {
-  for (int at = static_cast<int>(threadIdx.x); at < TensorMemory<kD>::kColumns * kD;
-       at += kThreads) {
-    const int j = at / kD, f = at % kD;
-    const float value = j < here ? (raw[j][f] - memory.centre[f]) * scale : 0.f;
-    const float high = exact ? cut_tf32(value) : nearest_tf32(value);
-    memory.high[j][f] = high;
-    memory.low[j][f] = value - high;
-  }
-  bool far = false;
-  const int j = static_cast<int>(threadIdx.x);
-  if (j < here) {
-    float square = 0;
-#pragma unroll 8
-    for (int f = 0; f < kD; ++f) {
-      float value = (raw[j][f] - memory.centre[f]) * scale;
-      if (!exact) value = nearest_tf32(value);
-      square = fma(value, value, square);
-    }
-    far = !(square * widest <= kFar);
-    memory.bias[j] = square * -0.5f;
-  }
-  return any_in_block(far);
-}
-
-template <int kD, bool kOptions>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kD, Numbers kOf, bool kOptions>
+__global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     mmd_tensor_kernel(const MmdCall<float> call, const MmdGradient<float> out, unsigned blocks) {
-  using Memory = TensorMemory<kD>;
-  constexpr int kColumns = Memory::kColumns, kSteps = kD / 8;
+  using Memory = TensorMemory<kD, kOf>;
+  constexpr int kColumns = Memory::kColumns, kSums = Memory::kSums, kThird = kD / 2;
   const MmdInput<float>& in = call.in;
   Memory& memory = *shared_memory<Memory>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
   Scale<float>* scales = reinterpret_cast<Scale<float>*>(parts + 2);
-  const int64_t item = blockIdx.x / blocks, total_rows = in.n + in.m;
-  const unsigned block = blockIdx.x % blocks;
-  const int64_t first_row = int64_t{block} * kTensorRows;
-  const int rows_here =
-      static_cast<int>(total_rows - first_row < kTensorRows ? total_rows - first_row : kTensorRows);
-  const int d = static_cast<int>(in.d), lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, g = lane / 4, t = lane % 4;
-  const bool exact = call.device.products == 3;
-  const bool gradient = first_row < out.row_end && first_row + kTensorRows > out.row_begin;
-  const float between = between_samples(in, item);
+  const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
+  Visit<kD, kOf> visit;
+  visit.g = g;
+  visit.t = t;
+  visit.rows[0] = warp * kRowsOfMma + g;
+  visit.rows[1] = visit.rows[0] + 8;
+  visit.at = LanePlaces::of<kD>(g, t);
 
-  const auto begin_copy = [&](int64_t tile) {
+  const int tiles =
+      static_cast<int>((in.n + kColumns - 1) / kColumns + (in.m + kColumns - 1) / kColumns);
+  const Shares shares{in.batch * blocks * tiles, tiles, gridDim.x};
+  const int64_t end = shares.begin(blockIdx.x + 1);
+  int64_t unit = shares.begin(blockIdx.x);
+  int turn = 0;  // of the ring
+  const auto begin_copy = [&](int tile, int64_t item, int to) {
     const TensorTile of = TensorTile::at<kColumns>(tile, in);
-    if (of.sample) {
-      fetch(in.y, item, d, of.first, of.here, memory.ring[tile % 2]);
-    } else {
-      fetch(in.x, item, d, of.first, of.here, memory.ring[tile % 2]);
-    }
+    fetch<kD, kOf>(of.sample ? in.y : in.x, item, d, of.first, of.here, memory.ring[to]);
   };
-  const int64_t count = (in.n + kColumns - 1) / kColumns + (in.m + kColumns - 1) / kColumns;
-  begin_copy(0);
-  load_scales(call, item, scales);
-  sync_block();
-  const float scale = sqrt(-2 * scales[0].unit);
-  float widest = 1;
-  for (int s = 1; s < in.scales; ++s) {
-    widest = scales[s].ratio > widest ? scales[s].ratio : widest;
-  }
-  const bool far_rows = load_rows<kD>(in, item, first_row, rows_here, scale, widest, exact, memory);
+  if (unit < end) begin_copy(static_cast<int>(unit % tiles), unit / tiles / blocks, 0);
 
-  const int rows[2] = {warp * kRowsOfMma + g, warp * kRowsOfMma + g + 8};
-  float a_high[kSteps][4], a_low[kSteps][4];
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const int f = 8 * step + t + p / 2 * 4;
-      const float value = (memory.rows[rows[p % 2]][f] - memory.centre[f]) * scale;
-      a_high[step][p] = exact ? cut_tf32(value) : nearest_tf32(value);
-      a_low[step][p] = value - a_high[step][p];
-    }
-  }
-  const bool in_y[2] = {first_row + rows[0] >= in.n, first_row + rows[1] >= in.n};
-
-  float pull[kSteps][4] = {}, slope[2] = {};
-  if (t == 0) {  // of a row's four lanes the one that keeps its sums
-    for (int row : rows) memory.sums[row][0] = memory.sums[row][1] = 0;
-  }
-  for (int64_t tile = 0; tile < count; ++tile) {
-    const auto [of_sample, here, first] = TensorTile::at<kColumns>(tile, in);
-    const int64_t stacked = first + (of_sample ? in.n : 0);
-    if (tile + 1 < count) {
-      begin_copy(tile + 1);
-      copy_async_wait<1>();
-    } else {
-      copy_async_wait<0>();
-    }
+  while (unit < end) {
+    const int64_t block_of_all = unit / tiles, item = block_of_all / blocks;
+    const unsigned block = static_cast<unsigned>(block_of_all % blocks);
+    const int first_tile = static_cast<int>(unit % tiles);
+    const int last_tile = static_cast<int>(end - unit < tiles - first_tile ? first_tile + end - unit
+                                                                           : int64_t{tiles});
+    unit += last_tile - first_tile;
+    const int64_t first_row = int64_t{block} * kTensorRows, total_rows = in.n + in.m;
+    const int rows_here = static_cast<int>(
+        total_rows - first_row < kTensorRows ? total_rows - first_row : kTensorRows);
+    const int rows_of_x = static_cast<int>(  // of this block
+        in.n <= first_row                ? 0
+        : in.n - first_row < kTensorRows ? in.n - first_row
+                                         : kTensorRows);
+    const float between = between_samples(in, item);
+    load_scales(call, item, scales);
     sync_block();
-    const auto& raw = memory.ring[tile % 2];
-    const float* weights = kOptions ? of_sample ? in.y_weights : in.x_weights : nullptr;
-    if (weights && static_cast<int>(threadIdx.x) < here) {
-      memory.weight[threadIdx.x] = weights[item * (of_sample ? in.m : in.n) + first + threadIdx.x];
+    visit.unit = scales[0].unit;
+    visit.gradient = first_row < out.row_end && first_row + kTensorRows > out.row_begin;
+    const float scale = sqrt(-2 * visit.unit);
+    float widest = 1;
+    for (int s = 1; s < in.scales; ++s) {
+      widest = scales[s].ratio > widest ? scales[s].ratio : widest;
     }
-    const bool far = prepare<kD>(raw, here, scale, widest, exact, memory);
-    const bool own = stacked < first_row + kTensorRows && first_row < stacked + here;
-    const float a = static_cast<float>(of_sample ? -in.y_scale : in.x_scale);
-    const bool same[2] = {in_y[0] == (of_sample == 1), in_y[1] == (of_sample == 1)};
-    const float coefficient[2] = {a * (same[0] ? 1.f : between), a * (same[1] ? 1.f : between)};
+    const bool far_rows = load_rows<kD, kOf>(in, item, first_row, rows_here, scale, widest, memory);
+    visit.left.load(memory, visit.rows, t, scale, in, item, first_row);
+    for (int row = 0; row < 2; ++row) visit.row_bias[row] = memory.row_bias[visit.rows[row]];
 
-    float values[2] = {}, of_tile[kSteps][4] = {};
-#pragma unroll 1
-    for (int begin = 0; begin < here; begin += 8) {
-      float e[4] = {};
-      if (far_rows || far || own) {
-#pragma unroll 1
-        for (int f = 0; f < kD; ++f) {
+    // sum_j w z_j as accumulators have it, and sum_j w of rows g and g + 8.
+    float kept[Memory::kSumsInRegisters ? kSums : 1];
+    const auto keep = [&](int at, bool clear, float factor, float value) {
+      float& sum = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
+      sum = clear ? 0 : fma(factor, value, sum);
+    };
 #pragma unroll
-          for (int p = 0; p < 4; ++p) {
-            const float difference = memory.rows[rows[p / 2]][f] - raw[begin + 2 * t + p % 2][f];
-            e[p] = fma(difference, difference, e[p]);
-          }
-        }
-#pragma unroll
-        for (int p = 0; p < 4; ++p) e[p] *= scales[0].unit;
+    for (int at = 0; at < kSums; ++at) keep(at, true, 0, 0);
+    if (t == 0) {  // of a row's four lanes the one that keeps its sums
+      for (int row : visit.rows) memory.sums[2 * row] = memory.sums[2 * row + 1] = 0;
+    }
+    for (int tile = first_tile; tile < last_tile; ++tile) {
+      const TensorTile of = TensorTile::at<kColumns>(tile, in);
+      const int here = of.here;
+      const int64_t stacked = of.first + (of.sample ? in.n : 0);
+      if (tile + 1 < last_tile || unit < end) {
+        const bool next_rows = tile + 1 == tiles;
+        begin_copy(next_rows ? 0 : tile + 1, next_rows ? (block_of_all + 1) / blocks : item,
+                   (turn + 1) % 2);
+        copy_async_wait<1>();
       } else {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-          const float* high = &memory.high[begin + g][8 * step + t];
-          const float* low = &memory.low[begin + g][8 * step + t];
-          const float b_high[2] = {high[0], high[4]};
-          if (exact) {
-            const float b_low[2] = {low[0], low[4]};
-            mma_16x8x8_tf32(e, a_low[step], b_high);
-            mma_16x8x8_tf32(e, a_high[step], b_low);
-          }
-          mma_16x8x8_tf32(e, a_high[step], b_high);
-        }
-#pragma unroll
-        for (int p = 0; p < 4; ++p)
-          e[p] += memory.row_bias[rows[p / 2]] + memory.bias[begin + 2 * t + p % 2];
+        copy_async_wait<0>();
       }
-      float w_high[4], w_low[4];
+      sync_block();
+      const auto* raw = memory.ring[turn % 2];
+      ++turn;
+      const float* weights = kOptions ? of.sample ? in.y_weights : in.x_weights : nullptr;
+      if (weights && thread < kColumns) {
+        memory.weight[thread] =
+            thread < here ? weights[item * (of.sample ? in.m : in.n) + of.first + thread] : 0.f;
+      }
+      const bool far = prepare<kD, kOf>(raw, here, scale, widest, memory);
+      const bool own = stacked < first_row + kTensorRows && first_row < stacked + here;
+      const bool by_differences = far_rows || far || own;
+      // The block's first row as a column of this tile; a place that no column has, if far away.
+      const int own_column = own ? static_cast<int>(first_row - stacked) : kColumns;
+
+      TileSums<kD> sums = {};
+      int begin = 0;
+      const int plain = by_differences ? 0 : here / 8 * 8;
+#pragma unroll 1
+      for (; begin < plain; begin += 8) {
+        visit_columns<true, kD, kOf, kOptions>(visit, sums, memory, raw, begin, false, here,
+                                               own_column, scales, in.scales, weights != nullptr);
+      }
+#pragma unroll 1
+      for (; begin < here; begin += 8) {
+        visit_columns<false, kD, kOf, kOptions>(visit, sums, memory, raw, begin, by_differences,
+                                                here, own_column, scales, in.scales,
+                                                weights != nullptr);
+      }
+      const float a = static_cast<float>(of.sample ? -in.y_scale : in.x_scale);
+      const auto across = [&](int row) { return (row >= rows_of_x) != (of.sample == 1); };
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const float value = sum_of_four(sums.values[row]);
+        const bool other = across(visit.rows[row]);
+        if (t == 0) memory.sums[2 * visit.rows[row] + other] += static_cast<double>(a * value);
+        keep(kThird + row, false, other ? a * between : a, sums.slopes[row]);
+      }
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const int j = begin + 2 * t + p % 2, row = p / 2;
-        float value, w;
-        if constexpr (kOptions) {
-          kernel_at(e[p], scales, in.scales, &value, &w);
-          const float of_column = weights && j < here ? memory.weight[j] : 1.f;
-          value *= of_column;
-          w *= of_column;
-        } else {
-          const Exp2<float> k = exp2_less_one(e[p]);
-          value = k.less_one;
-          w = k.whole;
-        }
-        const bool there = j < here;
-        values[row] += there ? value : 0.f;
-        // A row does not pull itself; its rounding would be all there is where others are far.
-        w = there && stacked + j != first_row + rows[row] ? w * coefficient[row] : 0.f;
-        const int place = row + p % 2 * 2;  // of a left factor
-        w_high[place] = cut_tf32(w);
-        w_low[place] = w - w_high[place];
-        slope[row] += exact ? w : w_high[place];
-      }
-      if (!gradient) continue;
+        const int row = warp * kRowsOfMma + p / 2 * 8 + 2 * t + p % 2;
+        const float coefficient = across(row) ? a * between : a;
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const float* high = &memory.high[begin + 2 * t][8 * step + g];
-        const float* low = &memory.low[begin + 2 * t][8 * step + g];
-        const float b_high[2] = {high[0], high[Memory::kStride]};
-        if (exact) {
-          const float b_low[2] = {low[0], low[Memory::kStride]};
-          mma_16x8x8_tf32(of_tile[step], w_low, b_high);
-          mma_16x8x8_tf32(of_tile[step], w_high, b_low);
+        for (int f = 0; f < kD / 8; ++f) {  // two of every sixteen features
+          keep(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2, false, coefficient,
+               sums.pull[f / 2][p / 2][2 * (f % 2) + p % 2]);
         }
-        mma_16x8x8_tf32(of_tile[step], w_high, b_high);
       }
+      sync_block();  // the tile has been read
     }
+
+    // Sums were complete before the barrier behind the last tile.
+    static_assert(kThreads == 2 * kTensorRows);
+    double sum = memory.sums[thread];
+    float numbers[kSums];
+#pragma unroll
+    for (int at = 0; at < kSums; ++at) {
+      numbers[at] = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
+    }
+    if (!join_shares(shares, blockIdx.x, block_of_all, call.device.slots,
+                     call.device.counters + in.batch, sum, numbers)) {
+      continue;
+    }
+    memory.sums[thread] = sum;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const float value = sum_of_four(values[row]);
-      if (t == 0) memory.sums[rows[row]][!same[row]] += static_cast<double>(a * value);
+      const float slope = sum_of_four(numbers[kThird + row]);
+      if (t == 0) memory.slope[visit.rows[row]] = slope;
     }
+    sync_block();
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
+    for (int p = 0; p < 4; ++p) {
+      const int row = warp * kRowsOfMma + p / 2 * 8 + 2 * t + p % 2;
+      const int64_t i = first_row + row;
+      if (row >= rows_here || i < out.row_begin || i >= out.row_end) continue;
+      // Cutting takes 0.72 of 2^-11 off a weight on average; see triton_kernels.py.
+      const double factor = -2. / scales[0].variance / (Memory::kHalf ? 1.f : scale) *
+                            signed_weight(in, item, i) *
+                            (kOf == Numbers::tf32 ? 1 + 0.72 / 2048 : 1.);
+      float* to = out.grad_z + (item * (out.row_end - out.row_begin) + i - out.row_begin) * d;
 #pragma unroll
-      for (int p = 0; p < 4; ++p) pull[step][p] += of_tile[step][p];
-    }
-    sync_block();  // the tile has been read
-  }
-
-#pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    slope[row] = sum_of_four(slope[row]);
-    const int64_t i = first_row + rows[row];
-    if (!gradient || rows[row] >= rows_here || i < out.row_begin || i >= out.row_end) continue;
-    // Cutting takes 0.72 of 2^-11 off a weight on average; see triton_kernels.py.
-    const double factor = -2. / scales[0].variance / scale * signed_weight(in, item, i) *
-                          (exact ? 1. : 1 + 0.72 / 2048);
-    float* to = out.grad_z + (item * (out.row_end - out.row_begin) + i - out.row_begin) * d;
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int f = 8 * step + 2 * t + c;
+      for (int at = 0; at < kD / 8; ++at) {
+        const int f = 16 * (at / 2) + 2 * g + at % 2;
         if (f >= d) continue;
-        float z = (memory.rows[rows[row]][f] - memory.centre[f]) * scale;
-        if (!exact) z = nearest_tf32(z);
-        to[f] = static_cast<float>(factor * fma(slope[row], z, -pull[step][2 * row + c]));
+        float z = memory.rows[row * kD + f];
+        if (!Memory::kHalf) z = fma(z, scale, -memory.shift[f]);
+        if (kOf == Numbers::tf32) z = nearest_tf32(z);
+        const float pull = numbers[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
+        to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -pull));
       }
     }
+    finish(call, out, item, block, blocks, kTensorRows,
+           reinterpret_cast<const double (*)[2]>(memory.sums), parts, memory.scratch);
   }
-  // The rows' sums were complete before the barrier behind the last tile.
-  finish(call, out, item, block, blocks, kTensorRows, memory.sums, parts, memory.scratch);
 }
 
 }  // namespace cgm_fast::cuda

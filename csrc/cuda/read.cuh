@@ -1,27 +1,10 @@
 // Samples read in place: any dtype, any strides.
 #pragma once
 
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#else
-#include "cpu/read.h"
-#endif
-
 #include "cuda/device.cuh"
 #include "samples.h"
 
 namespace cgm_fast::cuda {
-
-#if defined(__CUDACC__)
-__device__ inline float of_half(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-#else
-inline float of_half(std::uint16_t bits) { return half_to_float(bits); }
-#endif
-
-__device__ inline float of_bfloat16(std::uint16_t bits) {
-  return from_bits(static_cast<int>(static_cast<unsigned>(bits) << 16));
-}
 
 // Element (row, feature) of one batch item, as T.
 template <typename T>
@@ -29,7 +12,7 @@ __device__ T load(const Samples& of, int64_t item, int64_t row, int feature) {
   const int64_t at = item * of.item_stride + row * of.row_stride + feature * of.feature_stride;
   switch (of.dtype) {
     case Dtype::float16:
-      return static_cast<T>(of_half(static_cast<const std::uint16_t*>(of.data)[at]));
+      return static_cast<T>(of_float16(static_cast<const std::uint16_t*>(of.data)[at]));
     case Dtype::bfloat16:
       return static_cast<T>(of_bfloat16(static_cast<const std::uint16_t*>(of.data)[at]));
     case Dtype::float32:

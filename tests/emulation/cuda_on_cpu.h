@@ -356,20 +356,6 @@ inline bool any_in_block(bool mine, const char* place) {
   return any;
 }
 
-inline float as_tf32(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  bits &= 0xffffe000u;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline float toward_zero(double value) {
-  const float nearest = static_cast<float>(value);
-  return std::fabs(static_cast<double>(nearest)) > std::fabs(value) ? std::nextafterf(nearest, 0.f)
-                                                                    : nearest;
-}
-
 }  // namespace cuda_on_cpu
 
 #define CUDA_ON_CPU_STRING(x) #x
@@ -387,3 +373,5 @@ inline float toward_zero(double value) {
   ::cuda_on_cpu::collective(value, CUDA_ON_CPU_HERE, [&](const auto& of) { \
     return of(::cuda_on_cpu::Block::fiber().lane ^ (bit));                 \
   })
+
+#include "tensor_cores.h"

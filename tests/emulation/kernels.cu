@@ -60,6 +60,49 @@ __global__ void product(const float* a, const float* b, float* c) {
   c[(g + 8) * 8 + 2 * t + 1] = of_c[3];
 }
 
+// The same of half numbers: c [16, 8] = a [16, 16] @ b [16, 8], b by columns, numbers by twos.
+template <bool kBfloat16>
+__global__ void half_product(const unsigned* a, const unsigned* b, float* c) {
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  const unsigned of_a[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + t + 4],
+                            a[(g + 8) * 8 + t + 4]};
+  const unsigned of_b[2] = {b[g * 8 + t], b[g * 8 + t + 4]};
+  float of_c[4] = {0.f, 0.f, 0.f, 0.f};
+  mma_16x8x16<kBfloat16>(of_c, of_a, of_b);
+  for (int at = 0; at < 4; ++at) c[(g + at / 2 * 8) * 8 + 2 * t + at % 2] = of_c[at];
+}
+
+// Whether that is what loops come to.
+template <bool kBfloat16>
+bool half_product_is_right() {
+  std::vector<float> a(16 * 16), b(8 * 16), c(16 * 8);
+  std::vector<unsigned> of_a(a.size() / 2), of_b(b.size() / 2);
+  const auto fill = [](std::vector<float>& to, std::vector<unsigned>& words, int factor) {
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      // 1 + q/8 or its negative, by bits: an exponent of 0 and three of the mantissa.
+      const unsigned q = static_cast<unsigned>(i) * static_cast<unsigned>(factor) % 8, sign = i % 3;
+      to[i] = (1.f + static_cast<float>(q) / 8) * (sign ? 1.f : -1.f);
+      const unsigned bits =
+          (sign ? 0u : 0x8000u) | (kBfloat16 ? 0x3f80u | q << 4 : 0x3c00u | q << 7);
+      words[i / 2] |= bits << i % 2 * 16;
+    }
+  };
+  fill(a, of_a, 3);
+  fill(b, of_b, 5);
+  run({"half_product", dim3(1), dim3(32), 0, nullptr}, half_product<kBfloat16>, of_a.data(),
+      of_b.data(), c.data());
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) {
+        sum += a[static_cast<std::size_t>(i * 16 + k)] * b[static_cast<std::size_t>(j * 16 + k)];
+      }
+      if (sum != c[static_cast<std::size_t>(i * 8 + j)]) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 // kernels NAME: runs one of them; prints "right", "wrong", or what the emulation threw.
@@ -95,6 +138,8 @@ int main(int, char** arguments) {
     if (name == "copied") right = sum(copied<kNone>, 32);
     if (name == "no_wait") right = sum(copied<kNoWait>, 32);
     if (name == "product") right = multiply();
+    if (name == "float16") right = half_product_is_right<false>();
+    if (name == "bfloat16") right = half_product_is_right<true>();
   } catch (const std::exception& error) {
     std::puts(error.what());
     return 1;

@@ -39,7 +39,7 @@ def run(program, name):
     return subprocess.run([program, name], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["tree", "copied", "product"])
+@pytest.mark.parametrize("name", ["tree", "copied", "product", "float16", "bfloat16"])
 def test_right_kernels_are_right(name, kernels, checked):
     for program in (kernels, checked):
         done = run(program, name)
@@ -75,5 +75,5 @@ def test_the_same_source_is_cuda(architecture, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "kernels.ptx").read_text()
-    for instruction in ("mma.sync.aligned.m16n8k8", "cp.async.cg.shared.global", "bar.sync"):
+    for instruction in ("mma.sync.aligned.m16n8k8", "m16n8k16", "cp.async.cg.shared.global", "bar.sync"):
         assert instruction in text

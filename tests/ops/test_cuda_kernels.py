@@ -35,8 +35,8 @@ def device():
 
 @pytest.fixture
 def tensor_cores(monkeypatch):
-    """They are used from 512 rows on, as if a GPU had four multiprocessors."""
-    monkeypatch.setattr(mmd, "multiprocessors", lambda device: 4)
+    """They are used from 512 rows on, by 14 blocks that share the work."""
+    monkeypatch.setattr(mmd, "multiprocessors", lambda device: 7)
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def errors(x, y, sigmas, **options):
 HIGHEST, HIGH = (1e-6, 1e-5), (2e-5, 5e-4)  # as in the op's README
 
 
-@pytest.mark.parametrize("d", [17, 32, 40, 64])
+@pytest.mark.parametrize("d", [9, 16, 17, 32, 40, 64])
 @pytest.mark.parametrize(("precision", "allowed"), [("highest", HIGHEST), ("high", HIGH)])
 def test_tensor_cores_keep_what_the_precision_promises(d, precision, allowed, tensor_cores, allow):
     allow(precision)
     x, y = samples(300, 290, d)
-    assert mmd._products(1, 590, d, x.dtype, x.device) == (3 if precision == "highest" else 1)
+    assert mmd._workers(1, 300, 290, d, x.dtype, x.device) == 14
     loss, gradient = errors(x, y, [math.sqrt(d)])
     assert loss <= allowed[0]
     assert gradient <= allowed[1]
@@ -85,19 +85,84 @@ def test_tensor_cores_keep_what_the_precision_promises(d, precision, allowed, te
         ({}, {"estimator": "unbiased"}, HIGHEST),
         ({}, {"sigmas": [3.0, 6.0, 12.0]}, HIGHEST),
         ({}, {"x_weights": True}, HIGHEST),
-        ({"dtype": torch.float16}, {}, (1e-6, 1e-3)),  # a gradient in float16
     ],
-    ids=["offset", "far_clusters", "batch", "unbiased", "bandwidths", "weights", "half"],
+    ids=["offset", "far_clusters", "batch", "unbiased", "bandwidths", "weights"],
 )
 def test_tensor_cores_with_every_option(how, options, allowed, tensor_cores):
     x, y = samples(300, 290, 20, **how)
     options = dict(options)
     if options.get("x_weights"):
         options["x_weights"] = sample_weights(300)
-    assert mmd._products(x.shape[0] if x.dim() == 3 else 1, 590, 20, torch.float32, x.device)
+    assert mmd._workers(x.shape[0] if x.dim() == 3 else 1, 300, 290, 20, x.dtype, x.device)
     loss, gradient = errors(x, y, options.pop("sigmas", [5.0]), **options)
     assert loss <= allowed[0]
     assert gradient <= allowed[1]
+
+
+def of_op(x, y, sigma):
+    """Loss and gradient as the op has them, before the gradient is rounded to the inputs' dtype."""
+    n, m = len(x), len(y)
+    given = (None, None, None, None, [sigma**2], [1.0], 1 / n, 1 / m, 1.0, 0, n + m, False, False)
+    return mmd.mmd_fwd(x, y, *given)[:2]
+
+
+@pytest.mark.parametrize("d", [9, 16, 27, 32, 64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("offset", "allowed"), [(0.0, 1e-5), (3.0, 1e-5), (30.0, 5e-5)], ids=["0", "3", "30"]
+)
+def test_half_samples_on_tensor_cores(d, dtype, offset, allowed, tensor_cores, device):
+    x, y = samples(300, 290, d, dtype=dtype, device=device, offset=offset)
+    sigma = math.sqrt(d)
+    loss, gradient = of_op(x, y, sigma)
+    wide = x.double(), y.double()
+    wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[sigma]), wide, order=1)
+    assert_loss_close(loss, wanted[0], mmd_magnitude(*wide, sigma=[sigma]))
+    assert_gradient_close(gradient, torch.cat(wanted[1]), allowed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_samples_of_any_layout(dtype, tensor_cores, device):
+    x, y = samples(300, 290, 24, dtype=dtype, device=device)
+    found = of_op(x, y, 5.0)
+    strided = [torch.stack((z, z), -1)[..., 0] for z in (x, y)]
+    shifted = [torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape) for z in (x, y)]
+    for moved in (strided, shifted):
+        assert all(torch.equal(a, b) for a, b in zip(found, of_op(*moved, 5.0), strict=True))
+
+
+def test_half_samples_of_two_dtypes(tensor_cores, device):
+    x, y = samples(300, 290, 20, device=device)
+    x, y = x.half(), y.bfloat16()
+    loss, _ = of_op(x, y, 5.0)
+    wide = x.double(), y.double()
+    assert_loss_close(
+        loss, mmd_formula(*wide, sigma=[5.0]), mmd_magnitude(*wide, sigma=[5.0])
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, device):
+    x, y = samples(300, 200, 40, batch=batch, device=device)  # four blocks of rows, 17 tiles
+    monkeypatch.setattr(mmd, "_workers", lambda *_: workers)
+    found = derivatives(lambda x, y: cgm_fast.mmd(x, y, bandwidth=6.0, backend="cuda").sum(),
+                        (x, y), order=1)  # fmt: skip
+    wide = x.double(), y.double()
+    wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[6.0]).sum(), wide, order=1)
+    assert_loss_close(found[0], wanted[0], mmd_magnitude(*wide, sigma=[6.0]).sum())
+    assert_gradient_close(torch.cat(found[1], -2), torch.cat(wanted[1], -2))
+    counted = cuda_launch.counters((batch or 1) + workers, x.device)
+    assert not counted.any()
+
+
+def test_rows_whose_gradient_nobody_wants(tensor_cores, device):
+    x, y = samples(300, 290, 12, device=device)
+    whole = of_op(x, y, 3.0)[1]
+    given = (None, None, None, None, [9.0], [1.0], 1 / 300, 1 / 290, 1.0)
+    for begin, end in ((0, 300), (300, 590), (130, 131)):
+        _, part, *_ = mmd.mmd_fwd(x, y, *given, begin, end, False, False)
+        assert torch.equal(part, whole[begin:end])
 
 
 def test_a_row_far_from_the_others_on_tensor_cores(tensor_cores):

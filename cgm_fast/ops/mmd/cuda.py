@@ -16,9 +16,12 @@ from cgm_fast.ops.cuda_launch import (
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
 from cgm_fast.ops.memory import address, compute_like, plain, samples
 
-# Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh). By instructions it would be ahead from
-# fewer features on; a GPU must say from how many.
-TENSOR_ROWS, LEAST_FEATURES = 128, 17
+# Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
+# on it has fewer instructions than mmd_rows.cuh, and pairs for a multiprocessor that are worth its
+# beginning, as in 2000 rows on a hundred of these. By the machine code; no GPU has been asked.
+TENSOR_ROWS, LEAST_FEATURES, MOST_TENSOR_FEATURES, LEAST_PAIRS = 128, 9, 64, 1 << 15
+WORKERS = 2
+"""Blocks of its grid for a multiprocessor: two share one up to 32 features, then take turns."""
 
 
 @on_device
@@ -50,13 +53,17 @@ def mmd_fwd(
     grad_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
     x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
     cross = plain(cross, dtype)
-    rows = rows_of_block(b, n + m, x.device) if d <= MOST_FEATURES[dtype] else ROWS
-    products = 0 if with_p else _products(b, n + m, d, dtype, x.device)
+    workers = 0 if with_p else _workers(b, n, m, d, dtype, x.device)
+    if workers:
+        rows = TENSOR_ROWS
+    else:
+        rows = rows_of_block(b, n + m, x.device) if d <= MOST_FEATURES[dtype] else ROWS
     variance, device, _workspace = _device(
         b,
         n + m,
-        TENSOR_ROWS if products else rows,
-        products,
+        d,
+        rows,
+        workers,
         dtype,
         variance,
         variances,
@@ -109,7 +116,7 @@ def mmd_bwd(
     tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
     tangent_p = plain(tangent_p, dtype)
     variance, device, _workspace = _device(
-        b, n + m, ROWS, 0, dtype, variance, variances, kernel_weights, x.device
+        b, n + m, d, ROWS, 0, dtype, variance, variances, kernel_weights, x.device
     )
     function("mmd_bwd", dtype)(
         row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
@@ -123,24 +130,29 @@ def mmd_bwd(
     return out_z, out_a, out_p
 
 
-def _products(b: int, total: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Products of tf32 numbers for one of float32, or 0 to leave tensor cores out.
+def _workers(b: int, n: int, m: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Blocks that share the work of the kernel on tensor cores, or 0 to leave these out."""
+    total = n + m
+    if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
+        return 0
+    if b * total * total < LEAST_PAIRS * multiprocessors(device):
+        return 0
+    columns = 2048 // _padded(d)
+    units = b * -(-total // TENSOR_ROWS) * (-(-n // columns) - (-m // columns))
+    return min(WORKERS * multiprocessors(device), units)
 
-    These pay where there are more than a few features, and blocks of 128 rows for every
-    multiprocessor.
-    """
-    if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_FEATURES[dtype]:
-        return 0
-    if b * -(-total // TENSOR_ROWS) < multiprocessors(device):
-        return 0
-    return 1 if tf32_allowed() else 3
+
+def _padded(d: int) -> int:
+    """Features that the kernel on tensor cores has room for."""
+    return next(room for room in (16, 32, 64) if d <= room)
 
 
 def _device(
     b: int,
     total: int,
+    d: int,
     rows: int,
-    products: int,
+    workers: int,
     dtype: torch.dtype,
     variance: Tensor | None,
     variances: list[float],
@@ -154,9 +166,13 @@ def _device(
         variance = variance.to(dtype).contiguous()
     of_kernel, s = constants(tuple(kernel_weights), dtype, device), len(kernel_weights)
     partials = torch.empty((b, -(-total // rows), s + 2), dtype=torch.float64, device=device)
-    of_blocks = counters(b, device)
+    of_blocks = counters(b + workers, device)
+    slots = partials
+    if workers:  # as in csrc/mmd.h
+        room = (2 * workers, 256 + 128 * (_padded(d) // 2 + 2))
+        slots = torch.empty(room, dtype=torch.float64, device=device)
     given = (
-        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, products, partials.data_ptr(),
-        of_blocks.data_ptr(), stream(device),
+        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, workers, tf32_allowed(),
+        slots.data_ptr(), partials.data_ptr(), of_blocks.data_ptr(), stream(device),
     )  # fmt: skip
-    return variance, given, (partials, of_blocks)
+    return variance, given, (partials, of_blocks, slots)

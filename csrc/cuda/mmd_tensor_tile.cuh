@@ -1,0 +1,277 @@
+// What MMD²'s kernel on tensor cores has in shared memory: a block of rows, and tiles of columns on
+// their way to being operands.
+//
+// Features may be summed in any order, and columns too, as long as both factors agree. So operands
+// that a lane needs in registers side by side are made to lie side by side: of the first product
+// four features of a column, of the second two. Chunks of four are permuted within a line of all 32
+// banks so that neither way of reading meets a bank twice.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/mmd.cuh"
+#include "cuda/mmd_rows.cuh"
+
+namespace cgm_fast::cuda {
+
+// What the first product multiplies: float32 samples as two tf32 parts each, or rounded to tf32; or
+// half samples as they are.
+enum class Numbers { tf32x3, tf32, bfloat16, float16 };
+
+constexpr int kTensorRows = 128, kRowsOfMma = 16;
+
+template <int kD, Numbers kOf>
+struct TensorMemory {
+  static constexpr bool kHalf = kOf == Numbers::bfloat16 || kOf == Numbers::float16;
+  static constexpr bool kSplit = kOf == Numbers::tf32x3;
+  static constexpr int kColumns = 2048 / kD;
+  using Word = std::conditional_t<kHalf, unsigned, float>;  // half numbers by twos
+  static constexpr int kWords = kHalf ? kD / 2 : kD;        // of a row
+  alignas(16) Word ring[2][kColumns * kWords];              // samples as they are
+  alignas(16) float rows[kTensorRows * kD];                 // the same, widened
+  // Of a tile, centred and scaled, its high and low parts; or just widened.
+  alignas(16) float parts[kSplit ? 2 : 1][kColumns * kD];
+  alignas(8) float bias[kColumns];
+  float weight[kColumns], row_bias[kTensorRows], slope[kTensorRows];
+  alignas(16) float shift[kD];  // the centre, scaled
+  // Sums over tiles, a column to a thread: with few features two blocks share a multiprocessor, and
+  // registers are too few for these. With more, shared memory is.
+  static constexpr int kSums = kD / 2 + 2;
+  static constexpr bool kSumsInRegisters = kD > 32;
+  float kept[kSumsInRegisters ? 1 : kSums][kThreads];
+  double sums[kTensorRows * 2];  // of a row within its own sample, and across
+  double scratch[kWarps];
+  // Then: double parts[2], Scale<float> scales[scales]
+};
+
+template <int kD, Numbers kOf>
+std::size_t tensor_shared_bytes(int64_t scales) {
+  return sizeof(TensorMemory<kD, kOf>) + 2 * sizeof(double) +
+         static_cast<std::size_t>(scales) * sizeof(Scale<float>);
+}
+
+// The tf32 number that tensor cores read, and the nearest one, ties away from zero.
+__device__ inline float cut_tf32(float value) { return from_bits(bits_of(value) & ~0x1fff); }
+__device__ inline float nearest_tf32(float value) {
+  const float rounded = from_bits((bits_of(value) + 0x1000) & ~0x1fff);
+  return value == value ? rounded : value;
+}
+
+// Where features 4c to 4c + 3 of column j are.
+template <int kD>
+__device__ int chunk_at(int j, int c) {
+  const int line = kD == 16 ? (j & ~1) * kD : j * kD;  // of 16 numbers two columns share one
+  return line + 4 * (c ^ (j % 8 & 6) ^ (j % 2 * 4));
+}
+
+// A lane's places in a tile's parts, of columns 0 to 7; others are eight columns on. All that both
+// products read is at a constant distance from two places each.
+struct LanePlaces {
+  int first[2], second[2];
+
+  template <int kD>
+  __device__ static LanePlaces of(int g, int t) {
+    return {
+        {chunk_at<kD>(g, t), chunk_at<kD>(g, kD == 16 ? t : 4 + t)},
+        {chunk_at<kD>(2 * t, g / 2) + g % 2 * 2,
+         (kD == 16 ? chunk_at<kD>(2 * t + 1, g / 2) : chunk_at<kD>(2 * t, 4 + g / 2)) + g % 2 * 2}};
+  }
+
+  // Features 16c + 4t to 16c + 4t + 3 of column g.
+  template <int kD>
+  __device__ int of_first(int c) const {
+    return first[c % 2] + c / 2 * 32;
+  }
+  // Features 16c + 2g and 16c + 2g + 1 of column 2t + odd.
+  template <int kD>
+  __device__ int of_second(int c, int odd) const {
+    return kD == 16 ? second[odd] : second[c % 2 ^ odd] + odd * kD + c / 2 * 32;
+  }
+};
+
+// Where words 4c to 4c + 3 of column j are in the ring. Tensor cores read half samples from there.
+template <int kWords, bool kHalf>
+__device__ int ring_at(int j, int c) {
+  return j * kWords + 4 * (kHalf && kWords == 32 ? c ^ (j % 2 * 4) : c);
+}
+
+// Of two half numbers the first or the second.
+template <Numbers kOf>
+__device__ float half_of(unsigned word, int which) {
+  const unsigned bits = which ? word >> 16 : word & 0xffff;
+  return kOf == Numbers::bfloat16 ? of_bfloat16(bits) : of_float16(bits);
+}
+
+// Features 4c to 4c + 3 of a column of the ring.
+template <int kD, Numbers kOf, typename Word>
+__device__ Pack<float, 4> raw_chunk(const Word* ring, int j, int c) {
+  using Memory = TensorMemory<kD, kOf>;
+  if constexpr (Memory::kHalf) {
+    const Pack<unsigned, 2> words =
+        read_pack<2>(ring + ring_at<Memory::kWords, true>(j, c / 2) + c % 2 * 2);
+    return {{half_of<kOf>(words.of[0], 0), half_of<kOf>(words.of[0], 1),
+             half_of<kOf>(words.of[1], 0), half_of<kOf>(words.of[1], 1)}};
+  } else {
+    return read_pack<4>(ring + ring_at<Memory::kWords, false>(j, c));
+  }
+}
+
+// A tile of columns, all of one sample.
+struct TensorTile {
+  int sample, here;
+  int64_t first;
+
+  template <int kColumns>
+  __device__ static TensorTile at(int tile, const MmdInput<float>& in) {
+    const int of_x = static_cast<int>((in.n + kColumns - 1) / kColumns);
+    const int sample = tile >= of_x;
+    const int64_t first = int64_t{tile - (sample ? of_x : 0)} * kColumns;
+    const int64_t left = (sample ? in.m : in.n) - first;
+    return {sample, static_cast<int>(left < kColumns ? left : kColumns), first};
+  }
+};
+
+// Whether rows can be copied by sixteen bytes, which are `numbers` numbers.
+__device__ inline bool aligned(const Samples& of, int64_t d, int numbers) {
+  return of.feature_stride == 1 && d % numbers == 0 && of.row_stride % numbers == 0 &&
+         of.item_stride % numbers == 0 && reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
+}
+
+// The bits of a half number, or 0.
+__device__ inline unsigned bits_at(const Samples& of, int64_t item, int64_t row, int f,
+                                   bool valid) {
+  const int64_t at = item * of.item_stride + row * of.row_stride + f * of.feature_stride;
+  return valid ? static_cast<const std::uint16_t*>(of.data)[at] : 0;
+}
+
+// Begin to copy a tile, with zeros beyond its rows and features. Half samples are of the type said,
+// others may be any that is computed in float32.
+template <int kD, Numbers kOf, typename Word>
+__device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, int here, Word* to) {
+  using Memory = TensorMemory<kD, kOf>;
+  constexpr int kWords = Memory::kWords, kOfWord = Memory::kHalf ? 2 : 1, kBytes = 4 / kOfWord;
+  const int thread = static_cast<int>(threadIdx.x);
+  if ((Memory::kHalf || from.dtype == Dtype::float32) && aligned(from, d, 4 * kOfWord)) {
+    const unsigned char* data = static_cast<const unsigned char*>(from.data);
+#pragma unroll
+    for (int at = thread; at < Memory::kColumns * kWords / 4; at += kThreads) {
+      const int j = at / (kWords / 4), c = at % (kWords / 4), f = c * 4 * kOfWord;
+      const bool valid = j < here && f < d;
+      const int64_t row = item * from.item_stride + (first + (valid ? j : 0)) * from.row_stride;
+      copy_async_16(to + ring_at<kWords, Memory::kHalf>(j, c),
+                    data + (row + (valid ? f : 0)) * kBytes, valid);
+    }
+  } else {
+    for (int at = thread; at < Memory::kColumns * kWords; at += kThreads) {
+      const int j = at / kWords, w = at % kWords, f = w * kOfWord;
+      Word& word = to[ring_at<kWords, Memory::kHalf>(j, w / 4) + w % 4];
+      const int64_t row = first + (j < here ? j : 0);
+      if constexpr (Memory::kHalf) {
+        word = bits_at(from, item, row, f, j < here && f < d) |
+               bits_at(from, item, row, f + 1, j < here && f + 1 < d) << 16;
+      } else {
+        word = j < here && f < d ? load<float>(from, item, row, f) : 0.f;
+      }
+    }
+  }
+  copy_async_commit();
+}
+
+// A chunk of four features as products want it; returns its share of |z|².
+template <Numbers kOf>
+__device__ float operand(const Pack<float, 4>& raw, const Pack<float, 4>& shift, float scale,
+                         bool there, Pack<float, 4>& high, Pack<float, 4>& low) {
+  float square = 0;
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    float z = raw.of[q];
+    if constexpr (kOf == Numbers::tf32x3 || kOf == Numbers::tf32) {
+      z = there ? fma(z, scale, -shift.of[q]) : 0.f;
+      high.of[q] = kOf == Numbers::tf32 ? nearest_tf32(z) : cut_tf32(z);
+      low.of[q] = z - high.of[q];
+      if (kOf == Numbers::tf32) z = high.of[q];
+    } else {
+      high.of[q] = z;
+    }
+    square = fma(z, z, square);
+  }
+  return square;
+}
+
+// Over the lanes that have the chunks of one row of kD features.
+template <int kD>
+__device__ float sum_of_chunks(float value) {
+#pragma unroll
+  for (int bit = 1; bit < kD / 4; bit *= 2) value += shuffle_xor(value, bit);
+  return value;
+}
+
+// The block's rows and the place of their centre; whether one is far from it, or from 0 where half
+// samples are multiplied as they are. A barrier.
+template <int kD, Numbers kOf>
+__device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first_row, int here,
+                          float scale, float widest, TensorMemory<kD, kOf>& memory) {
+  constexpr int kChunks = kD / 4, kParts = kThreads / kChunks;  // a thread has chunks of one place
+  const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
+  const int c = thread % kChunks;
+  float sum[4] = {};
+  for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const bool there = row < here && 4 * c + q < d;
+      const float value = there ? element(in, item, first_row + row, 4 * c + q) : 0.f;
+      memory.rows[row * kD + 4 * c + q] = value;
+      sum[q] += value;
+    }
+  }
+  if constexpr (!TensorMemory<kD, kOf>::kHalf) {
+    static_assert(kParts * kD <= TensorMemory<kD, kOf>::kColumns * kD);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) memory.parts[0][thread / kChunks * kD + 4 * c + q] = sum[q];
+    sync_block();
+    if (thread < kD) {
+      float total = 0;
+      for (int part = 0; part < kParts; ++part) total += memory.parts[0][part * kD + thread];
+      memory.shift[thread] = total / static_cast<float>(here) * scale;
+    }
+    sync_block();
+  }
+  bool far = false;
+  for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
+    Pack<float, 4> high, low;
+    float square = operand<kOf>(read_pack<4>(memory.rows + row * kD + 4 * c),
+                                read_pack<4>(memory.shift + 4 * c), scale, row < here, high, low);
+    if (TensorMemory<kD, kOf>::kHalf) square *= scale * scale;
+    square = sum_of_chunks<kD>(square);
+    far = far || !(square * widest <= kFar);  // or NaN
+    if (c == 0) memory.row_bias[row] = square * -0.5f;
+  }
+  return any_in_block(far);
+}
+
+// A tile as products want it; whether some column is far from the centre. A barrier.
+template <int kD, Numbers kOf>
+__device__ bool prepare(const typename TensorMemory<kD, kOf>::Word* raw, int here, float scale,
+                        float widest, TensorMemory<kD, kOf>& memory) {
+  using Memory = TensorMemory<kD, kOf>;
+  constexpr int kChunks = kD / 4;
+  static_assert(Memory::kColumns * kChunks % kThreads == 0);
+  bool far = false;
+#pragma unroll
+  for (int turn = 0; turn < Memory::kColumns * kChunks / kThreads; ++turn) {
+    const int at = static_cast<int>(threadIdx.x) + turn * kThreads;
+    const int j = at / kChunks, c = at % kChunks;
+    Pack<float, 4> high, low;
+    float square = operand<kOf>(raw_chunk<kD, kOf>(raw, j, c), read_pack<4>(memory.shift + 4 * c),
+                                scale, j < here, high, low);
+    write_pack(memory.parts[0] + chunk_at<kD>(j, c), high);
+    if constexpr (Memory::kSplit) write_pack(memory.parts[1] + chunk_at<kD>(j, c), low);
+    if (Memory::kHalf) square *= scale * scale;
+    square = sum_of_chunks<kD>(square);
+    far = far || !(square * widest <= kFar);
+    if (c == 0) memory.bias[j] = square * -0.5f;
+  }
+  return any_in_block(far);
+}
+
+}  // namespace cgm_fast::cuda

@@ -1,0 +1,61 @@
+// Work cut evenly among a fixed number of blocks of threads, here called workers, whatever the
+// number of rows: whole blocks of rows each would leave most of a GPU waiting for the last few.
+//
+// A block of rows is so many units of work (tiles of columns), and all units stand in a line. A
+// worker takes an even share of it, so of the blocks of rows that it meets only the first and the
+// last can be another's too. Whoever is last with one of these adds up what all had of it, in their
+// order: sums depend on the number of workers, not on who was when.
+#pragma once
+
+#include "cuda/reduce.cuh"
+
+namespace cgm_fast::cuda {
+
+struct Shares {
+  int64_t units, units_of_rows;  // in all, and of a block of rows
+  int64_t workers;
+
+  __device__ int64_t begin(int64_t worker) const { return units * worker / workers; }
+  __device__ int64_t worker_of(int64_t unit) const { return ((unit + 1) * workers - 1) / units; }
+
+  // Where a worker leaves its part of a block of rows.
+  __device__ int64_t slot(int64_t worker, int64_t rows) const {
+    return 2 * worker + (begin(worker) / units_of_rows != rows);
+  }
+};
+
+// Room of a slot, in doubles: a double and kCount floats of every thread.
+template <int kCount>
+constexpr int64_t kSlot = kThreads + kThreads * kCount / 2;
+
+// Where others had parts of these rows, leave mine for the last of us: false, or, to the last, true
+// and every thread's numbers over all workers.
+template <int kCount>
+__device__ bool join_shares(const Shares& shares, int64_t worker, int64_t rows, double* slots,
+                            unsigned* counters, double& sum, float (&numbers)[kCount]) {
+  static_assert(kCount % 2 == 0);
+  const int64_t first = shares.worker_of(rows * shares.units_of_rows);
+  const int64_t last = shares.worker_of((rows + 1) * shares.units_of_rows - 1);
+  if (first == last) return true;
+  const int thread = static_cast<int>(threadIdx.x);
+  double* mine = slots + shares.slot(worker, rows) * kSlot<kCount>;
+  mine[thread] = sum;
+  float* floats = reinterpret_cast<float*>(mine + kThreads);
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) floats[q * kThreads + thread] = numbers[q];
+  // A worker is the first of one block of rows at most that it does not end.
+  if (!last_to_finish(counters + first, static_cast<unsigned>(last - first + 1))) return false;
+  sum = 0;
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) numbers[q] = 0;
+  for (int64_t other = first; other <= last; ++other) {
+    const double* its = slots + shares.slot(other, rows) * kSlot<kCount>;
+    sum += load_fresh(its + thread);
+    const float* its_floats = reinterpret_cast<const float*>(its + kThreads);
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) numbers[q] += load_fresh(its_floats + q * kThreads + thread);
+  }
+  return true;
+}
+
+}  // namespace cgm_fast::cuda
