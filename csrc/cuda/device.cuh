@@ -56,6 +56,13 @@ __device__ T load_fresh(const T* from) {
 // registers.
 __device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 
+// The same number, of which the compiler knows nothing: what is computed from it inside a loop
+// stays there, where it would be computed before and kept in a register that the loop is short of.
+__device__ inline int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 __device__ inline float max_or_nan(float a, float b) {
   float larger;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
@@ -132,6 +139,7 @@ T* shared_memory() {
 
 inline void fence() {}
 inline void keep_order() {}
+inline int opaque(int value) { return value; }
 inline unsigned count_up(unsigned* counter, unsigned last) {
   const unsigned before = *counter;
   *counter = before >= last ? 0 : before + 1;

@@ -17,7 +17,6 @@
 #pragma once
 
 #include "cuda/mmd_tensor_tile.cuh"
-#include "cuda/shares.cuh"
 
 namespace cgm_fast::cuda {
 
@@ -27,8 +26,8 @@ struct LeftFactor {
   using Memory = TensorMemory<kD, kOf>;
   float high[kD / 8][4], low[Memory::kSplit ? kD / 8 : 1][4];
 
-  __device__ void load(const Memory& memory, const int (&rows)[2], int t, float scale,
-                       const MmdInput<float>&, int64_t, int64_t) {
+  __device__ void load(const Memory& memory, const int (&rows)[2], int t, const MmdInput<float>&,
+                       int64_t, int64_t) {
 #pragma unroll
     for (int c = 0; c < kD / 16; ++c) {
 #pragma unroll
@@ -36,7 +35,7 @@ struct LeftFactor {
         Pack<float, 4> of_high, of_low;
         const int at = 16 * c + 4 * t;
         operand<kOf>(read_pack<4>(memory.rows + rows[row] * kD + at),
-                     read_pack<4>(memory.shift + at), scale, true, of_high, of_low);
+                     read_pack<4>(memory.shift + at), memory.scale, true, of_high, of_low);
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           high[2 * c + q / 2][row + q % 2 * 2] = of_high.of[q];
@@ -49,6 +48,7 @@ struct LeftFactor {
   // e += rows times columns [begin, begin + 8).
   __device__ void multiply(float (&e)[4], const Memory& memory, const float*, int begin,
                            const LanePlaces& at, int, int) const {
+    float small[4] = {};
 #pragma unroll
     for (int c = 0; c < kD / 16; ++c) {
       const float* from = memory.parts[0] + begin * kD + at.of_first<kD>(c);
@@ -60,11 +60,15 @@ struct LeftFactor {
         const float of_high[2] = {b_high.of[2 * half], b_high.of[2 * half + 1]};
         if constexpr (Memory::kSplit) {
           const float of_low[2] = {b_low.of[2 * half], b_low.of[2 * half + 1]};
-          mma_16x8x8_tf32(e, low[2 * c + half], of_high);
-          mma_16x8x8_tf32(e, high[2 * c + half], of_low);
+          mma_16x8x8_tf32(small, low[2 * c + half], of_high);
+          mma_16x8x8_tf32(small, high[2 * c + half], of_low);
         }
         mma_16x8x8_tf32(e, high[2 * c + half], of_high);
       }
+    }
+    if constexpr (Memory::kSplit) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) e[p] += small[p];
     }
   }
 };
@@ -76,7 +80,7 @@ struct HalfLeftFactor {
   static constexpr int kOnce = kD == 16 ? 1 : 2;  // products whose operands lie side by side
   unsigned words[kD / 16][4];
 
-  __device__ void load(const Memory&, const int (&rows)[2], int t, float, const MmdInput<float>& in,
+  __device__ void load(const Memory&, const int (&rows)[2], int t, const MmdInput<float>& in,
                        int64_t item, int64_t first_row) {
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
@@ -223,6 +227,44 @@ __device__ inline float sum_of_four(float value) {
   return value + shuffle_xor(value, 2);
 }
 
+// The rows' gradient, from sums over all columns. A barrier.
+template <int kD, Numbers kOf>
+__device__ void write_gradient(const MmdInput<float>& in, const MmdGradient<float>& out,
+                               int64_t item, unsigned block, float variance,
+                               const float (&sums)[TensorMemory<kD, kOf>::kSums],
+                               TensorMemory<kD, kOf>& memory) {
+  using Memory = TensorMemory<kD, kOf>;
+  const int thread = opaque(static_cast<int>(threadIdx.x));
+  const int warp = thread / kWarp * kRowsOfMma, g = thread % kWarp / 4, t = thread % 4;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const float slope = sum_of_four(sums[kD / 2 + row]);
+    if (t == 0) memory.slope[warp + g + 8 * row] = slope;
+  }
+  sync_block();
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    const int row = warp + p / 2 * 8 + 2 * t + p % 2;
+    const int64_t i = int64_t{block} * kTensorRows + row;
+    if (i >= in.n + in.m || i < out.row_begin || i >= out.row_end) continue;
+    // Cutting takes 0.72 of 2^-11 off a weight on average; see triton_kernels.py.
+    const double factor = -2. / variance / (Memory::kHalf ? 1.f : memory.scale) *
+                          signed_weight(in, item, i) *
+                          (kOf == Numbers::tf32 ? 1 + 0.72 / 2048 : 1.);
+    float* to = out.grad_z + (item * (out.row_end - out.row_begin) + i - out.row_begin) * in.d;
+#pragma unroll
+    for (int at = 0; at < kD / 8; ++at) {
+      const int f = 16 * (at / 2) + 2 * g + at % 2;
+      if (f >= in.d) continue;
+      float z = memory.rows[row * kD + f];
+      if (!Memory::kHalf) z = fma(z, memory.scale, -memory.shift[f]);
+      if (kOf == Numbers::tf32) z = nearest_tf32(z);
+      const float pull = sums[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
+      to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -pull));
+    }
+  }
+}
+
 template <int kD, Numbers kOf, bool kOptions>
 __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     mmd_tensor_kernel(const MmdCall<float> call, const MmdGradient<float> out, unsigned blocks) {
@@ -244,22 +286,22 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
   const int tiles =
       static_cast<int>((in.n + kColumns - 1) / kColumns + (in.m + kColumns - 1) / kColumns);
   const Shares shares{in.batch * blocks * tiles, tiles, gridDim.x};
-  const int64_t end = shares.begin(blockIdx.x + 1);
-  int64_t unit = shares.begin(blockIdx.x);
+  if (thread == 0) memory.shares = shares;
+  const int64_t begin = shares.begin(blockIdx.x);
+  int left = static_cast<int>(shares.begin(blockIdx.x + 1) - begin);  // tiles of this worker
+  int first_tile = static_cast<int>(begin % tiles);
+  unsigned block_of_all = static_cast<unsigned>(begin / tiles);
   int turn = 0;  // of the ring
-  const auto begin_copy = [&](int tile, int64_t item, int to) {
+  const auto begin_copy = [&](int tile, unsigned item, int to) {
     const TensorTile of = TensorTile::at<kColumns>(tile, in);
     fetch<kD, kOf>(of.sample ? in.y : in.x, item, d, of.first, of.here, memory.ring[to]);
   };
-  if (unit < end) begin_copy(static_cast<int>(unit % tiles), unit / tiles / blocks, 0);
+  begin_copy(first_tile, block_of_all / blocks, 0);
 
-  while (unit < end) {
-    const int64_t block_of_all = unit / tiles, item = block_of_all / blocks;
-    const unsigned block = static_cast<unsigned>(block_of_all % blocks);
-    const int first_tile = static_cast<int>(unit % tiles);
-    const int last_tile = static_cast<int>(end - unit < tiles - first_tile ? first_tile + end - unit
-                                                                           : int64_t{tiles});
-    unit += last_tile - first_tile;
+  for (; left > 0; ++block_of_all, first_tile = 0) {
+    const unsigned item = block_of_all / blocks, block = block_of_all % blocks;
+    const int last_tile = left < tiles - first_tile ? first_tile + left : tiles;
+    left -= last_tile - first_tile;
     const int64_t first_row = int64_t{block} * kTensorRows, total_rows = in.n + in.m;
     const int rows_here = static_cast<int>(
         total_rows - first_row < kTensorRows ? total_rows - first_row : kTensorRows);
@@ -268,17 +310,16 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
         : in.n - first_row < kTensorRows ? in.n - first_row
                                          : kTensorRows);
     const float between = between_samples(in, item);
+    if (thread == 0) {
+      memory.item = item;
+      memory.block = block;
+    }
     load_scales(call, item, scales);
     sync_block();
     visit.unit = scales[0].unit;
     visit.gradient = first_row < out.row_end && first_row + kTensorRows > out.row_begin;
-    const float scale = sqrt(-2 * visit.unit);
-    float widest = 1;
-    for (int s = 1; s < in.scales; ++s) {
-      widest = scales[s].ratio > widest ? scales[s].ratio : widest;
-    }
-    const bool far_rows = load_rows<kD, kOf>(in, item, first_row, rows_here, scale, widest, memory);
-    visit.left.load(memory, visit.rows, t, scale, in, item, first_row);
+    const bool far_rows = load_rows<kD, kOf>(in, item, first_row, rows_here, scales, memory);
+    visit.left.load(memory, visit.rows, t, in, item, first_row);
     for (int row = 0; row < 2; ++row) visit.row_bias[row] = memory.row_bias[visit.rows[row]];
 
     // sum_j w z_j as accumulators have it, and sum_j w of rows g and g + 8.
@@ -296,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       const TensorTile of = TensorTile::at<kColumns>(tile, in);
       const int here = of.here;
       const int64_t stacked = of.first + (of.sample ? in.n : 0);
-      if (tile + 1 < last_tile || unit < end) {
+      if (tile + 1 < last_tile || left > 0) {
         const bool next_rows = tile + 1 == tiles;
         begin_copy(next_rows ? 0 : tile + 1, next_rows ? (block_of_all + 1) / blocks : item,
                    (turn + 1) % 2);
@@ -310,9 +351,10 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       const float* weights = kOptions ? of.sample ? in.y_weights : in.x_weights : nullptr;
       if (weights && thread < kColumns) {
         memory.weight[thread] =
-            thread < here ? weights[item * (of.sample ? in.m : in.n) + of.first + thread] : 0.f;
+            thread < here ? weights[int64_t{item} * (of.sample ? in.m : in.n) + of.first + thread]
+                          : 0.f;
       }
-      const bool far = prepare<kD, kOf>(raw, here, scale, widest, memory);
+      const bool far = prepare<kD, kOf>(raw, here, memory);
       const bool own = stacked < first_row + kTensorRows && first_row < stacked + here;
       const bool by_differences = far_rows || far || own;
       // The block's first row as a column of this tile; a place that no column has, if far away.
@@ -362,39 +404,13 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     for (int at = 0; at < kSums; ++at) {
       numbers[at] = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
     }
-    if (!join_shares(shares, blockIdx.x, block_of_all, call.device.slots,
+    if (!join_shares(memory.shares, blockIdx.x, block_of_all, call.device.slots,
                      call.device.counters + in.batch, sum, numbers)) {
       continue;
     }
     memory.sums[thread] = sum;
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const float slope = sum_of_four(numbers[kThird + row]);
-      if (t == 0) memory.slope[visit.rows[row]] = slope;
-    }
-    sync_block();
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const int row = warp * kRowsOfMma + p / 2 * 8 + 2 * t + p % 2;
-      const int64_t i = first_row + row;
-      if (row >= rows_here || i < out.row_begin || i >= out.row_end) continue;
-      // Cutting takes 0.72 of 2^-11 off a weight on average; see triton_kernels.py.
-      const double factor = -2. / scales[0].variance / (Memory::kHalf ? 1.f : scale) *
-                            signed_weight(in, item, i) *
-                            (kOf == Numbers::tf32 ? 1 + 0.72 / 2048 : 1.);
-      float* to = out.grad_z + (item * (out.row_end - out.row_begin) + i - out.row_begin) * d;
-#pragma unroll
-      for (int at = 0; at < kD / 8; ++at) {
-        const int f = 16 * (at / 2) + 2 * g + at % 2;
-        if (f >= d) continue;
-        float z = memory.rows[row * kD + f];
-        if (!Memory::kHalf) z = fma(z, scale, -memory.shift[f]);
-        if (kOf == Numbers::tf32) z = nearest_tf32(z);
-        const float pull = numbers[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
-        to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -pull));
-      }
-    }
-    finish(call, out, item, block, blocks, kTensorRows,
+    write_gradient(in, out, memory.item, memory.block, scales[0].variance, numbers, memory);
+    finish(call, out, memory.item, memory.block, blocks, kTensorRows,
            reinterpret_cast<const double (*)[2]>(memory.sums), parts, memory.scratch);
   }
 }

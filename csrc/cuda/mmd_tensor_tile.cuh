@@ -11,6 +11,7 @@
 
 #include "cuda/mmd.cuh"
 #include "cuda/mmd_rows.cuh"
+#include "cuda/shares.cuh"
 
 namespace cgm_fast::cuda {
 
@@ -34,11 +35,15 @@ struct TensorMemory {
   alignas(8) float bias[kColumns];
   float weight[kColumns], row_bias[kTensorRows], slope[kTensorRows];
   alignas(16) float shift[kD];  // the centre, scaled
+  float scale, widest;  // of coordinates; of bandwidths the widest exponent over the first's
   // Sums over tiles, a column to a thread: with few features two blocks share a multiprocessor, and
   // registers are too few for these. With more, shared memory is.
   static constexpr int kSums = kD / 2 + 2;
   static constexpr bool kSumsInRegisters = kD > 32;
   float kept[kSumsInRegisters ? 1 : kSums][kThreads];
+  // The same for all threads, and here to spare registers.
+  Shares shares;
+  unsigned item, block;
   double sums[kTensorRows * 2];  // of a row within its own sample, and across
   double scratch[kWarps];
   // Then: double parts[2], Scale<float> scales[scales]
@@ -210,10 +215,17 @@ __device__ float sum_of_chunks(float value) {
 // samples are multiplied as they are. A barrier.
 template <int kD, Numbers kOf>
 __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first_row, int here,
-                          float scale, float widest, TensorMemory<kD, kOf>& memory) {
+                          const Scale<float>* scales, TensorMemory<kD, kOf>& memory) {
   constexpr int kChunks = kD / 4, kParts = kThreads / kChunks;  // a thread has chunks of one place
   const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
   const int c = thread % kChunks;
+  const float scale = sqrt(-2 * scales[0].unit);
+  float widest = 1;
+  for (int s = 1; s < in.scales; ++s) widest = scales[s].ratio > widest ? scales[s].ratio : widest;
+  if (thread == 0) {
+    memory.scale = scale;
+    memory.widest = widest;
+  }
   float sum[4] = {};
   for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
 #pragma unroll
@@ -251,10 +263,11 @@ __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first
 
 // A tile as products want it; whether some column is far from the centre. A barrier.
 template <int kD, Numbers kOf>
-__device__ bool prepare(const typename TensorMemory<kD, kOf>::Word* raw, int here, float scale,
-                        float widest, TensorMemory<kD, kOf>& memory) {
+__device__ bool prepare(const typename TensorMemory<kD, kOf>::Word* raw, int here,
+                        TensorMemory<kD, kOf>& memory) {
   using Memory = TensorMemory<kD, kOf>;
   constexpr int kChunks = kD / 4;
+  const float scale = memory.scale, widest = memory.widest;
   static_assert(Memory::kColumns * kChunks % kThreads == 0);
   bool far = false;
 #pragma unroll

@@ -22,7 +22,12 @@ EXPECTED = {
     *(f"mmd_rows_kernel<double, 16, {options}>" for options in ("true", "false")),
     *(f"cgm_step_kernel<float, {d}>" for d in (8, 16, 32, 64)),
     "cgm_step_kernel<double, 16>",
-    *(f"mmd_tensor_kernel<{d}, {options}>" for d in (32, 64) for options in ("true", "false")),
+    *(
+        f"mmd_tensor_kernel<{d}, {numbers}, {options}>"
+        for d in (16, 32, 64)
+        for numbers in cuda_binary.NUMBERS
+        for options in ("true", "false")
+    ),
     *(
         f"{kernel}<{dtype}>"
         for kernel in ("mmd_wide_kernel", "mmd_second_kernel", "prototype_rows_kernel")
@@ -61,9 +66,10 @@ def test_no_kernel_spills(kernels):
 
 
 def test_two_blocks_share_a_multiprocessor_where_features_are_few(kernels):
-    few = {f"mmd_rows_kernel<float, {d}, false>" for d in (4, 8, 12, 16)}
+    few = tuple(f"mmd_rows_kernel<float, {d}, false>" for d in (4, 8, 12, 16))
+    few += tuple(f"mmd_tensor_kernel<{d}, " for d in (16, 32))
     for kernel in kernels:
-        if kernel.name in few:
+        if kernel.name.startswith(few):
             assert kernel.blocks >= 2, kernel
 
 
@@ -72,7 +78,7 @@ def test_most_instructions_of_a_pair_are_the_floors(d, share):
     lines = cuda_binary.listings("sm_90").get(f"mmd_rows_kernel<float, {d}, false>")
     if lines is None:
         pytest.skip("not built for sm_90")
-    assert cuda_binary.pair_of(lines, d, products=True).share(d) >= share
+    assert cuda_binary.pair_of(lines, d, products=True).share >= share
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
@@ -80,7 +86,18 @@ def test_tensor_kernels_multiply_there_and_copy_meanwhile(architecture):
     found = cuda_binary.listings(architecture)
     if not found:
         pytest.skip(f"not built for {architecture}")
-    for d in (32, 64):
-        text = "\n".join(found[f"mmd_tensor_kernel<{d}, false>"])
-        assert "HMMA.1688.F32.TF32" in text
-        assert "LDGSTS" in text  # asynchronous copies
+    halves = {"bfloat16": "HMMA.16816.F32.BF16", "float16": "HMMA.16816.F32 "}
+    for d in (16, 32, 64):
+        for numbers in cuda_binary.NUMBERS:
+            text = "\n".join(found[f"mmd_tensor_kernel<{d}, {numbers}, false>"])
+            assert "HMMA.1688.F32.TF32" in text
+            assert "LDGSTS" in text  # asynchronous copies
+            assert halves.get(numbers, "HMMA") in text
+
+
+@pytest.mark.parametrize(("d", "most"), [(16, 32), (32, 40), (64, 56)])
+def test_a_pair_on_tensor_cores_takes_few_instructions(d, most):
+    lines = cuda_binary.listings("sm_90").get(f"mmd_tensor_kernel<{d}, tf32x3, false>")
+    if lines is None:
+        pytest.skip("not built for sm_90")
+    assert cuda_binary.pair_on_tensor_cores(lines, d, "tf32x3").total <= most
