@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const T factor = static_cast<T>(2 * in.scale);
   T* partial_g = device.partial_g ? device.partial_g + int64_t{blockIdx.x} * k * d : nullptr;
   if (partial_g) {
+    // Added to behind the barriers of a tile.
     for (int64_t at = threadIdx.x; at < int64_t{k} * d; at += kThreads) partial_g[at] = 0;
-    sync_block();
   }
   double loss = 0;
   const int64_t row_blocks = (in.rows + kRows - 1) / kRows;
@@ -165,7 +165,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       // For the second launch: the sign says that others are inside the margin.
       if (device.own) device.own[first_row + row] = any ? ~nearest[q].index : nearest[q].index;
     }
-    sync_block();
   }
 
   loss = sum_of_block(loss, memory.scratch);
