@@ -1,10 +1,10 @@
 """What the compiled module holds for GPUs: `python -m benchmarks.cuda_binary`.
 
-Registers and stack of every kernel; and for the loops over columns of mmd's kernels the instructions
-of a pair of rows by the unit that executes them, against the floor of DESIGN's table: one exp2, six
-operations, and d + d multiply-adds at 128 lanes a clock for few features (mmd_rows.cuh), the products
-on tensor cores (mmd_tensor.cuh). A model from the machine code, as in cost.py: no GPU is needed, and
-none has confirmed it.
+Registers and stack of every kernel; and for the loops over columns of mmd's kernels the
+instructions of a pair of rows by the unit that executes them, against the floor of DESIGN's table:
+one exp2, six operations, and d + d multiply-adds at 128 lanes a clock for few features
+(mmd_rows.cuh), the products on tensor cores (mmd_tensor.cuh). A model from the machine code, as in
+cost.py: no GPU is needed, and none has confirmed it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.compiled import nvidia_tool
@@ -116,7 +117,7 @@ class Pair(NamedTuple):
     counts: dict[str, float]
     floor: dict[str, float]
     """Clocks that a pair takes at least, by unit."""
-    besides: dict[str, float] = {}
+    besides: Mapping[str, float] = MappingProxyType({})
     """Clocks of units that count no instructions."""
 
     @property

@@ -268,15 +268,19 @@ def _summary(evaluation: dict[str, Any]) -> str:
         for name, part in nats.items()
     ]
     rate = evaluation["rate_bits"]
-    lines.append(
-        f"rate: nominal {rate['nominal']:.1f}, Gaussian bound {rate['gaussian_bound']:.1f} bit"
-    )
+    nominal = f"nominal {rate['nominal']:.1f}, " if "nominal" in rate else ""
+    lines.append(f"rate: {nominal}Gaussian bound {rate['gaussian_bound']:.1f} bit")
     if "probe_error" in evaluation:
-        probe, clusters = evaluation["probe_error"], evaluation["clustering"]
+        probe = evaluation["probe_error"]
+        lines += [
+            f"{name} probe error {100 * probe[f'{kind}_r']:.2f} % on r, "
+            f"{100 * probe[f'{kind}_z']:.2f} % on z"
+            for kind, name in (("linear", "linear"), ("mlp", "MLP"))
+        ]
+    if "clustering" in evaluation:
+        clusters = evaluation["clustering"]
         lines.append(
-            f"linear probe error {100 * probe['linear_r']:.2f} % on r, "
-            f"{100 * probe['linear_z']:.2f} % on z; clustering accuracy "
-            f"{100 * clusters['accuracy']:.1f} %, NMI {clusters['nmi']:.3f}"
+            f"clustering accuracy {100 * clusters['accuracy']:.1f} %, NMI {clusters['nmi']:.3f}"
         )
     if "nearest_prototype_error" in evaluation:
         error = evaluation["nearest_prototype_error"]
@@ -327,14 +331,20 @@ def _reconstruct(command: Reconstruct) -> None:
     _check_count(command.count)
     out = _output(command.out, (".png",))
     model, config = runs.load_run(command.run, pick_device(command.device))
+    labels = None
     if command.data is None:
-        images = experiments.load_run_data(config, command.data_root).test
+        data = experiments.load_run_data(config, command.data_root)
+        images = data.test
+        if model.sees_labels and data.test_labels is not None:
+            labels = data.test_labels[: command.count]
+    elif model.sees_labels:
+        raise UsageError(f"data must be left out with a {config.model}, which needs labels")
     else:
         root = command.data_root or config.data_root
         data = load(command.data, root=root, image_size=config.image_shape[-1])
         experiments.check_shape(data.image_shape, config)
         images = torch.cat((data.test, data.train))
-    experiments.draw_reconstructions(model, images[: command.count], config, out)
+    experiments.draw_reconstructions(model, images[: command.count], config, out, labels)
     print(out)
 
 

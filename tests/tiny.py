@@ -81,6 +81,8 @@ KINDS = {
     "attention": {"descriptor": "attention", "denoise_variance": 0.1, "supervised": True},
     "gaussian": {"likelihood": "gaussian", "reseed_dead": 1, "num_prototypes": 9},
     "bf16": {"precision": "bf16", "prototype_init": "xavier"},
+    "cvae": {"model": "cvae", "supervised": True},
+    "infovae": {"model": "infovae", "decoder": "pixelcnn"},
 }
 
 

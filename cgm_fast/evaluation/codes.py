@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from cgm_fast.data import prepare
-from cgm_fast.models.cgm import CGM
+from cgm_fast.models.base import LatentModel
 
 BATCH = 512
 
 
 def prepared_batches(
-    model: CGM, images: Tensor, binarization: str, seed: int = 0
+    model: LatentModel, images: Tensor, binarization: str, seed: int = 0
 ) -> Iterator[Tensor]:
     """Batches of uint8 images [n, c, h, w] as the model takes them, on its device.
 
@@ -27,8 +27,41 @@ def prepared_batches(
         yield x.to(device)
 
 
+def with_labels(
+    batches: Iterator[Tensor], labels: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches, each with its own of the labels [n], on its device; or with None."""
+    first = 0
+    for x in batches:
+        yield x, None if labels is None else labels[first : first + len(x)].to(x.device)
+        first += len(x)
+
+
 @torch.no_grad()
-def encode_images(model: CGM, images: Tensor, binarization: str, seed: int = 0) -> Tensor:
-    """The codes r [n, N] of uint8 images [n, c, h, w], float32, on the model's device."""
+def encode_images(
+    model: LatentModel,
+    images: Tensor,
+    binarization: str,
+    seed: int = 0,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """The codes r [n, N] of uint8 images [n, c, h, w], float32, on the model's device.
+
+    Labels [n] are for an encoder that sees them (CVAE).
+    """
     batches = prepared_batches(model, images, binarization, seed)
-    return torch.cat([model.encode(x) for x in batches])
+    return torch.cat([model.encode(x, own) for x, own in with_labels(batches, labels)])
+
+
+@torch.no_grad()
+def posteriors(
+    model: LatentModel,
+    images: Tensor,
+    binarization: str,
+    seed: int = 0,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Means and variances [n, N] of q(z given x) of uint8 images [n, c, h, w], as above."""
+    batches = prepared_batches(model, images, binarization, seed)
+    found = [model.posterior(x, own) for x, own in with_labels(batches, labels)]
+    return torch.cat([mean for mean, _ in found]), torch.cat([variance for _, variance in found])

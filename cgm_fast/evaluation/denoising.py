@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from cgm_fast.models.cgm import CGM
+from cgm_fast.models.base import LatentModel
 
 
 @torch.no_grad()
 def denoise(
-    model: CGM, clean: Tensor, variance: float, generator: torch.Generator | None = None
+    model: LatentModel, clean: Tensor, variance: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Add Gaussian noise to images in [0, 1] and reconstruct them.
 

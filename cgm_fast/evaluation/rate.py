@@ -1,4 +1,4 @@
-"""The rate I(x; z) of a fixed-variance encoder, in bits per image."""
+"""The rate I(x; z) of a Gaussian encoder, in bits per image."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROWS = 512  # codes compared with all others at once
 
 
 @torch.no_grad()
-def monte_carlo_rate(r: Tensor, sigma2: float, seed: int = 0) -> float:
+def monte_carlo_rate(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> float:
     """I(x; z) = E[log q(z given x) − log (1/n) Σ_j q(z given x_j)], in bits, with one z per x.
 
     Args:
         r: [n, N] codes of the images.
-        sigma2: Variance of the encoder's noise.
+        sigma2: Variance of the encoder's noise; [n, N] where it is learned.
         seed: Of the noise.
 
     Returns:
@@ -28,23 +28,37 @@ def monte_carlo_rate(r: Tensor, sigma2: float, seed: int = 0) -> float:
     # Only differences count, so one origin serves all; products in float64 are exact enough.
     r = r.cpu().double()
     r = r - r.mean(0)
+    learned = isinstance(sigma2, Tensor)
+    variance = torch.as_tensor(sigma2).cpu().double().expand(r.shape)
+    precision = 1 / variance
+    # |z − r_j|² / v_j = z²·(1/v_j) − 2 z·(r_j/v_j) + Σ r_j²/v_j
+    ones = precision if learned else precision[:1]
+    scaled, offset = r * precision, (r.square() * precision).sum(1)
+    log_scale = 0.5 * variance.log().sum(1)
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     for i in range(0, n, ROWS):
         own = r[i : i + ROWS]
         noise = torch.randn(own.shape, dtype=torch.float64, generator=generator)
-        z = own + math.sqrt(sigma2) * noise
-        squares = z.square().sum(1, keepdim=True) + r.square().sum(1) - 2 * z @ r.T
-        log_mixture = torch.logsumexp(-0.5 * squares / sigma2, 1) - math.log(n)
-        total += float((-0.5 * noise.square().sum(1) - log_mixture).sum())
+        z = own + variance[i : i + ROWS].sqrt() * noise
+        squares = z.square() @ ones.T + offset - 2 * z @ scaled.T
+        log_mixture = torch.logsumexp(-0.5 * squares - log_scale, 1) - math.log(n)
+        log_own = -0.5 * noise.square().sum(1) - log_scale[i : i + ROWS]
+        total += float((log_own - log_mixture).sum())
     return total / n / math.log(2)
 
 
-def rates(r: Tensor, sigma2: float, seed: int = 0) -> dict[str, float]:
-    """The nominal rate, the Gaussian bound and the Monte-Carlo estimate, for codes r [n, N]."""
-    return {
-        "nominal": nominal_rate(sigma2, r.shape[1]),
-        "gaussian_bound": gaussian_rate_bound(r.cpu().double().var(0, correction=0), sigma2),
-        "monte_carlo": monte_carlo_rate(r, sigma2, seed),
-        "monte_carlo_ceiling": math.log2(len(r)),
-    }
+def rates(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> dict[str, float]:
+    """The Gaussian bound and the Monte-Carlo estimate, for codes r [n, N]; also the nominal rate.
+
+    Where the noise's variance is learned, sigma2 [n, N], there is no nominal rate.
+    """
+    spread = r.cpu().double().var(0, correction=0)
+    found = {"monte_carlo": monte_carlo_rate(r, sigma2, seed)}
+    if isinstance(sigma2, Tensor):
+        noise = sigma2.cpu().double()
+        found["gaussian_bound"] = gaussian_rate_bound(spread, noise.mean(0), noise.log().mean(0))
+    else:
+        found["nominal"] = nominal_rate(sigma2, r.shape[1])
+        found["gaussian_bound"] = gaussian_rate_bound(spread, sigma2)
+    return {**found, "monte_carlo_ceiling": math.log2(len(r))}

@@ -9,20 +9,21 @@ from torch import Tensor
 
 from cgm_fast.data import ImageData
 from cgm_fast.evaluation.clustering import clustering_scores
-from cgm_fast.evaluation.codes import encode_images, prepared_batches
+from cgm_fast.evaluation.codes import encode_images, posteriors, prepared_batches, with_labels
 from cgm_fast.evaluation.nll import likelihoods
-from cgm_fast.evaluation.probe import linear_probe_error
+from cgm_fast.evaluation.probe import PROBES, probe_error
 from cgm_fast.evaluation.rate import rates
-from cgm_fast.models.cgm import CGM
+from cgm_fast.models.base import LatentModel
 from cgm_fast.models.likelihoods import bits_per_dim
-from cgm_fast.models.prior import MixturePrior
+from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
 
+DRAWN = 64  # images that an autoregressive decoder reconstructs
 RATE_CODES = 10_000  # training codes for the Monte-Carlo rate, which compares each with all
 
 
 @torch.no_grad()
 def evaluate(
-    model: CGM,
+    model: LatentModel,
     data: ImageData,
     binarization: str,
     *,
@@ -46,72 +47,99 @@ def evaluate(
     Returns:
         Values ready for JSON, with the units in their names.
     """
-    train = encode_images(model, data.train, binarization, seed)
-    test = encode_images(model, data.test, binarization, seed + 1)
+    # Labels for a model that sees them.
+    train_seen = data.train_labels if model.sees_labels else None
+    test_seen = data.test_labels if model.sees_labels else None
+    train = encode_images(model, data.train, binarization, seed, train_seen)
+    test = encode_images(model, data.test, binarization, seed + 1, test_seen)
+    # Drawing an image pixel by pixel takes a pass through the decoder for each of them.
+    autoregressive = isinstance(model.decoder, AutoregressiveDecoder)
+    shown = min(len(data.test), DRAWN) if autoregressive else len(data.test)
     report: dict[str, Any] = {
         "data": data.name,
         "train_images": len(data.train),
         "test_images": len(data.test),
         "binarization": binarization,
-        "mean_squared_error": _mse(model, data.test, binarization, seed + 1),
-        "rate_bits": rates(train[:RATE_CODES], model.sigma2, seed),
+        "mean_squared_error": _mse(model, data.test[:shown], binarization, seed + 1, test_seen),
+        "mean_squared_error_images": shown,
+        "rate_bits": _rates(model, data.train[:RATE_CODES], binarization, seed, train_seen),
     }
-    priors = {
-        "paper": model.prior("uniform"),
-        "fitted": MixturePrior.fitted(
-            model.mapper(model.prototypes.float()),
-            model.mapper(train),
-            model.assign(train),
-            model.sigma2,
-        ),
-    }
+    priors = {"paper": model.prior("uniform")}
+    if (fitted := model.fitted_prior(train)) is not None:
+        priors["fitted"] = fitted
     report["nats_per_image"] = {}
     for name, prior in priors.items():
         found = likelihoods(
-            model, data.test[:nll_images], binarization, prior, samples=nll_samples, seed=seed
+            model,
+            data.test[:nll_images],
+            binarization,
+            prior,
+            samples=nll_samples,
+            seed=seed,
+            labels=test_seen,
         ).to_dict()
-        if model.likelihood.continuous:
-            found["bits_per_dim"] = bits_per_dim(found["nll"], data.test[0].numel())
+        if model.likelihood.continuous or model.likelihood.levels:
+            found["bits_per_dim"] = bits_per_dim(
+                found["nll"], data.test[0].numel(), dequantised=model.likelihood.continuous
+            )
         report["nats_per_image"][f"prior_{name}"] = found
-    assignment = model.assign(test)
+    assignment = model.assign(test, None if test_seen is None else test_seen.to(test.device))
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
     if data.train_labels is not None and data.test_labels is not None:
         if len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
-            report["probe_error"] = _probe_errors(
-                model, train, test, data.train_labels, data.test_labels, seed
-            )
-        report["clustering"] = clustering_scores(assignment, data.test_labels)
-        if supervised:
-            wrong = assignment.cpu() != data.test_labels
-            report["nearest_prototype_error"] = float(wrong.float().mean())
+            report["probe_error"] = _probe_errors(model, data, train, test, binarization, seed)
+        if model.num_prototypes > 1 and not model.sees_labels:
+            report["clustering"] = clustering_scores(assignment, data.test_labels)
+            if supervised:
+                wrong = assignment.cpu() != data.test_labels
+                report["nearest_prototype_error"] = float(wrong.float().mean())
     return report
 
 
-def _mse(model: CGM, images: Tensor, binarization: str, seed: int) -> float:
+def _rates(
+    model: LatentModel, images: Tensor, binarization: str, seed: int, labels: Tensor | None
+) -> dict[str, float]:
+    """Of images as a source, from what q(z given x) is."""
+    mean, variance = posteriors(model, images, binarization, seed, labels)
+    fixed = float(variance[0, 0])
+    return rates(mean, fixed if bool((variance == fixed).all()) else variance, seed)
+
+
+def _mse(
+    model: LatentModel, images: Tensor, binarization: str, seed: int, labels: Tensor | None
+) -> float:
     """Mean squared error per pixel of noiseless reconstructions of [0, 1] images."""
     total = 0.0
-    for x in prepared_batches(model, images, binarization, seed):
-        total += float((model.reconstruct(x) - x).square().cpu().double().sum())
+    for x, own in with_labels(prepared_batches(model, images, binarization, seed), labels):
+        total += float((model.reconstruct(x, own) - x).square().cpu().double().sum())
     return total / images.numel()
 
 
 def _probe_errors(
-    model: CGM,
-    train: Tensor,
-    test: Tensor,
-    train_labels: Tensor,
-    test_labels: Tensor,
-    seed: int,
+    model: LatentModel, data: ImageData, train: Tensor, test: Tensor, binarization: str, seed: int
 ) -> dict[str, float]:
     """Probe errors on the means r and on noisy latents z."""
     generator = torch.Generator().manual_seed(seed)
-    scale = model.sigma2**0.5
+    assert data.train_labels is not None
+    assert data.test_labels is not None
 
-    def noisy(r: Tensor) -> Tensor:
-        mapped = model.mapper(r).cpu()
-        return mapped + scale * torch.randn(mapped.shape, generator=generator)
+    def noisy(images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        seen = labels if model.sees_labels else None
+        found = posteriors(model, images, binarization, seed, seen)
+        mean, variance = (part.cpu() for part in found)
+        return mean + variance.sqrt() * torch.randn(mean.shape, generator=generator)
 
-    return {
-        "linear_r": linear_probe_error(train, train_labels, test, test_labels),
-        "linear_z": linear_probe_error(noisy(train), train_labels, noisy(test), test_labels),
-    }
+    found = {}
+    for name, fit, judge in (
+        ("r", train, test),
+        (
+            "z",
+            noisy(data.train, data.train_labels, seed),
+            noisy(data.test, data.test_labels, seed + 1),
+        ),
+    ):
+        for kind in PROBES:
+            found[f"{kind}_{name}"] = probe_error(
+                kind, fit, data.train_labels, judge, data.test_labels, seed
+            )
+    return found

@@ -15,9 +15,10 @@ from cgm_fast.data import DataError, ImageData, load, prepare
 from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.extras import require
-from cgm_fast.models.cgm import CGM
+from cgm_fast.models import LatentModel
 from cgm_fast.ops.backends import choose
 from cgm_fast.training import runs
+from cgm_fast.training.build import build_model
 from cgm_fast.training.config import ConfigError, RunConfig, TrainConfig, check, resolve
 from cgm_fast.training.trainer import Report, Trainer
 from cgm_fast.training.workers import Workers, pick_device
@@ -97,7 +98,7 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
         settings = resolve(given, data)
         _check_extras(settings)
         torch.manual_seed(settings.seed)
-        model = runs.build_model(settings)
+        model = build_model(settings)
         stopped_by = Trainer(model, data, settings, path, workers, report).fit()
         if stopped_by or not settings.evaluate or not workers.first:
             return TrainResult(path, stopped_by, None)
@@ -140,7 +141,9 @@ def evaluate_run(
     return evaluate_model(model, load_run_data(config, data_root), config, Path(path))
 
 
-def evaluate_model(model: CGM, data: ImageData, config: RunConfig, path: Path) -> dict[str, Any]:
+def evaluate_model(
+    model: LatentModel, data: ImageData, config: RunConfig, path: Path
+) -> dict[str, Any]:
     """Write evaluation.json and the pictures of a model in evaluation mode; return the former."""
     assert config.binarization is not None
     if model.usage.device.type == "mps":  # which has no float64
@@ -159,15 +162,19 @@ def evaluate_model(model: CGM, data: ImageData, config: RunConfig, path: Path) -
     return report
 
 
-def draw(model: CGM, data: ImageData, config: RunConfig, path: Path) -> None:
+def draw(model: LatentModel, data: ImageData, config: RunConfig, path: Path) -> None:
     """Write reconstructions.png, samples.png and latents.png."""
     reconstructions, samples, latents = (path / name for name in runs.PICTURES)
-    draw_reconstructions(model, data.test[: 3 * COLUMNS], config, reconstructions)
+    shown = 3 * COLUMNS
+    labels = None
+    if model.sees_labels and data.test_labels is not None:
+        labels = data.test_labels[:shown]
+    draw_reconstructions(model, data.test[:shown], config, reconstructions, labels)
     draw_samples(model, data, config, samples)
     draw_latents(model, data, config, latents)
 
 
-def test_batch(model: CGM, images: Tensor, config: RunConfig) -> Tensor:
+def test_batch(model: LatentModel, images: Tensor, config: RunConfig) -> Tensor:
     """Test images as the model takes them, on its device; the same at every call."""
     assert config.binarization is not None
     generator = torch.Generator().manual_seed(config.seed)
@@ -175,12 +182,20 @@ def test_batch(model: CGM, images: Tensor, config: RunConfig) -> Tensor:
     return x.to(model.usage.device)
 
 
-def draw_reconstructions(model: CGM, images: Tensor, config: RunConfig, path: Path) -> None:
+def draw_reconstructions(
+    model: LatentModel,
+    images: Tensor,
+    config: RunConfig,
+    path: Path,
+    seen_labels: Tensor | None = None,
+) -> None:
     """Rows of images, each above the row of their reconstructions."""
     x = test_batch(model, images, config)
+    if seen_labels is not None:
+        seen_labels = seen_labels.to(x.device)
     pairs, labels = [], []
     for original, decoded in zip(
-        x.split(COLUMNS), model.reconstruct(x).split(COLUMNS), strict=True
+        x.split(COLUMNS), model.reconstruct(x, seen_labels).split(COLUMNS), strict=True
     ):
         blank = original.new_ones(COLUMNS - len(original), *original.shape[1:])  # fills the row
         pairs += [original, blank, decoded, blank]
@@ -189,7 +204,11 @@ def draw_reconstructions(model: CGM, images: Tensor, config: RunConfig, path: Pa
 
 
 def draw_samples(
-    model: CGM, data: ImageData | None, config: RunConfig, path: Path, seed: int | None = None
+    model: LatentModel,
+    data: ImageData | None,
+    config: RunConfig,
+    path: Path,
+    seed: int | None = None,
 ) -> None:
     """A row of generated images per category, the most used categories first if there are many."""
     generator = torch.Generator(model.usage.device)
@@ -208,17 +227,18 @@ def draw_samples(
 
 
 def category_names(
-    model: CGM, data: ImageData | None, config: RunConfig, categories: list[int]
+    model: LatentModel, data: ImageData | None, config: RunConfig, categories: list[int]
 ) -> list[str]:
     """Class names where categories are classes, numbers otherwise."""
     names = data.class_names if data is not None and config.supervised else ()
     return [names[k] if k < len(names) else str(k) for k in categories]
 
 
-def draw_latents(model: CGM, data: ImageData, config: RunConfig, path: Path) -> None:
+def draw_latents(model: LatentModel, data: ImageData, config: RunConfig, path: Path) -> None:
     """Codes of test images, coloured by label, or by nearest prototype where there are none."""
     assert config.binarization is not None
-    r = encode_images(model, data.test[:5000], config.binarization, config.seed)
+    own = data.test_labels[:5000] if model.sees_labels and data.test_labels is not None else None
+    r = encode_images(model, data.test[:5000], config.binarization, config.seed, own)
     labelled = data.test_labels is not None
     categories = model.assign(r) if data.test_labels is None else data.test_labels[:5000]
     figures.save_latents(
@@ -231,11 +251,13 @@ def draw_latents(model: CGM, data: ImageData, config: RunConfig, path: Path) -> 
     )
 
 
-def latent_arrays(model: CGM, data: ImageData, config: RunConfig) -> dict[str, Any]:
+def latent_arrays(model: LatentModel, data: ImageData, config: RunConfig) -> dict[str, Any]:
     """Codes, categories, labels (if any) and prototypes of the test images, as numpy arrays."""
     assert config.binarization is not None
-    r = encode_images(model, data.test, config.binarization, config.seed)
-    arrays = {"r": r, "assignment": model.assign(r), "prototypes": model.prototypes.detach()}
+    own = data.test_labels if model.sees_labels else None
+    r = encode_images(model, data.test, config.binarization, config.seed, own)
+    assignment = model.assign(r, None if own is None else own.to(r.device))
+    arrays = {"r": r, "assignment": assignment, "prototypes": model.prototypes.detach()}
     if data.test_labels is not None:
         arrays["labels"] = data.test_labels
     return {name: value.cpu().numpy() for name, value in arrays.items()}

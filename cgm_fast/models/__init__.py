@@ -1,19 +1,32 @@
-"""The CGM model (figure 1 of the paper) and its parts."""
+"""The CGM model (figure 1 of the paper), its parts, and the models it is compared with."""
 
-from cgm_fast.models.cgm import CGM, CGMOutput
+from cgm_fast.models.base import LatentModel, Output
+from cgm_fast.models.baselines import VAE
+from cgm_fast.models.cgm import CGM
 from cgm_fast.models.descriptor import Descriptor, make_descriptor
 from cgm_fast.models.likelihoods import Likelihood, make_likelihood
+from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
 from cgm_fast.models.networks.dcgan import DCGANDecoder, DCGANEncoder
+from cgm_fast.models.networks.pixelcnn import GatedPixelCNN
+from cgm_fast.models.networks.pixelsnail import PixelSNAIL
+from cgm_fast.models.networks.resnet import ResNetDecoder, ResNetEncoder
 from cgm_fast.models.prior import MixturePrior
 
 __all__ = [
     "CGM",
-    "CGMOutput",
+    "AutoregressiveDecoder",
     "DCGANDecoder",
     "DCGANEncoder",
     "Descriptor",
+    "GatedPixelCNN",
+    "LatentModel",
     "Likelihood",
     "MixturePrior",
+    "Output",
+    "PixelSNAIL",
+    "ResNetDecoder",
+    "ResNetEncoder",
+    "VAE",
     "make_descriptor",
     "make_likelihood",
 ]

@@ -9,48 +9,29 @@ z' = g_{k(x)} + τe' and k(x) the nearest prototype (CGM1) or the label (CGM2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cgm_fast.losses import CGMLoss
+from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.descriptor import Descriptor, make_descriptor
 from cgm_fast.models.latent import UnitPower, resolve_sigma2
-from cgm_fast.models.likelihoods import Likelihood, make_likelihood
-from cgm_fast.models.prior import MixturePrior
+from cgm_fast.models.likelihoods import Likelihood
+from cgm_fast.models.prior import PRIORS, MixturePrior
 from cgm_fast.ops.backends import AUTO
 from cgm_fast.ops.cgm_step.api import CGMLossResult
 from cgm_fast.ops.checks import check_choice
 from cgm_fast.ops.mmd.api import mmd
 from cgm_fast.ops.prototype_margin.api import prototype_margin
 
-PRIORS = ("uniform", "empirical")
 
-
-class CGMOutput(NamedTuple):
-    """One batch through the model. Losses are means over the batch, in nats where they can be."""
-
-    loss: Tensor
-    """[], reconstruction + λ·mmd + β·margin."""
-    reconstruction: Tensor
-    """[], L_E = −log p(x given z), summed over pixels; detached."""
-    mmd: Tensor
-    """[], MMD² without λ; detached."""
-    margin: Tensor
-    """[], L_D without β; detached."""
-    assignment: Tensor
-    """[B], each image's category."""
-    r: Tensor
-    """[B, N], the encoder's means; detached."""
-
-
-class CGM(nn.Module):
+class CGM(LatentModel):
     """An autoencoder whose prior is a mixture of K learned prototypes.
 
     Args:
         encoder: Images [B, c, h, w] to [B, N] (further axes are flattened).
-        decoder: Latents [B, N] to the likelihood's parameters.
+        decoder: Latents [B, N] to the likelihood's parameters, or an `AutoregressiveDecoder`.
         latent_dim: N.
         num_prototypes: K, at least 2.
         likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
@@ -73,7 +54,6 @@ class CGM(nn.Module):
         ValueError: an argument is out of range, or both sigma2 and rate_bits are given.
     """
 
-    usage: Tensor
     idle_steps: Tensor
 
     def __init__(
@@ -98,7 +78,6 @@ class CGM(nn.Module):
         reseed_dead: int = 0,
         backend: str = AUTO,
     ) -> None:
-        super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         if num_prototypes < 2:
@@ -106,15 +85,12 @@ class CGM(nn.Module):
         if reseed_dead < 0:
             raise ValueError(f"reseed_dead must be at least 0, got {reseed_dead}")
         check_choice("power", power, ("free", "unit"))
-        self.latent_dim = latent_dim
-        self.num_prototypes = num_prototypes
+        super().__init__(decoder, latent_dim, num_prototypes, likelihood)
         self.sigma2 = resolve_sigma2(sigma2, rate_bits, latent_dim)
         self.reseed_dead = reseed_dead
         self.encoder = encoder
         self.head = UnitPower(latent_dim, self.sigma2) if power == "unit" else nn.Identity()
-        self.decoder = decoder
         self.mapper = nn.Identity() if mapper is None else mapper
-        self.likelihood = make_likelihood(likelihood) if isinstance(likelihood, str) else likelihood
         self.descriptor = (
             make_descriptor(descriptor, num_prototypes, latent_dim)
             if isinstance(descriptor, str)
@@ -135,8 +111,7 @@ class CGM(nn.Module):
             detach_prior=detach_prior,
             backend=backend,
         )
-        # How often each category occurs, as a running mean, and for how long each has not.
-        self.register_buffer("usage", torch.full((num_prototypes,), 1.0 / num_prototypes))
+        # For how many steps each category has not occurred.
         self.register_buffer("idle_steps", torch.zeros(num_prototypes, dtype=torch.int64))
 
     @property
@@ -144,13 +119,22 @@ class CGM(nn.Module):
         """The prototypes g [K, N], as they are between batches."""
         return self.descriptor.prototypes
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The codes r [B, N] of images x [B, c, h, w], float32 whatever autocast does."""
-        return self.head(self.encoder(x).flatten(1).float())
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(λ, β)."""
+        return self.latent_loss.mmd_weight, self.latent_loss.margin_weight
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The likelihood's parameters for latents z [B, N], float32."""
-        return self.decoder(z).float()
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The codes r [B, N] of images x [B, c, h, w], float32 whatever autocast does.
+
+        Labels, which the encoder never sees, are ignored.
+        """
+        return torch.as_tensor(self.head(self.encoder(x).flatten(1).float()))
+
+    def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean [B, N] and variance [B, N], σ², of q(z given x)."""
+        mean: Tensor = self.mapper(self.encode(x))
+        return mean, torch.full_like(mean, self.sigma2)
 
     def assign(self, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """The categories [B] of codes r [B, N]: the labels if given, else the nearest."""
@@ -164,7 +148,7 @@ class CGM(nn.Module):
         labels: Tensor | None = None,
         target: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> CGMOutput:
+    ) -> Output:
         """The objective of one batch (eq. 6).
 
         Args:
@@ -180,14 +164,16 @@ class CGM(nn.Module):
         g = self.descriptor(r, labels).float()
         latent = self._latent(r, g, labels, generator)
         target = x if target is None else target
-        reconstruction = -self.likelihood.log_prob(self.decode(latent.z), target).mean()
-        return CGMOutput(
+        reconstruction = -self.log_prob(latent.z, target).mean()
+        return Output(
             reconstruction + latent.loss,
             reconstruction.detach(),
             latent.mmd,
             latent.margin,
+            torch.zeros_like(latent.margin),
             latent.assignment,
             r.detach(),
+            torch.full_like(r, self.sigma2),
         )
 
     def _latent(
@@ -210,15 +196,15 @@ class CGM(nn.Module):
         return CGMLossResult(loss, value.detach(), pull.detach(), assignment, z)
 
     @torch.no_grad()
-    def after_step(self, output: CGMOutput, decay: float = 0.99) -> None:
+    def after_step(self, output: Output, decay: float = 0.99) -> None:
         """Update usage counts and running prototypes; to be called after each training step.
 
         Args:
             output: What `forward` returned for the step's batch.
             decay: Weight of the past in the running usage.
         """
+        super().after_step(output, decay)
         counts = torch.bincount(output.assignment, minlength=self.num_prototypes)
-        self.usage.lerp_(counts / counts.sum(), 1 - decay)
         self.descriptor.update(output.r, output.assignment)
         self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
         if not self.reseed_dead:
@@ -247,45 +233,11 @@ class CGM(nn.Module):
         return MixturePrior(paper.means, weights, paper.variances)
 
     @torch.no_grad()
-    def generate(
-        self,
-        count: int,
-        *,
-        category: int | None = None,
-        mixing: str = "empirical",
-        prior: MixturePrior | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Images from the prior.
-
-        Args:
-            count: How many.
-            category: The prototype to sample around; None for one drawn by weight each time.
-            mixing: Weights for that, "empirical" or "uniform".
-            prior: In place of the model's own, such as a fitted one.
-            generator: On the model's device; None for torch's own.
-
-        Returns:
-            Expected images [count, c, h, w] in [0, 1] and their categories [count].
-
-        Raises:
-            ValueError: no such category or mixing.
-        """
-        prior = self.prior(mixing) if prior is None else prior
-        z, chosen = prior.sample(count, category, generator)
-        return self.likelihood.mean(self.decode(z)), chosen
-
-    @torch.no_grad()
-    def reconstruct(
-        self, x: Tensor, *, noise: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Expected images for the codes of x [B, c, h, w], with the encoder's noise or without."""
-        z = self.mapper(self.encode(x))
-        if noise:
-            shape, device = z.shape, z.device
-            draw = torch.randn(shape, device=device, dtype=z.dtype, generator=generator)
-            z = z + self.sigma2**0.5 * draw
-        return self.likelihood.mean(self.decode(z))
+    def fitted_prior(self, r: Tensor) -> MixturePrior:
+        """The prior with weights and variances of codes r [n, N] of training data."""
+        return MixturePrior.fitted(
+            self.mapper(self.prototypes.float()), self.mapper(r), self.assign(r), self.sigma2
+        )
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""

@@ -26,13 +26,24 @@ def nominal_rate(sigma2: float, latent_dim: int) -> float:
     return -0.5 * latent_dim * math.log2(sigma2)
 
 
-def gaussian_rate_bound(variance: Tensor, sigma2: float) -> float:
+def gaussian_rate_bound(
+    variance: Tensor, sigma2: float | Tensor, log_sigma2: Tensor | None = None
+) -> float:
     """½ Σ_j log2(1 + Var μ_j / σ²) in bits, for the variances [N] of the encoder's means.
 
     An upper bound of the mutual information I(x; z), attained when z is Gaussian with
-    independent coordinates.
+    independent coordinates: h(z) of a Gaussian, less E h(z given x).
+
+    Args:
+        variance: [N], Var μ_j.
+        sigma2: Variance of the noise; or [N], its mean over images where it is learned.
+        log_sigma2: [N], then the mean of its logarithm.
     """
-    return 0.5 * float(torch.log2(1 + variance.double() / sigma2).sum())
+    ratio = 1 + variance.double() / sigma2
+    bits = torch.log2(ratio).sum()
+    if log_sigma2 is not None:
+        bits = bits + (torch.as_tensor(sigma2).log() - log_sigma2).sum() / math.log(2)
+    return 0.5 * float(bits)
 
 
 def resolve_sigma2(sigma2: float | None, rate_bits: float | None, latent_dim: int) -> float:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PRIORS = ("uniform", "empirical")
+"""Weights to generate by: all alike, or the categories' shares of the training images."""
+
 
 @dataclass(frozen=True)
 class MixturePrior:

@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a CGM and evaluate it.
+    """Train a CGM, or a model that it is compared with, and evaluate it.
 
     Leaves a run folder with config.json, metrics.csv, TensorBoard events, model.safetensors,
     checkpoint.pt, evaluation.json and pictures. An interrupted run goes on with --resume.
@@ -46,6 +46,10 @@ class TrainConfig:
     image_size: int | None = None
     """Side in pixels to which the images of a folder are resized; default: the first image's."""
 
+    model: Literal["cgm", "vae", "cvae", "infovae", "bir-vae"] = "cgm"
+    """What to train: the paper's model, or one that it is compared with, whose prior is N(0, I):
+    vae; cvae, with labels; infovae (MMD², a learned variance, or a fixed one if sigma2 or
+    rate_bits is given); bir-vae (the same at the data set's rate)."""
     supervised: bool = False
     """CGM2: an image's category is its label. Otherwise CGM1: its nearest prototype."""
     latent_dim: int | None = None
@@ -79,10 +83,15 @@ class TrainConfig:
     power: Literal["free", "unit"] = "free"
     """unit: standardise codes so that the nominal rate is the rate of a Gaussian code."""
 
+    network: Literal["dcgan", "resnet"] = "dcgan"
+    """Encoder and decoder: strided convolutions, or pre-activation residual blocks."""
+    decoder: Literal["same", "pixelcnn", "pixelsnail"] = "same"
+    """Another decoder, which is autoregressive: every pixel is told by z and those before it."""
     width: int | None = None
     """Channels of the networks' outermost layer; they double inwards."""
-    likelihood: Literal["bernoulli", "gaussian", "gaussian-fixed"] | None = None
-    """p(x given z): Bernoulli pixels, or Gaussian ones with a learned or a fixed scale."""
+    likelihood: Literal["bernoulli", "gaussian", "gaussian-fixed", "logistic-mixture"] | None = None
+    """p(x given z): Bernoulli pixels, Gaussian ones with a learned or a fixed scale, or a mixture
+    of discretised logistic distributions over 256 levels."""
     binarization: Literal["none", "dynamic", "threshold"] | None = None
     """How grey pixels become binary: not, drawn anew at every visit, or at half."""
     denoise_variance: float = 0.0
@@ -108,7 +117,7 @@ class TrainConfig:
     """Of weights, order and noise."""
 
     out: str | None = None
-    """The run folder; default: runs/<data>-<cgm1 or cgm2>."""
+    """The run folder; default: runs/<data>-<cgm1, cgm2 or the model>."""
     resume: bool = False
     """Go on with the run in the folder; its own settings hold."""
     overwrite: bool = False
@@ -183,9 +192,11 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
         name: getattr(preset, name) for name in PRESET_SETTINGS if getattr(config, name) is None
     }
     if config.prototype_init is None:
-        filled["prototype_init"] = "xavier" if config.supervised else "kmeans++"
-    if config.sigma2 is None and config.rate_bits is None:
-        if config.preset == "paper-rate":
+        random = config.supervised or config.model != "cgm"
+        filled["prototype_init"] = "xavier" if random else "kmeans++"
+    noise_given = config.sigma2 is not None or config.rate_bits is not None
+    if not noise_given and config.model in ("cgm", "bir-vae"):
+        if config.preset == "paper-rate" or config.model == "bir-vae":
             filled["rate_bits"] = preset.rate_bits
         else:
             filled["sigma2"] = DEFAULT_SIGMA2
@@ -273,6 +284,20 @@ def check(config: TrainConfig) -> None:
         )
     if config.resume and config.overwrite:
         raise ConfigError("give resume or overwrite, not both")
+    if config.model in ("vae", "cvae"):
+        for name in ("sigma2", "rate_bits"):
+            if (value := getattr(config, name)) is not None:
+                raise ConfigError(
+                    f"{name} must be left out with model {config.model}, whose variance is "
+                    f"learned, got {value}"
+                )
+    if config.supervised != (config.model == "cvae") and config.model != "cgm":
+        raise ConfigError(
+            f"supervised must be {str(config.model == 'cvae').lower()} with model {config.model}, "
+            f"got {str(config.supervised).lower()}"
+        )
+    if config.prototype_init == "kmeans++" and config.model != "cgm":
+        raise ConfigError(f"prototype_init must be left out with model {config.model}")
     try:
         for name, (bound, included) in _BOUNDS.items():
             value = getattr(config, name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.extras import require
-from cgm_fast.models.cgm import CGM, CGMOutput
+from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.latent import gaussian_rate_bound
 from cgm_fast.training.runs import EVENTS, METRICS, RunError, write_whole
 
@@ -23,6 +23,7 @@ COLUMNS = (
     "reconstruction",
     "mmd_weighted",
     "margin_weighted",
+    "kl",
     "rate_bits",
     "usage_bits",
     "grad_norm",
@@ -37,41 +38,45 @@ class Window:
     """
 
     def __init__(self, latent_dim: int) -> None:
-        self.sums = torch.zeros(5, dtype=torch.float64)  # loss, its three terms, gradient norm
-        self.moments = torch.zeros(2, latent_dim, dtype=torch.float64)
+        self.sums = torch.zeros(6, dtype=torch.float64)  # loss, its four terms, gradient norm
+        # Of codes, their squares, the noise's variance, and its logarithm.
+        self.moments = torch.zeros(4, latent_dim, dtype=torch.float64)
         self.steps = 0
         self.images = 0
 
-    def add(self, model: CGM, output: CGMOutput, grad_norm: float) -> None:
+    def add(self, model: LatentModel, output: Output, grad_norm: float) -> None:
         """Count one step."""
-        options = model.latent_loss
+        mmd_weight, margin_weight = model.weights
         terms = torch.stack(
             (
                 output.loss.detach(),
                 output.reconstruction,
-                options.mmd_weight * output.mmd,
-                options.margin_weight * output.margin,
+                mmd_weight * output.mmd,
+                margin_weight * output.margin,
+                output.kl,
             )
         )
-        self.sums[:4] += terms.cpu().double()
-        self.sums[4] += grad_norm
-        r = output.r.cpu().double()
-        self.moments += torch.stack((r.sum(0), r.square().sum(0)))
+        self.sums[:5] += terms.cpu().double()
+        self.sums[5] += grad_norm
+        r, variance = output.r.cpu().double(), output.variance.cpu().double()
+        self.moments += torch.stack(
+            (r.sum(0), r.square().sum(0), variance.sum(0), variance.log().sum(0))
+        )
         self.steps += 1
         self.images += len(r)
 
-    def rate_bits(self, sigma2: float) -> float:
+    def rate_bits(self) -> float:
         """The Gaussian bound of the rate over the window's codes, in bits."""
         if self.images == 0:
             return math.nan
-        mean, square = self.moments / self.images
-        return gaussian_rate_bound((square - mean.square()).clamp_min(0), sigma2)
+        mean, square, noise, log_noise = self.moments / self.images
+        return gaussian_rate_bound((square - mean.square()).clamp_min(0), noise, log_noise)
 
-    def row(self, model: CGM) -> dict[str, float]:
+    def row(self, model: LatentModel) -> dict[str, float]:
         """Averages of the window, to be logged; the caller adds step, epoch and speed."""
-        names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "grad_norm")
+        names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "kl", "grad_norm")
         row = dict(zip(names, (self.sums / self.steps).tolist(), strict=True))
-        row["rate_bits"] = self.rate_bits(model.sigma2)
+        row["rate_bits"] = self.rate_bits()
         usage = model.usage.cpu().double()
         usage = usage / usage.sum()
         row["usage_bits"] = float(-(usage * usage.clamp_min(1e-300).log2()).sum())

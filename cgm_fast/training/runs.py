@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from cgm_fast.extras import require
-from cgm_fast.models import CGM, DCGANDecoder, DCGANEncoder, make_likelihood
+from cgm_fast.models import LatentModel
+from cgm_fast.training.build import build_model
 from cgm_fast.training.config import RunConfig, TrainConfig, from_dict, to_dict
 
 CONFIG, METRICS, MODEL, CHECKPOINT = (
@@ -74,8 +75,9 @@ def _finite(value: Any) -> Any:
 
 
 def default_out(config: TrainConfig) -> Path:
-    """runs/<data>-<cgm1 or cgm2>."""
-    kind = "cgm2" if config.supervised else "cgm1"
+    """runs/<data>-<cgm1, cgm2 or another model>."""
+    cgm = "cgm2" if config.supervised else "cgm1"
+    kind = cgm if config.model == "cgm" else config.model
     return Path("runs") / f"{Path(config.data).stem or 'data'}-{kind}"
 
 
@@ -160,36 +162,6 @@ def read_config(path: Path) -> RunConfig:
         raise RunError(f"{path / CONFIG} is not the config of a run: {error}") from error
 
 
-def build_model(config: RunConfig) -> CGM:
-    """The model that resolved settings describe, with fresh weights."""
-    shape, latent_dim, width = config.image_shape, config.latent_dim, config.width
-    assert latent_dim is not None
-    assert width is not None
-    assert config.num_prototypes is not None
-    assert config.likelihood is not None
-    assert config.mmd_weight is not None
-    likelihood = make_likelihood(config.likelihood)
-    out_shape = (shape[0] * likelihood.params_per_channel, *shape[1:])
-    return CGM(
-        DCGANEncoder(shape, latent_dim, width),
-        DCGANDecoder(latent_dim, out_shape, width),
-        latent_dim=latent_dim,
-        num_prototypes=config.num_prototypes,
-        likelihood=likelihood,
-        descriptor=config.descriptor,
-        sigma2=config.sigma2,
-        rate_bits=config.rate_bits,
-        prior_sigma2=config.prior_sigma2,
-        mmd_weight=config.mmd_weight,
-        margin_weight=config.margin_weight,
-        margin=config.margin,
-        bandwidth=config.bandwidth,
-        power=config.power,
-        reseed_dead=config.reseed_dead,
-        backend=config.backend,
-    )
-
-
 def save_model(path: Path, model: nn.Module) -> None:
     """Write the weights as safetensors, whole or not at all."""
     safetensors = require("safetensors.torch", "saving a model")
@@ -197,7 +169,7 @@ def save_model(path: Path, model: nn.Module) -> None:
     write_whole(path / MODEL, safetensors.save(state))
 
 
-def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[CGM, RunConfig]:
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[LatentModel, RunConfig]:
     """The trained model of a run folder, in evaluation mode, and its settings.
 
     Raises:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cgm_fast.data import ImageData, prepare
-from cgm_fast.models.cgm import CGM, CGMOutput
+from cgm_fast.models.base import LatentModel, Output
+from cgm_fast.models.cgm import CGM
 from cgm_fast.training.config import ConfigError, RunConfig
 from cgm_fast.training.metrics import MetricsLog, Window, all_finite
 from cgm_fast.training.runs import (
@@ -60,7 +61,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: CGM,
+        model: LatentModel,
         data: ImageData,
         config: RunConfig,
         path: Path,
@@ -177,7 +178,7 @@ class Trainer:
         order = torch.randperm(len(self.images), generator=generator)
         return order[self.workers.rank :: self.workers.count]
 
-    def _train_step(self, order: Tensor) -> tuple[CGMOutput, float]:
+    def _train_step(self, order: Tensor) -> tuple[Output, float]:
         before = self._changed_by_forward()
         position = self.step % self.steps_per_epoch * self._batch
         index = order[position : position + self._batch].to(self.images.device)
@@ -189,7 +190,7 @@ class Trainer:
         with torch.autocast(
             self.workers.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         ):
-            output: CGMOutput = self.network(x, labels, target)
+            output: Output = self.network(x, labels, target)
         self._stop_if(self._non_finite_term(output), before)
         output.loss.backward()
         limit = self.config.clip_grad_norm
@@ -202,7 +203,7 @@ class Trainer:
         self._after_step(output)
         return output, float(norm)
 
-    def _after_step(self, output: CGMOutput) -> None:
+    def _after_step(self, output: Output) -> None:
         """Update what the model counts from all processes' batches, so that it stays the same."""
         everywhere = output._replace(
             r=self.workers.concatenate(output.r),
@@ -221,12 +222,13 @@ class Trainer:
         noise = torch.randn_like(target) * math.sqrt(self.config.denoise_variance)
         return target + noise, target
 
-    def _non_finite_term(self, output: CGMOutput) -> str | None:
+    def _non_finite_term(self, output: Output) -> str | None:
         """Which part of the objective is NaN or infinite, in words; None if none is."""
         terms = {
             "the reconstruction term": output.reconstruction,
             "the MMD term": output.mmd,
             "the margin term": output.margin,
+            "the KL term": output.kl,
             "the loss": output.loss,
         }
         if all_finite(*terms.values()):
@@ -258,7 +260,7 @@ class Trainer:
 
     @torch.no_grad()
     def _initialise_prototypes(self) -> None:
-        if self.config.prototype_init != "kmeans++":
+        if self.config.prototype_init != "kmeans++" or not isinstance(self.model, CGM):
             return
         from cgm_fast.evaluation.codes import encode_images
         from cgm_fast.extras import require

@@ -75,5 +75,10 @@ def test_the_same_source_is_cuda(architecture, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "kernels.ptx").read_text()
-    for instruction in ("mma.sync.aligned.m16n8k8", "m16n8k16", "cp.async.cg.shared.global", "bar.sync"):
+    for instruction in (
+        "mma.sync.aligned.m16n8k8",
+        "m16n8k16",
+        "cp.async.cg.shared.global",
+        "bar.sync",
+    ):
         assert instruction in text

@@ -46,6 +46,23 @@ def test_codes_in_pairs_carry_one_bit_less():
     assert monte_carlo_rate(r, 0.02) == pytest.approx(math.log2(256), abs=1e7 * 1e-15 / 0.02)
 
 
+def test_noise_that_each_image_has_of_its_own():
+    """Two kinds of images in places of their own: the mean of what each kind carries, and a bit."""
+    generator = torch.Generator().manual_seed(99)  # not the noise's
+    r = torch.randn(1000, 2, dtype=torch.float64, generator=generator)
+    r[500:] += 1e3
+    noise = torch.full((1000, 2), 0.5, dtype=torch.float64)
+    noise[500:] = 0.1
+    found = rates(r, noise)
+    apart = [monte_carlo_rate(r[:500], 0.5), monte_carlo_rate(r[500:], 0.1)]
+    assert found["monte_carlo"] == pytest.approx(1 + sum(apart) / 2, abs=0.1)
+    assert "nominal" not in found
+    assert found["gaussian_bound"] > found["monte_carlo"]
+    same = torch.full((1000, 2), 0.3, dtype=torch.float64)
+    for name in ("monte_carlo", "gaussian_bound"):
+        assert rates(r, same)[name] == pytest.approx(rates(r, 0.3)[name], rel=1e-6)
+
+
 def test_nominal_rate_and_seed():
     r = _gaussian_codes(50, [1.0] * 4, 0)
     assert rates(r, 0.0625)["nominal"] == 8

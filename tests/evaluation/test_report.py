@@ -42,7 +42,7 @@ def test_what_it_holds():
         report["test_usage"] == torch.bincount(model.assign(model.encode(x)), minlength=3).tolist()
     )
     assert report["rate_bits"]["monte_carlo_ceiling"] == math.log2(40)
-    assert set(report["probe_error"]) == {"linear_r", "linear_z"}
+    assert set(report["probe_error"]) == {"linear_r", "linear_z", "mlp_r", "mlp_z"}
     assert "nearest_prototype_error" not in report
     assert _evaluate(model) == report
 

@@ -40,6 +40,25 @@ def test_a_finished_run_is_evaluated_and_drawn(tmp_path):
     assert experiments.evaluate_run(result.path, nll_images=2) != again
 
 
+@pytest.mark.parametrize("model", ["cgm", "vae", "cvae", "infovae", "bir-vae"])
+@pytest.mark.parametrize("network", ["dcgan", "resnet", "pixelcnn", "pixelsnail"])
+def test_every_model_with_every_network(model, network, tmp_path):
+    nets = {"network": network} if network == "resnet" else {}
+    nets |= {"decoder": network} if network.startswith("pixel") else {}
+    cvae = model == "cvae"
+    result = run(tmp_path, model=model, supervised=cvae, evaluate=True, max_steps=2, **nets)
+    priors = {"prior_paper"} | ({"prior_fitted"} if model == "cgm" else set())
+    assert set(result.evaluation["nats_per_image"]) == priors
+    assert ("nominal" in result.evaluation["rate_bits"]) == (model in ("cgm", "bir-vae"))
+    assert set(result.evaluation["probe_error"]) == {"linear_r", "linear_z", "mlp_r", "mlp_z"}
+    trained, config = load_run(result.path)
+    assert config.model == model
+    assert trained.generate(2)[0].shape == (2, 1, 8, 8)
+    for name in ("samples.png", "reconstructions.png", "latents.png"):
+        with Image.open(result.path / name) as picture:
+            picture.verify()
+
+
 def test_a_single_test_image_and_a_single_class_will_do(tmp_path):
     np.savez(tmp_path / "few.npz", images=np.full((12, 8, 8, 1), 9, np.uint8), labels=[0] * 12)
     result = run(tmp_path, data=str(tmp_path / "few.npz"), evaluate=True, prototype_init="xavier")

@@ -8,6 +8,7 @@ from cgm_fast.models.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
     Gaussian,
+    LogisticMixture,
     bits_per_dim,
     make_likelihood,
 )
@@ -67,6 +68,77 @@ def test_the_learned_scale_is_fitted_where_it_equals_the_residual():
 def test_bits_per_dim():
     assert bits_per_dim(0.0, 3072) == 8  # density one on [0, 1]: 256 values alike
     assert bits_per_dim(-3072 * math.log(2), 3072) == pytest.approx(7, rel=1e-15)  # 128 alike
+    uniform = 3072 * math.log(256)  # of 256 levels, each alike
+    assert bits_per_dim(uniform, 3072, dequantised=False) == pytest.approx(8, rel=1e-15)
+
+
+LEVELS = torch.arange(256, dtype=torch.float64) / 255
+
+
+def _mixture_params(likelihood, channels, pixels=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    count = likelihood.channels(channels)
+    return torch.randn(1, count, 1, pixels, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("components", [1, 4])
+@pytest.mark.parametrize("scale", [1.0, 6.0])  # wide components, and ones thinner than a level
+def test_a_logistic_mixtures_levels_sum_to_one(components, scale):
+    likelihood = LogisticMixture(components)
+    params = scale * _mixture_params(likelihood, 1)
+    log_p = likelihood.log_prob(params.expand(256, -1, -1, -1), LEVELS.view(256, 1, 1, 1))
+    # Where a level has hardly any mass its density at the middle stands for it.
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_logistic_mixtures_later_channels_are_conditional_on_earlier_ones():
+    likelihood = LogisticMixture(3)
+    params = _mixture_params(likelihood, 2)
+    pairs = torch.cartesian_prod(LEVELS[::15], LEVELS).view(-1, 2, 1, 1)
+    log_p = likelihood.log_prob(params.expand(len(pairs), -1, -1, -1), pairs)
+    marginal = log_p.exp().view(-1, 256).sum(1)
+    parts = params.view(-1, 3)  # logits, two means, two log-scales, a coefficient
+    logits, first_mean, first_scale = parts[0], parts[1], parts[3]
+    alone = torch.cat((logits, first_mean, first_scale)).view(1, 9, 1, 1)
+    first = LEVELS[::15].view(-1, 1, 1, 1)
+    expected = likelihood.log_prob(alone.expand(len(first), -1, -1, -1), first).exp()
+    torch.testing.assert_close(marginal, expected, rtol=1e-3, atol=1e-9)
+    coupled = params.clone()
+    coupled[:, -3:] += 1  # the coefficients
+    assert not torch.allclose(likelihood.log_prob(coupled, pairs[5:6]), log_p[5:6])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_logistic_mixtures_samples_have_its_mean_and_are_levels(channels):
+    likelihood = LogisticMixture(2)
+    params = 0.2 * _mixture_params(likelihood, channels, seed=4)
+    params[:, 2 * (1 + channels) : 2 * (1 + 2 * channels)] -= 4  # narrow: no mass is cut off
+    generator = torch.Generator().manual_seed(0)
+    drawn = likelihood.sample(params.expand(20000, -1, -1, -1).float(), generator).double()
+    assert torch.allclose(drawn * 255, (drawn * 255).round(), atol=1e-4)
+    error = drawn.mean(0) - likelihood.mean(params)[0]
+    assert bool((error.abs() < 4 * drawn.std(0) / 20000**0.5 + 1e-3).all())
+
+
+def test_a_logistic_mixtures_gradient_is_finite_far_from_the_image():
+    likelihood = LogisticMixture(2)
+    params = (40 * _mixture_params(likelihood, 3, pixels=6)).float().requires_grad_()
+    likelihood.log_prob(params, torch.rand(1, 3, 1, 6).mul(255).round() / 255).sum().backward()
+    assert bool(params.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@torch.no_grad()
+def test_samples_have_the_mean(name):
+    likelihood = make_likelihood(name)
+    generator = torch.Generator().manual_seed(1)
+    params = 0.5 + 0.1 * torch.randn(1, likelihood.channels(1), 2, 2, generator=generator)
+    drawn = likelihood.sample(params.expand(4000, -1, -1, -1), generator)
+    assert drawn.shape == (4000, 1, 2, 2)
+    assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
+    if name != "logistic-mixture":  # whose tails are cut off here, and whose mean knows no edge
+        error = drawn.mean(0) - likelihood.mean(params)[0]
+        assert bool((error.abs() < 5 * drawn.std(0) / 4000**0.5).all())
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

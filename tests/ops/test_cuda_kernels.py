@@ -136,9 +136,7 @@ def test_half_samples_of_two_dtypes(tensor_cores, device):
     x, y = x.half(), y.bfloat16()
     loss, _ = of_op(x, y, 5.0)
     wide = x.double(), y.double()
-    assert_loss_close(
-        loss, mmd_formula(*wide, sigma=[5.0]), mmd_magnitude(*wide, sigma=[5.0])
-    )
+    assert_loss_close(loss, mmd_formula(*wide, sigma=[5.0]), mmd_magnitude(*wide, sigma=[5.0]))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cgm_fast.data import ImageData, load
+from cgm_fast.training.build import build_model
 from cgm_fast.training.config import (
     PRESETS,
     ConfigError,
@@ -42,6 +43,21 @@ def test_the_papers_numbers():
     assert (mnist.latent_dim, mnist.num_prototypes, mnist.mmd_weight) == (10, 10, 1000)
     assert (mnist.batch_size, mnist.lr, mnist.sigma2, mnist.margin) == (64, 1e-4, 0.02, 1)
     assert (cifar10.latent_dim, cifar10.mmd_weight, cifar10.batch_size) == (300, 1100, 100)
+
+
+def test_whose_variance_is_learned():
+    """A VAE's and an InfoVAE's, unless that is given one; BIR-VAE has the data set's rate."""
+    vae, info, bir = (
+        resolve(TrainConfig(model=model), _data("mnist")) for model in ("vae", "infovae", "bir-vae")
+    )
+    assert (vae.sigma2, vae.rate_bits) == (info.sigma2, info.rate_bits) == (None, None)
+    assert (bir.sigma2, bir.rate_bits) == (None, 15.0)
+    fixed = build_model(resolve(TrainConfig(model="infovae", sigma2=0.3), _data("mnist")))
+    learned = build_model(info)
+    assert (fixed.sigma2, learned.sigma2) == (0.3, None)
+    assert build_model(bir).sigma2 == pytest.approx(4**-1.5)
+    weights = [build_model(vae).kl_weight, learned.kl_weight, learned.mmd_weight]
+    assert weights == [1, 0, 1000]
 
 
 def test_other_data_goes_by_its_channels():

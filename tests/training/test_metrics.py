@@ -35,8 +35,8 @@ def test_a_window_averages_its_steps():
     assert row["loss"] == pytest.approx(parts, rel=1e-6)
     r = torch.cat([output.r for output in outputs]).double()
     rate = 0.5 * float(torch.log2(1 + r.var(0, correction=0) / model.sigma2).sum())
-    assert row["rate_bits"] == pytest.approx(rate, rel=1e-9)
-    assert math.isnan(Window(3).rate_bits(0.02))
+    assert row["rate_bits"] == pytest.approx(rate, rel=1e-6)  # variances are told in float32
+    assert math.isnan(Window(3).rate_bits())
 
 
 @pytest.mark.parametrize(

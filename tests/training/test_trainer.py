@@ -96,7 +96,9 @@ def test_kmeans_starts_prototypes_at_codes_of_training_images(tmp_path, monkeypa
     monkeypatch.setattr(Descriptor, "move", recorded)
     codes = []
     encode = CGM.encode
-    monkeypatch.setattr(CGM, "encode", lambda self, x: codes.append(encode(self, x)) or codes[-1])
+    monkeypatch.setattr(
+        CGM, "encode", lambda self, *args: codes.append(encode(self, *args)) or codes[-1]
+    )
     run(tmp_path, max_steps=1, descriptor=descriptor, prototype_init="kmeans++")
     assert len(moved) == 3
     assert codes[0].shape == (36, 3)
