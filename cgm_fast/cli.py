@@ -21,6 +21,8 @@ from cgm_fast.data import DataError, load
 from cgm_fast.doctor import report as doctor_report
 from cgm_fast.evaluation.denoising import denoise, psnr
 from cgm_fast.experiments import run as experiments
+from cgm_fast.experiments.catalogue import Experiment, run_experiment
+from cgm_fast.experiments.study import StoppedError
 from cgm_fast.extras import MissingExtraError, require
 from cgm_fast.training import runs
 from cgm_fast.training.config import ConfigError, TrainConfig
@@ -123,6 +125,7 @@ COMMANDS: dict[str, Any] = {
     "reconstruct": Reconstruct,
     "denoise": Denoise,
     "latents": Latents,
+    "experiment": Experiment,
     "doctor": Doctor,
 }
 
@@ -181,6 +184,8 @@ def _run(command: Any) -> int:
     if isinstance(command, Doctor):
         print(doctor_report())
         return 0
+    if isinstance(command, Experiment):
+        return _experiment(command)
     actions: dict[type, Callable[[Any], None]] = {
         Evaluate: _evaluate,
         Generate: _generate,
@@ -205,6 +210,25 @@ def _train(config: TrainConfig) -> int:
     if result.evaluation is not None:
         print(_summary(result.evaluation))
     print(f"run folder: {result.path}")
+    return 0
+
+
+def _experiment(command: Experiment) -> int:
+    lines = _PlainProgress()
+
+    def report(name: str, step: int, total: int, latest: dict[str, float]) -> None:
+        if step == 1:
+            print(f"{name}:", file=sys.stderr, flush=True)
+            lines.next = 1
+        lines(step, total, latest)
+
+    try:
+        out = run_experiment(command, report)
+    except StoppedError as stopped:
+        print(stopped)
+        return 128 + stopped.number
+    for path in sorted(file for file in out.iterdir() if file.is_file()):
+        print(path)
     return 0
 
 

@@ -5,6 +5,7 @@ Everything is held as uint8 [n, c, h, w]; `prepare` turns a batch into what a li
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from cgm_fast.extras import require
 
-BINARIZATIONS = ("none", "dynamic", "threshold")
+BINARIZATIONS = ("none", "dynamic", "static", "threshold")
 HELD_OUT = 0.1  # share of the images kept for testing where a source has no test set of its own
 MAX_CLASSES = 2**16  # labels beyond this are taken for a mistake: there is a name for every class
 _SEED = 0  # of that split; not the run's, so that runs can be compared
@@ -110,6 +111,21 @@ def load(
     )
 
 
+def draw_once(data: ImageData) -> ImageData:
+    """The same with every pixel drawn once and for all with its grey value as probability.
+
+    As in Larochelle's statically binarised MNIST, of which this is another draw, with labels.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+
+    def drawn(images: Tensor) -> Tensor:
+        return torch.cat(
+            [prepare(part, "dynamic", False, generator).byte() * 255 for part in images.split(4096)]
+        )
+
+    return dataclasses.replace(data, train=drawn(data.train), test=drawn(data.test))
+
+
 def prepare(
     images: Tensor, binarization: str, continuous: bool, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -118,7 +134,8 @@ def prepare(
     Args:
         images: [B, c, h, w] uint8.
         binarization: "none"; "dynamic": each pixel drawn anew with its grey value as
-            probability; "threshold": at half.
+            probability; "threshold": at half; "static": the same, of images that `draw_once` has
+            made black and white.
         continuous: Whether the likelihood is a density, for which 8-bit values are spread
             uniformly over their interval (dequantised).
         generator: For the draws; None for torch's own.
@@ -130,7 +147,7 @@ def prepare(
         grey = images.float() / 255
         noise = torch.rand(grey.shape, device=grey.device, generator=generator)
         return (noise < grey).float()
-    if binarization == "threshold":
+    if binarization in ("static", "threshold"):
         return (images > 127).float()
     if binarization != "none":
         raise ValueError(

@@ -88,9 +88,12 @@ def save_latents(
         codes, centres = (np.pad(a, ((0, 0), (0, 1))) for a in (codes, centres))
     elif codes.shape[1] > 2:
         fitted = codes if len(codes) > 1 else centres
-        pca = require("sklearn.decomposition", "pictures").PCA(2).fit(fitted)
-        codes, centres = pca.transform(codes), pca.transform(centres)
-        axis_name = "principal component"
+        if np.ptp(fitted, axis=0).any():  # at a rate of 0 all codes are one
+            pca = require("sklearn.decomposition", "pictures").PCA(2).fit(fitted)
+            codes, centres = pca.transform(codes), pca.transform(centres)
+            axis_name = "principal component"
+        else:
+            codes, centres = codes[:, :2], centres[:, :2]
     figure = figure_module.Figure(figsize=(6.4, 5.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     found = categories.cpu()
@@ -114,4 +117,34 @@ def save_latents(
         axes.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     if title:
         axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
+def save_scatters(path: Path, panels: Sequence[tuple[str, Tensor, Tensor, Tensor]]) -> None:
+    """Write scatters of two-dimensional codes side by side.
+
+    Args:
+        path: The PNG file.
+        panels: Title, codes [n, 2], prototypes [K, 2] (K may be 0), categories [n] for each.
+    """
+    figure_module = require("matplotlib.figure", "pictures")
+    colours = require("matplotlib", "pictures").colormaps["tab10"]
+    figure = figure_module.Figure(figsize=(4.6 * len(panels), 4.6), dpi=110, layout="constrained")
+    for axes, (title, codes, prototypes, categories) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        r, centres, found = (part.detach().cpu() for part in (codes, prototypes, categories))
+        for category in torch.unique(found).tolist():
+            chosen = r[found == category].numpy()
+            axes.scatter(
+                chosen[:, 0], chosen[:, 1], s=3, alpha=0.5, color=colours(category % 10),
+                linewidths=0, label=str(category),
+            )  # fmt: skip
+        if len(centres):
+            axes.scatter(
+                centres[:, 0], centres[:, 1], marker="X", s=60, color="black", edgecolors="white"
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_aspect("equal", adjustable="datalim")
+    axes.legend(markerscale=4, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from tiny import pixels, write_npz
 
-from cgm_fast.data import DataError, load, prepare
+from cgm_fast.data import DataError, ImageData, draw_once, load, prepare
 
 # The embedded digits
 
@@ -179,8 +179,8 @@ def test_other_ways_to_prepare():
     assert (spread <= low + 1 / 256).all()
     share = (256 * (spread - low)).double()  # uniform: mean ½, variance 1/12
     assert abs(float(share.mean()) - 0.5) < 3 / (12 * share.numel()) ** 0.5
-    with pytest.raises(ValueError, match="binarization must be one of none, dynamic, threshold"):
-        prepare(images, "static", False)
+    with pytest.raises(ValueError, match="binarization must be one of none, dynamic, static"):
+        prepare(images, "fixed", False)
 
 
 @pytest.mark.parametrize(("binarization", "continuous"), [("dynamic", False), ("none", True)])
@@ -191,3 +191,16 @@ def test_draws_depend_on_the_generator_alone(binarization, continuous):
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+def test_pixels_drawn_once_are_the_same_at_every_visit():
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(500, -1, -1, -1)
+    data = ImageData("x", grey, None, grey[:3], None, ())
+    drawn = draw_once(data)
+    assert drawn.train.unique().tolist() == [0, 255]
+    assert torch.equal(drawn.train, draw_once(data).train)
+    x = prepare(drawn.train, "static", False)
+    assert torch.equal(x, prepare(drawn.train, "static", False))
+    share = x.mean(0).flatten()
+    expected = torch.arange(256) / 255
+    assert bool(((share - expected).abs() <= 5 * (expected * (1 - expected) / 500).sqrt()).all())

@@ -15,7 +15,10 @@ PACKAGE = Path(cgm_fast.__file__).parent
 CSRC = Path(__file__).parents[1] / "csrc"
 
 # The only modules outside torch, numpy and the standard library that may be looked for.
-EXTRAS = ("tyro", "rich", "matplotlib", "sklearn", "safetensors", "tensorboard", "torchvision")
+EXTRAS = (
+    "tyro", "rich", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "torchmetrics",
+    "torchvision",
+)  # fmt: skip
 
 OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
 MODEL_SIDE = {"losses", "api", "checks", "backends"}

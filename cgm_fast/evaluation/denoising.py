@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from cgm_fast.extras import require
 from cgm_fast.models.base import LatentModel
 
 
@@ -34,3 +35,12 @@ def psnr(images: Tensor, clean: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of images against clean ones in [0, 1]."""
     mse = float((images.cpu().double() - clean.cpu().double()).square().mean())
     return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def ssim(images: Tensor, clean: Tensor) -> float:
+    """Mean structural similarity (Wang et al., 2004) of images [B, c, h, w] to clean ones."""
+    image = require("torchmetrics.functional.image", "SSIM")
+    found = image.structural_similarity_index_measure(
+        images.cpu().double(), clean.cpu().double(), data_range=1.0
+    )
+    return float(found)

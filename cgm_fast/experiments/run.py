@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast import figures
-from cgm_fast.data import DataError, ImageData, load, prepare
+from cgm_fast.data import DataError, ImageData, draw_once, load, prepare
 from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.extras import require
@@ -40,13 +40,14 @@ class TrainResult(NamedTuple):
 
 def load_data(config: TrainConfig) -> ImageData:
     """The data set that settings name."""
-    return load(
+    data = load(
         config.data,
         root=config.data_root,
         download=config.download,
         test=config.test_data,
         image_size=config.image_size,
     )
+    return draw_once(data) if config.binarization == "static" else data
 
 
 def load_run_data(config: RunConfig, data_root: str | None = None) -> ImageData:

@@ -105,12 +105,17 @@ class LatentModel(nn.Module):
         Raises:
             ValueError: the decoder is autoregressive, and there is no x.
         """
+        z = self.decoder_input(z, labels)
         if isinstance(self.decoder, AutoregressiveDecoder):
             if x is None:
                 raise ValueError("an autoregressive decoder needs x beside z")
             params: Tensor = self.decoder(z, x)
             return params.float()
         return torch.as_tensor(self.decoder(z)).float()
+
+    def decoder_input(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """What the decoder gets for latents z [B, N]: these, unless it sees labels too."""
+        return z
 
     def log_prob(self, z: Tensor, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(x given z) of images x [B, c, h, w] in nats, [B]."""
@@ -131,10 +136,12 @@ class LatentModel(nn.Module):
         if not isinstance(self.decoder, AutoregressiveDecoder):
             return self.likelihood.mean(self.decode(z, labels=labels))
         x = z.new_zeros(len(z), *self.decoder.image_shape)
+        context = self.decoder.context(self.decoder_input(z, labels))
         for i in range(x.shape[2]):
             for j in range(x.shape[3]):
-                params = self.decode(z, x, labels)[:, :, i : i + 1, j : j + 1]
-                x[:, :, i : i + 1, j : j + 1] = self.likelihood.sample(params, generator)
+                pixel = (slice(None), slice(None), slice(i, i + 1), slice(j, j + 1))
+                params = self.decoder.predict(context, x)[pixel].float()
+                x[pixel] = self.likelihood.sample(params, generator)
         return x
 
     @torch.no_grad()

@@ -92,11 +92,11 @@ class VAE(LatentModel):
         mean, log_variance = found.chunk(2, 1)
         return mean, log_variance.clamp(-20, 10).exp()
 
-    def decode(self, z: Tensor, x: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """The likelihood's parameters; see `LatentModel.decode`."""
-        if self.classes:
-            z = torch.cat((z, self._one_hot(labels).to(z.dtype)), 1)
-        return super().decode(z, x)
+    def decoder_input(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """z, and a CVAE's labels as [B, classes] ones and zeros."""
+        if not self.classes:
+            return z
+        return torch.cat((z, self._one_hot(labels).to(z.dtype)), 1)
 
     def _one_hot(self, labels: Tensor | None) -> Tensor:
         if labels is None:

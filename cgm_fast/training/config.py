@@ -92,8 +92,8 @@ class TrainConfig:
     likelihood: Literal["bernoulli", "gaussian", "gaussian-fixed", "logistic-mixture"] | None = None
     """p(x given z): Bernoulli pixels, Gaussian ones with a learned or a fixed scale, or a mixture
     of discretised logistic distributions over 256 levels."""
-    binarization: Literal["none", "dynamic", "threshold"] | None = None
-    """How grey pixels become binary: not, drawn anew at every visit, or at half."""
+    binarization: Literal["none", "dynamic", "static", "threshold"] | None = None
+    """How grey pixels become binary: not, drawn anew at every visit, drawn once, or at half."""
     denoise_variance: float = 0.0
     """Variance of Gaussian noise added to what the encoder sees; the clean image is the target."""
 

@@ -13,9 +13,10 @@ class Echo(AutoregressiveDecoder):
 
     def __init__(self):
         super().__init__(3, (1, 8, 8), 1, 1)
+        self.context = nn.Identity()
 
-    def forward(self, z, x):
-        left = torch.cat((z[:, :1, None, None].expand(-1, 1, 8, 1), 1 - x[..., :-1]), 3)
+    def predict(self, context, x):
+        left = torch.cat((context[:, :1, None, None].expand(-1, 1, 8, 1), 1 - x[..., :-1]), 3)
         return 60 * left - 30
 
 

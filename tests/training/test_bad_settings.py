@@ -35,7 +35,7 @@ BAD = [
     ({"preset": "paper"}, "preset must be paper-text or paper-rate, got 'paper'"),
     ({"precision": "fp16"}, "precision must be float32 or bf16, got 'fp16'"),
     ({"likelihood": "poisson"}, "likelihood must be bernoulli, .* got 'poisson'"),
-    ({"binarization": "static"}, "binarization must be none, .* got 'static'"),
+    ({"binarization": "fixed"}, "binarization must be none, .* got 'fixed'"),
     ({"likelihood": "gaussian", "binarization": "threshold"}, "binarization must be none with"),
     ({"lr": 0.0}, "lr must be a finite number > 0"),
     ({"lr": float("nan")}, "lr must be a finite number > 0, got nan"),

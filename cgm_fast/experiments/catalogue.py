@@ -1,0 +1,94 @@
+"""Every experiment by name, and its two sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cgm_fast.experiments.pictures import fig2, fig3, fig4, fig6, fig7
+from cgm_fast.experiments.study import Study
+from cgm_fast.experiments.tables import table1
+from cgm_fast.training.config import ConfigError, TrainConfig
+
+EXPERIMENTS: dict[str, Callable[[Study], None]] = {
+    "table1": table1,
+    "fig2": fig2,
+    "fig3": fig3,
+    "fig4": fig4,
+    "fig6": fig6,
+    "fig7": fig7,
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Reproduce a table or a figure of the paper: train what it needs, write it as files.
+
+    Finished runs are kept, and interrupted ones go on: the same command may be given again.
+    """
+
+    name: Literal["table1", "fig2", "fig3", "fig4", "fig6", "fig7"]
+    """Which table or figure."""
+    preset: Literal["small", "full"] = "small"
+    """small: some minutes on two processor cores; full: the paper's size, for a GPU."""
+    data_root: str = "data"
+    """Folder that holds torchvision's data sets."""
+    download: bool = False
+    """Download a data set that is not there."""
+    out: str | None = None
+    """Folder of the study; default: results/<name>-<preset>."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    seeds: int = 1
+    """Runs of each system, where the experiment takes several."""
+    epochs: int | None = None
+    """Passes over the training images; default: 4 (small), the data set's own (full)."""
+    max_steps: int | None = None
+    """Stop each run after this many steps."""
+    width: int | None = None
+    """Channels of the networks' outermost layer; default: 16 (small), 64 (full)."""
+    nll_images: int | None = None
+    """Test images for the likelihood; default: 300 (small), 10000 (full)."""
+    nll_samples: int | None = None
+    """Latents per image for it; default: 200 (small), 5000 (full)."""
+
+
+def base_of(given: Experiment) -> TrainConfig:
+    """Settings that all runs of an experiment share."""
+    full = given.preset == "full"
+
+    def choose(value: int | None, small: int, large: int | None) -> int | None:
+        return value if value is not None else large if full else small
+
+    return TrainConfig(
+        data_root=given.data_root,
+        download=given.download,
+        device=given.device,
+        epochs=choose(given.epochs, 4, None),
+        max_steps=given.max_steps,
+        width=choose(given.width, 16, 64),
+        lr=None if full else 1e-3,
+        nll_images=choose(given.nll_images, 300, 10_000) or 0,
+        nll_samples=choose(given.nll_samples, 200, 5000) or 0,
+    )
+
+
+def run_experiment(
+    given: Experiment,
+    report: Callable[[str, int, int, dict[str, float]], None] | None = None,
+) -> Path:
+    """Run it; the folder that holds what it wrote.
+
+    Raises:
+        StoppedError: a signal stopped it; what is done is kept.
+        ConfigError, DataError, RunError, NonFiniteError: as in training.
+    """
+    if given.seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {given.seeds}")
+    out = Path(given.out or Path("results") / f"{given.name}-{given.preset}")
+    out.mkdir(parents=True, exist_ok=True)
+    study = Study(out, base_of(given), given.preset == "full", range(given.seeds), report)
+    EXPERIMENTS[given.name](study)
+    return out

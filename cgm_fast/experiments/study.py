@@ -1,0 +1,150 @@
+"""What every experiment has: runs that are made once, a table, a figure, and where they lie.
+
+A study's folder holds runs/<name>, one for each model and seed, and what was made of them. Runs
+that have finished are not made again and interrupted ones go on: a study may be stopped any time.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgm_fast.data import ImageData
+from cgm_fast.experiments import run as experiments
+from cgm_fast.extras import require
+from cgm_fast.models import LatentModel
+from cgm_fast.training import runs
+from cgm_fast.training.config import RunConfig, TrainConfig
+from cgm_fast.training.trainer import Report
+from cgm_fast.training.workers import pick_device
+
+SECONDS = "study.json"
+
+
+class StoppedError(RuntimeError):
+    """A signal stopped a run of the study; it goes on where it was when the study is run again."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number} after saving; run the same command to go on")
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of a study."""
+
+    name: str
+    path: Path
+    evaluation: dict[str, Any]
+    seconds: float
+    """Wall time of training, over all its parts."""
+
+    def load(self, device: torch.device) -> tuple[LatentModel, RunConfig, ImageData]:
+        """The model in evaluation mode, its settings and its data."""
+        model, config = runs.load_run(self.path, device)
+        return model, config, experiments.load_run_data(config)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where and how an experiment runs.
+
+    Attributes:
+        out: Its folder.
+        base: Settings of every run, which an experiment changes.
+        full: Whether at the paper's size, rather than one for two processor cores.
+        seeds: Of which there is a run each.
+        report: Called after each training step with (run, step, total steps, latest averages).
+    """
+
+    out: Path
+    base: TrainConfig
+    full: bool = False
+    seeds: Sequence[int] = (0,)
+    report: Callable[[str, int, int, dict[str, float]], None] | None = None
+
+    def train(self, name: str, **changes: Any) -> Trained:
+        """A run of this name, made unless it is there.
+
+        Args:
+            name: Of its folder.
+            **changes: Settings that differ from the base's.
+
+        Raises:
+            StoppedError: a signal stopped it.
+            ConfigError, DataError, RunError, NonFiniteError: as in training.
+        """
+        path = self.out / "runs" / name
+        notes = path / SECONDS
+        if notes.exists():
+            evaluation = json.loads((path / runs.EVALUATION).read_text())
+            return Trained(name, path, evaluation, json.loads(notes.read_text())["seconds"])
+        given = {key: value for key, value in changes.items() if value is not None}
+        config = replace(self.base, **given, out=str(path))
+        unfinished = (path / runs.CONFIG).exists()
+        config = replace(config, resume=unfinished)
+        started, before = time.perf_counter(), _spent(path)
+        result = experiments.train(config, self._reporter(name))
+        seconds = before + time.perf_counter() - started
+        if result.stopped_by:
+            runs.write_json(path / f"part-{SECONDS}", {"seconds": seconds})
+            raise StoppedError(result.stopped_by)
+        assert result.evaluation is not None
+        runs.write_json(notes, {"seconds": seconds})
+        return Trained(name, path, result.evaluation, seconds)
+
+    def _reporter(self, name: str) -> Report | None:
+        if self.report is None:
+            return None
+        report = self.report
+        return lambda step, total, latest: report(name, step, total, latest)
+
+    def write_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], notes: str
+    ) -> None:
+        """name.csv and name.md, which ends in the notes and in what it was made with."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        runs.write_whole(self.out / f"{name}.csv", text.getvalue().encode())
+        lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+        lines += [
+            "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows
+        ]
+        made = f"Made on {describe(self.base.device)}, torch {torch.__version__}."
+        body = "\n".join(lines) + f"\n\n{notes}\n\n{made}\n"
+        runs.write_whole(self.out / f"{name}.md", body.encode())
+
+
+def _spent(path: Path) -> float:
+    notes = path / f"part-{SECONDS}"
+    return float(json.loads(notes.read_text())["seconds"]) if notes.exists() else 0.0
+
+
+def describe(device: str) -> str:
+    """The device's name and how much of it was used."""
+    found = pick_device(device)
+    if found.type == "cuda":
+        return str(torch.cuda.get_device_name(found))
+    return f"{torch.get_num_threads()} threads of a CPU" if found.type == "cpu" else found.type
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and half the width of its 95 % interval by Student's t if there are several."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    stats = require("scipy.stats", "intervals")
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"

@@ -1,0 +1,132 @@
+"""The paper's experiments, on tiny data: what they train, write and keep."""
+
+import csv
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cgm_fast.cli import main
+from cgm_fast.data import ImageData
+from cgm_fast.experiments import run as experiments
+from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, run_experiment
+from cgm_fast.experiments.study import StoppedError, Study, interval
+from cgm_fast.training.config import ConfigError, TrainConfig
+
+FILES = {
+    "table1": {"table1.csv", "table1.md"},
+    "fig2": {"fig2-mnist.png", "fig2-fashion-mnist.png"},
+    "fig3": {"fig3.png", "fig3.csv", "fig3.md"},
+    "fig4": {"fig4.png", "fig4.csv", "fig4.md"},
+    "fig6": {"fig6.png", "fig6.csv", "fig6.md"},
+    "fig7": {"fig7.png", "fig7.csv", "fig7.md"},
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny_sets(monkeypatch):
+    """Random images of 16 x 16 under the real sets' names."""
+
+    def load(name, **_):
+        generator = torch.Generator().manual_seed(0)
+        channels = 3 if name == "cifar10" else 1
+        labels = torch.arange(140) % 10
+        images = torch.randint(256, (140, channels, 16, 16), dtype=torch.uint8, generator=generator)
+        names = tuple("abcdefghij")
+        return ImageData(name, images[:110], labels[:110], images[110:], labels[110:], names)
+
+    monkeypatch.setattr(experiments, "load", load)
+
+
+def options(folder, name, **changes):
+    defaults = {
+        "out": str(folder / name), "max_steps": 1, "width": 2, "nll_images": 2, "nll_samples": 2,
+        "device": "cpu",
+    }  # fmt: skip
+    return Experiment(name, **{**defaults, **changes})
+
+
+def test_every_experiment_is_tried_here():
+    assert set(FILES) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_experiment_writes_its_files(name, tmp_path):
+    out = run_experiment(options(tmp_path, name))
+    assert {path.name for path in out.iterdir()} == {"runs", *FILES[name]}
+    for path in out.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.verify()
+    for path in out.glob("*.csv"):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        text = path.with_suffix(".md").read_text()
+        assert len(rows) > 1
+        assert all(row[next(iter(row))] in text for row in rows)
+        assert f"torch {torch.__version__}" in text
+
+
+def test_table1_has_the_papers_rows_and_ours(tmp_path):
+    out = run_experiment(options(tmp_path, "table1", seeds=2))
+    with (out / "table1.csv").open(newline="") as file:
+        rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert rows["CGM2 (quoted)"]["NLL dynamic"] == "77.6"
+    assert rows["VLAE (quoted)"]["error %"] == "1.55"
+    for system in ("VAE", "InfoVAE", "InfoVAE, fixed variance", "BIR-VAE", "CGM1", "CGM2"):
+        row = rows[system]
+        assert row["seeds"] == "2"
+        for column in ("NLL dynamic", "NLL static", "error %", "error, MLP %"):
+            mean, half = (float(part) for part in row[column].split(" ± "))
+            assert math.isfinite(mean)
+            assert half >= 0
+    assert rows["CGM2"]["nearest prototype %"]
+    assert not rows["CGM1"]["nearest prototype %"]  # whose categories are no labels
+    assert len(list((out / "runs").iterdir())) == 2 * 2 * 6
+
+
+def test_finished_runs_are_not_made_again(tmp_path, monkeypatch):
+    run_experiment(options(tmp_path, "fig6"))
+    before = (tmp_path / "fig6" / "fig6.csv").read_text()
+    monkeypatch.setattr(experiments, "train", None)
+    run_experiment(options(tmp_path, "fig6"))
+    assert (tmp_path / "fig6" / "fig6.csv").read_text() == before
+
+
+def test_a_stopped_study_goes_on(tmp_path):
+    base = TrainConfig(data="mnist", width=2, max_steps=3, nll_images=2, nll_samples=2)
+    steps = []
+
+    def report(name, step, total, latest):
+        steps.append(step)
+        if len(steps) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    study = Study(tmp_path, base, report=report)
+    with pytest.raises(StoppedError, match="stopped by signal 15"):
+        study.train("a")
+    found = study.train("a")
+    assert steps == [1, 2, 2, 3] or steps == [1, 2, 3]  # the signal is looked at behind a step
+    assert found.seconds > 0
+    assert study.train("a") == found
+    assert len(steps) <= 4
+
+
+def test_an_interval():
+    assert interval([1.0]) == "1.00"
+    values = np.random.default_rng(0).normal(3, 2, 5)
+    half = 2.776445 * values.std(ddof=1) / math.sqrt(5)  # t(0.975, 4)
+    assert interval(list(values), 4) == f"{values.mean():.4f} ± {half:.4f}"
+
+
+def test_the_command(tmp_path, capsys):
+    words = ["experiment", "fig6", "--out", str(tmp_path / "x"), "--max-steps", "1", "--width", "2"]
+    words += ["--nll-images", "2", "--nll-samples", "2", "--device", "cpu"]
+    assert main(words) == 0
+    assert str(tmp_path / "x" / "fig6.png") in capsys.readouterr().out
+    assert main(["experiment", "fig6", "--seeds", "0", "--out", str(tmp_path / "x")]) == 1
+    assert "seeds must be at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        run_experiment(options(tmp_path, "fig6", seeds=0))
