@@ -53,9 +53,12 @@ def test_every_experiment_is_tried_here():
     assert set(FILES) == set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "table1"])
 def test_an_experiment_writes_its_files(name, tmp_path):
-    out = run_experiment(options(tmp_path, name))
+    check_files(run_experiment(options(tmp_path, name)), name)
+
+
+def check_files(out, name):
     assert {path.name for path in out.iterdir()} == {"runs", *FILES[name]}
     for path in out.glob("*.png"):
         with Image.open(path) as picture:
@@ -71,6 +74,7 @@ def test_an_experiment_writes_its_files(name, tmp_path):
 
 def test_table1_has_the_papers_rows_and_ours(tmp_path):
     out = run_experiment(options(tmp_path, "table1", seeds=2))
+    check_files(out, "table1")
     with (out / "table1.csv").open(newline="") as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
     assert rows["CGM2 (quoted)"]["NLL dynamic"] == "77.6"
