@@ -9,34 +9,65 @@ from typing import Literal
 
 from cgm_fast.experiments.pictures import fig2, fig3, fig4, fig6, fig7
 from cgm_fast.experiments.study import Study
-from cgm_fast.experiments.tables import table1
+from cgm_fast.experiments.sweeps import (
+    few_shot,
+    sweep_batch_size,
+    sweep_descriptor,
+    sweep_latent_dim,
+    sweep_margin_weight,
+    sweep_mmd_weight,
+)
+from cgm_fast.experiments.tables import table1, table2
 from cgm_fast.training.config import ConfigError, TrainConfig
 
 EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "table1": table1,
+    "table2": table2,
     "fig2": fig2,
     "fig3": fig3,
     "fig4": fig4,
     "fig6": fig6,
     "fig7": fig7,
+    "sweep-mmd-weight": sweep_mmd_weight,
+    "sweep-margin-weight": sweep_margin_weight,
+    "sweep-batch-size": sweep_batch_size,
+    "sweep-latent-dim": sweep_latent_dim,
+    "sweep-descriptor": sweep_descriptor,
+    "few-shot": few_shot,
 }
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Reproduce a table or a figure of the paper: train what it needs, write it as files.
+    """Reproduce a table, a figure or a claim of the paper: train what it needs, write it as files.
 
     Finished runs are kept, and interrupted ones go on: the same command may be given again.
     """
 
-    name: Literal["table1", "fig2", "fig3", "fig4", "fig6", "fig7"]
-    """Which table or figure."""
+    name: Literal[
+        "table1",
+        "table2",
+        "fig2",
+        "fig3",
+        "fig4",
+        "fig6",
+        "fig7",
+        "sweep-mmd-weight",
+        "sweep-margin-weight",
+        "sweep-batch-size",
+        "sweep-latent-dim",
+        "sweep-descriptor",
+        "few-shot",
+    ]
+    """Which table, figure or claim."""
     preset: Literal["small", "full"] = "small"
     """small: some minutes on two processor cores; full: the paper's size, for a GPU."""
     data_root: str = "data"
     """Folder that holds torchvision's data sets."""
     download: bool = False
     """Download a data set that is not there."""
+    photographs: str | None = None
+    """An npz or folder of photographs of 64 x 64 pixels, for table2's other half."""
     out: str | None = None
     """Folder of the study; default: results/<name>-<preset>."""
     device: str = "auto"
@@ -89,6 +120,7 @@ def run_experiment(
         raise ConfigError(f"seeds must be at least 1, got {given.seeds}")
     out = Path(given.out or Path("results") / f"{given.name}-{given.preset}")
     out.mkdir(parents=True, exist_ok=True)
-    study = Study(out, base_of(given), given.preset == "full", range(given.seeds), report)
+    full, seeds = given.preset == "full", range(given.seeds)
+    study = Study(out, base_of(given), full, seeds, report, given.photographs)
     EXPERIMENTS[given.name](study)
     return out

@@ -64,6 +64,7 @@ class Study:
         full: Whether at the paper's size, rather than one for two processor cores.
         seeds: Of which there is a run each.
         report: Called after each training step with (run, step, total steps, latest averages).
+        photographs: Where some of 64 x 64 pixels are.
     """
 
     out: Path
@@ -71,6 +72,7 @@ class Study:
     full: bool = False
     seeds: Sequence[int] = (0,)
     report: Callable[[str, int, int, dict[str, float]], None] | None = None
+    photographs: str | None = None
 
     def train(self, name: str, **changes: Any) -> Trained:
         """A run of this name, made unless it is there.
