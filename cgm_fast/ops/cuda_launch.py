@@ -93,7 +93,7 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-_POOL = 1 << 14
+_POOL = 1 << 18
 _pools: dict[torch.device, Tensor] = {}
 _next: dict[torch.device, int] = {}
 _of_stream: dict[tuple[torch.device, int], Tensor] = {}
