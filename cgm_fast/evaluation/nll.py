@@ -1,11 +1,11 @@
 """log p(x) by importance sampling, and the ELBO, for a Gaussian encoder and a mixture prior.
 
-log p(x) ≈ log (1/S) Σ_s p(x given z_s) p(z_s) / q̃(z_s). The proposal q̃ is the encoder's own
-N(r, σ²) where the prior's components are no wider than that (τ² = σ²: the ratio's moments are all
-finite), and the defensive mixture ½ N(r, σ²) + ½ N(r, τ²) where they are, half of the samples
-from each part. Of a learned σ² the least counts. With components of unequal width τ² is the
-largest, whatever the image's category: a tail that any component has must be one of the
-proposal's too.
+log p(x) ≈ log (1/S) Σ_s p(x given z_s) p(z_s) / q̃(z_s). Half of the latents are drawn from a t at
+the mode of p(z given x) (`proposals`), where the likelihood tells what is needed to find it. The
+others are drawn from the encoder's N(r, σ²), if the prior's components are no wider than that (with
+τ² = σ² the ratio's moments are all finite), or half of them from N(r, τ²), to be safe. Of a learned
+σ² the least counts. With components of unequal width τ² is the largest, whatever the image's
+category: a tail that any component has must be one of the proposal's too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from cgm_fast.evaluation.codes import prepared_batches, with_labels
+from cgm_fast.evaluation.proposals import Component, Normal, StudentT, at_modes, draw
 from cgm_fast.models.base import LatentModel
-from cgm_fast.models.prior import MixturePrior
+from cgm_fast.models.prior import Mixture
 
 DECODE = 4096  # latents decoded at once
 
@@ -57,11 +58,12 @@ def likelihoods(
     model: LatentModel,
     images: Tensor,
     binarization: str,
-    prior: MixturePrior,
+    prior: Mixture,
     *,
     samples: int = 128,
     seed: int = 0,
     labels: Tensor | None = None,
+    modal: bool = True,
 ) -> Likelihoods:
     """Estimate log p(x) and the ELBO of a set of images under a prior.
 
@@ -74,6 +76,7 @@ def likelihoods(
         samples: S, at least 2.
         seed: Of binarisation and latents.
         labels: [n], for a model that sees them (CVAE): log p(x given label).
+        modal: Draw half of the latents at the mode of p(z given x), where it can be found.
 
     Raises:
         ValueError: fewer than 2 samples.
@@ -83,7 +86,7 @@ def likelihoods(
     device = model.usage.device
     generator = torch.Generator(device).manual_seed(seed)
     prior = prior.to(torch.float64)
-    tau2 = float(prior.variances[prior.weights > 0].max())
+    tau2 = prior.widest()
     rows = []
     for x, own in with_labels(prepared_batches(model, images, binarization, seed), labels):
         target = x
@@ -92,17 +95,19 @@ def likelihoods(
             draw = torch.rand(x.shape, device=device, generator=generator)
             target = (draw < x).float()
         code, variance = (part.double() for part in model.posterior(x, own))
+        modes = at_modes(model, target, own, code, variance, prior) if modal else None
         for i in range(len(x)):
+            components, counts = _proposal(
+                code[i], variance[i], tau2, None if modes is None else modes[i], samples
+            )
             rows.append(
                 _one_image(
                     model,
                     target[i],
                     None if own is None else own[i],
-                    code[i],
-                    variance[i],
-                    tau2,
+                    components,
+                    counts,
                     prior,
-                    samples,
                     generator,
                 )
             )
@@ -121,37 +126,33 @@ def likelihoods(
     )
 
 
+def _proposal(
+    code: Tensor, variance: Tensor, tau2: float, mode: StudentT | None, samples: int
+) -> tuple[list[Component], list[int]]:
+    """What the latents of an image are drawn from, the encoder's N(r, σ²) first, and how many."""
+    components: list[Component] = [Normal(code, variance)]
+    counts = [samples if mode is None else samples - samples // 2]
+    # From τ² = 2σ² on, the ratio's second moment is infinite under the encoder's own proposal.
+    if tau2 > 1.5 * float(variance.min()) and counts[0] > 1:
+        components.append(Normal(code, torch.full_like(code, tau2)))
+        counts = [counts[0] - counts[0] // 2, counts[0] // 2]
+    if mode is not None:
+        components.append(mode)
+        counts.append(samples // 2)
+    return components, counts
+
+
 def _one_image(
     model: LatentModel,
     target: Tensor,
     label: Tensor | None,
-    code: Tensor,
-    variance: Tensor,
-    tau2: float,
-    prior: MixturePrior,
-    samples: int,
+    components: list[Component],
+    counts: list[int],
+    prior: Mixture,
     generator: torch.Generator,
 ) -> Tensor:
-    """log p(x), effective samples, −E_q log p(x given z), ELBO, of one x [c, h, w] and its q."""
-    # From τ² = 2σ² on, the ratio's second moment is infinite under the encoder's own proposal.
-    defensive = tau2 > 1.5 * float(variance.min())
-    own = samples - samples // 2 if defensive else samples
-    noise = torch.randn(
-        samples, len(code), device=code.device, dtype=torch.float64, generator=generator
-    )
-    scale = variance.sqrt().expand(samples, -1).clone()
-    scale[own:] = math.sqrt(tau2)
-    z = code + scale * noise
-    log_q = _log_normal(z, code, variance)
-    proposal = log_q
-    if defensive:
-        shares = torch.stack(
-            (
-                log_q + math.log(own / samples),
-                _log_normal(z, code, torch.full_like(code, tau2)) + math.log(1 - own / samples),
-            )
-        )
-        proposal = torch.logsumexp(shares, 0)
+    """log p(x), effective samples, −E_q log p(x given z), ELBO, of one x [c, h, w]."""
+    z, proposal = draw(components, counts, generator)
     log_x = torch.cat(
         [
             model.log_prob(
@@ -166,11 +167,6 @@ def _one_image(
     log_w = log_x + log_prior - proposal
     total = torch.logsumexp(log_w, 0)
     effective = torch.exp(2 * total - torch.logsumexp(2 * log_w, 0))
-    elbo = (log_x + log_prior - log_q)[:own].mean()
-    return torch.stack((total - math.log(samples), effective, -log_x[:own].mean(), elbo))
-
-
-def _log_normal(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """log N(z; mean, diag variance) of z [S, N], mean and variance [N]: [S]."""
-    log_density = (z - mean).square() / variance + torch.log(2 * math.pi * variance)
-    return -0.5 * log_density.sum(-1)
+    own = slice(counts[0])  # drawn from q itself
+    elbo = (log_x[own] + log_prior[own] - components[0].log_prob(z[own])).mean()
+    return torch.stack((total - math.log(len(z)), effective, -log_x[own].mean(), elbo))

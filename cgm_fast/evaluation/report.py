@@ -16,6 +16,7 @@ from cgm_fast.evaluation.rate import rates
 from cgm_fast.models.base import LatentModel
 from cgm_fast.models.likelihoods import bits_per_dim
 from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
+from cgm_fast.models.prior import Mixture
 
 DRAWN = 64  # images that an autoregressive decoder reconstructs
 RATE_CODES = 10_000  # training codes for the Monte-Carlo rate, which compares each with all
@@ -62,11 +63,13 @@ def evaluate(
         "binarization": binarization,
         "mean_squared_error": _mse(model, data.test[:shown], binarization, seed + 1, test_seen),
         "mean_squared_error_images": shown,
-        "rate_bits": _rates(model, data.train[:RATE_CODES], binarization, seed, train_seen),
     }
-    priors = {"paper": model.prior("uniform")}
-    if (fitted := model.fitted_prior(train)) is not None:
-        priors["fitted"] = fitted
+    mean, variance = posteriors(model, data.train[:RATE_CODES], binarization, seed, train_seen)
+    fixed = float(variance[0, 0])
+    known = fixed if bool((variance == fixed).all()) else variance
+    report["rate_bits"] = rates(mean, known, seed)
+    priors: dict[str, Mixture] = {"paper": model.prior("uniform")}
+    priors |= model.fitted_priors(train, variance.mean(0))
     report["nats_per_image"] = {}
     for name, prior in priors.items():
         found = likelihoods(
@@ -94,15 +97,6 @@ def evaluate(
                 wrong = assignment.cpu() != data.test_labels
                 report["nearest_prototype_error"] = float(wrong.float().mean())
     return report
-
-
-def _rates(
-    model: LatentModel, images: Tensor, binarization: str, seed: int, labels: Tensor | None
-) -> dict[str, float]:
-    """Of images as a source, from what q(z given x) is."""
-    mean, variance = posteriors(model, images, binarization, seed, labels)
-    fixed = float(variance[0, 0])
-    return rates(mean, fixed if bool((variance == fixed).all()) else variance, seed)
 
 
 def _mse(

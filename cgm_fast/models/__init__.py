@@ -10,7 +10,7 @@ from cgm_fast.models.networks.dcgan import DCGANDecoder, DCGANEncoder
 from cgm_fast.models.networks.pixelcnn import GatedPixelCNN
 from cgm_fast.models.networks.pixelsnail import PixelSNAIL
 from cgm_fast.models.networks.resnet import ResNetDecoder, ResNetEncoder
-from cgm_fast.models.prior import MixturePrior
+from cgm_fast.models.prior import FullMixturePrior, Mixture, MixturePrior
 
 __all__ = [
     "CGM",
@@ -18,9 +18,11 @@ __all__ = [
     "DCGANDecoder",
     "DCGANEncoder",
     "Descriptor",
+    "FullMixturePrior",
     "GatedPixelCNN",
     "LatentModel",
     "Likelihood",
+    "Mixture",
     "MixturePrior",
     "Output",
     "PixelSNAIL",

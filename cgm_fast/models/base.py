@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cgm_fast.models.likelihoods import Likelihood, make_likelihood
 from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
-from cgm_fast.models.prior import MixturePrior
+from cgm_fast.models.prior import Mixture, MixturePrior
 
 
 class Output(NamedTuple):
@@ -86,9 +86,18 @@ class LatentModel(nn.Module):
         """The prior p(z) to generate from, with the categories' shares or "uniform" weights."""
         raise NotImplementedError
 
-    def fitted_prior(self, r: Tensor) -> MixturePrior | None:
-        """A prior of the same kind fitted to codes r [n, N] of training data, if there is one."""
-        return None
+    def fitted_priors(self, r: Tensor, noise: Tensor) -> dict[str, Mixture]:
+        """Priors with the same categories, fitted to training data.
+
+        Args:
+            r: [n, N], its codes.
+            noise: [N], mean variance of q(z given x).
+
+        Returns:
+            "full": weights, means and covariances of the categories' latents. "fitted", where
+            categories have centres of their own: these, with weights and one variance each.
+        """
+        raise NotImplementedError
 
     def assign(self, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """The categories [B] of codes r [B, N]: the labels if given, else the nearest."""
@@ -151,7 +160,7 @@ class LatentModel(nn.Module):
         *,
         category: int | None = None,
         mixing: str = "empirical",
-        prior: MixturePrior | None = None,
+        prior: Mixture | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images from the prior.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.latent import resolve_sigma2
 from cgm_fast.models.likelihoods import Likelihood
-from cgm_fast.models.prior import PRIORS, MixturePrior
+from cgm_fast.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.backends import AUTO
 from cgm_fast.ops.checks import check_choice
 from cgm_fast.ops.mmd.api import mmd
@@ -147,6 +147,12 @@ class VAE(LatentModel):
         ones = torch.ones_like(self.usage)
         weights = ones / len(ones) if mixing == "uniform" else self.usage / self.usage.sum()
         return MixturePrior(self.prototypes, weights, ones)
+
+    @torch.no_grad()
+    def fitted_priors(self, r: Tensor, noise: Tensor) -> dict[str, Mixture]:
+        """One Gaussian, whatever the classes: nothing else was asked of the codes."""
+        one = torch.zeros(len(r), dtype=torch.int64, device=r.device)
+        return {"full": FullMixturePrior.fitted(self.prototypes[:1], r, one, noise)}
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""

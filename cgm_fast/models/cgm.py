@@ -8,7 +8,7 @@ z' = g_{k(x)} + τe' and k(x) the nearest prototype (CGM1) or the label (CGM2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,26 @@ from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.descriptor import Descriptor, make_descriptor
 from cgm_fast.models.latent import UnitPower, resolve_sigma2
 from cgm_fast.models.likelihoods import Likelihood
-from cgm_fast.models.prior import PRIORS, MixturePrior
+from cgm_fast.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.backends import AUTO
 from cgm_fast.ops.cgm_step.api import CGMLossResult
 from cgm_fast.ops.checks import check_choice
 from cgm_fast.ops.mmd.api import mmd
 from cgm_fast.ops.prototype_margin.api import prototype_margin
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
+def _cosine(r: Tensor, g: Tensor) -> Tensor:
+    return nn.functional.normalize(r) @ nn.functional.normalize(g).T
+
+
+def _dot(r: Tensor, g: Tensor) -> Tensor:
+    return r @ g.T
+
+
+SIMILARITIES: dict[str, Similarity] = {"cosine": _cosine, "dot": _dot}
+ASSIGNMENTS = ("euclidean", *SIMILARITIES)
 
 
 class CGM(LatentModel):
@@ -36,6 +50,9 @@ class CGM(LatentModel):
         num_prototypes: K, at least 2.
         likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
         descriptor: A name of `descriptor.DESCRIPTORS`, or a `Descriptor`.
+        assignment: What an image without a label is closest by: "euclidean" distance, or a
+            similarity, "cosine", "dot" or a function of r [B, N] and g [K, N] to [B, K].
+        divergence: In place of MMD²: a function of encoded and prior samples, both [B, N], to [].
         mapper: Applied to both codes and prototypes before the noise; None for the identity.
         sigma2: Variance of the encoder's noise. Give this or `rate_bits`; neither means 0.02.
         rate_bits: Nominal rate I in bits per image, σ² = 4^(−I/N).
@@ -65,6 +82,8 @@ class CGM(LatentModel):
         num_prototypes: int = 10,
         likelihood: str | Likelihood = "bernoulli",
         descriptor: str | Descriptor = "learned",
+        assignment: str | Similarity = "euclidean",
+        divergence: Similarity | None = None,
         mapper: nn.Module | None = None,
         sigma2: float | None = None,
         rate_bits: float | None = None,
@@ -85,9 +104,15 @@ class CGM(LatentModel):
         if reseed_dead < 0:
             raise ValueError(f"reseed_dead must be at least 0, got {reseed_dead}")
         check_choice("power", power, ("free", "unit"))
+        if isinstance(assignment, str):
+            check_choice("assignment", assignment, ASSIGNMENTS)
         super().__init__(decoder, latent_dim, num_prototypes, likelihood)
         self.sigma2 = resolve_sigma2(sigma2, rate_bits, latent_dim)
         self.reseed_dead = reseed_dead
+        self.similarity = (
+            SIMILARITIES.get(assignment) if isinstance(assignment, str) else assignment
+        )
+        self.divergence = divergence
         self.encoder = encoder
         self.head = UnitPower(latent_dim, self.sigma2) if power == "unit" else nn.Identity()
         self.mapper = nn.Identity() if mapper is None else mapper
@@ -140,6 +165,8 @@ class CGM(LatentModel):
         """The categories [B] of codes r [B, N]: the labels if given, else the nearest."""
         if labels is not None:
             return labels
+        if self.similarity is not None:
+            return self.similarity(r, self.prototypes.to(r.dtype)).argmax(1)
         return prototype_margin(r, self.prototypes.to(r.dtype)).assignment
 
     def forward(
@@ -161,6 +188,8 @@ class CGM(LatentModel):
             The loss, its terms, and what they were computed from.
         """
         r = self.encode(x)
+        if self.similarity is not None:
+            labels = self.assign(r.detach(), labels)
         g = self.descriptor(r, labels).float()
         latent = self._latent(r, g, labels, generator)
         target = x if target is None else target
@@ -179,7 +208,7 @@ class CGM(LatentModel):
     def _latent(
         self, r: Tensor, g: Tensor, labels: Tensor | None, generator: torch.Generator | None
     ) -> CGMLossResult:
-        if isinstance(self.mapper, nn.Identity):
+        if isinstance(self.mapper, nn.Identity) and self.divergence is None:
             return self.latent_loss(r, g, labels, generator=generator)
         # The margin loss acts on codes, the MMD on what the mapper makes of them.
         options = self.latent_loss
@@ -191,7 +220,10 @@ class CGM(LatentModel):
         z = self.mapper(r) + self.sigma2**0.5 * noise[0]
         prior = self.mapper(g)[assignment] + tau2**0.5 * noise[1]
         prior = prior.detach() if options.detach_prior else prior
-        value = mmd(z, prior, bandwidth=options.bandwidth, backend=options.backend)
+        if self.divergence is None:
+            value = mmd(z, prior, bandwidth=options.bandwidth, backend=options.backend)
+        else:
+            value = self.divergence(z, prior)
         loss = options.mmd_weight * value + options.margin_weight * pull
         return CGMLossResult(loss, value.detach(), pull.detach(), assignment, z)
 
@@ -233,11 +265,13 @@ class CGM(LatentModel):
         return MixturePrior(paper.means, weights, paper.variances)
 
     @torch.no_grad()
-    def fitted_prior(self, r: Tensor) -> MixturePrior:
-        """The prior with weights and variances of codes r [n, N] of training data."""
-        return MixturePrior.fitted(
-            self.mapper(self.prototypes.float()), self.mapper(r), self.assign(r), self.sigma2
-        )
+    def fitted_priors(self, r: Tensor, noise: Tensor) -> dict[str, Mixture]:
+        """Of each prototype's share of the codes; "fitted" keeps prototypes as means."""
+        centres, mean, own = self.mapper(self.prototypes.float()), self.mapper(r), self.assign(r)
+        return {
+            "fitted": MixturePrior.fitted(centres, mean, own, self.sigma2),
+            "full": FullMixturePrior.fitted(centres, mean, own, noise),
+        }
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""

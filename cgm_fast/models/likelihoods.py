@@ -32,6 +32,13 @@ class Likelihood(nn.Module):
         """log p(x given z) of images x [B, c, h, w], summed over pixels: [B], nats."""
         raise NotImplementedError
 
+    def information(self, params: Tensor) -> Tensor | None:
+        """Fisher information of each of `params` [B, p, h, w], if pixels are independent in them.
+
+        For Laplace approximations of p(z given x); None where there is no such diagonal.
+        """
+        return None
+
     def mean(self, params: Tensor) -> Tensor:
         """The expected image [B, c, h, w]."""
         raise NotImplementedError
@@ -48,6 +55,11 @@ class Bernoulli(Likelihood):
         """Minus the binary cross-entropy, [B]."""
         loss = nn.functional.binary_cross_entropy_with_logits(params, x, reduction="none")
         return -loss.flatten(1).sum(1)
+
+    def information(self, params: Tensor) -> Tensor:
+        """p (1 − p) of the pixels' probabilities."""
+        p = params.sigmoid()
+        return p * (1 - p)
 
     def mean(self, params: Tensor) -> Tensor:
         """The pixels' probabilities."""
@@ -82,6 +94,10 @@ class Gaussian(Likelihood):
         residual = (x - params) * torch.exp(-self.log_sigma)
         log_density = -0.5 * residual.square() - self.log_sigma - 0.5 * math.log(2 * math.pi)
         return log_density.flatten(1).sum(1)
+
+    def information(self, params: Tensor) -> Tensor:
+        """1 / σ², everywhere."""
+        return torch.exp(-2 * self.log_sigma).expand_as(params)
 
     def mean(self, params: Tensor) -> Tensor:
         """The decoder's output, within the range of images."""

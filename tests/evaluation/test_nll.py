@@ -68,13 +68,14 @@ CASES = [(name, *SHARP) for name in PRIORS] + [(name, *FLAT) for name in PRIORS 
 ROUNDING = 16 * 1e-6  # of 16 pixels' log-probabilities in float32, each of a few nats
 
 
+@pytest.mark.parametrize("modal", [True, False])
 @pytest.mark.parametrize(("name", "scale", "noise"), CASES)
-def test_closed_form(name, scale, noise):
+def test_closed_form(name, scale, noise, modal):
     prior = PRIORS[name]
     model, w, b = _model(scale, noise, float(prior.variances.max()))
     errors, gaps, variances = [], [], []
     for seed in range(12):
-        found = likelihoods(model, _images(), "none", prior, samples=512, seed=seed)
+        found = likelihoods(model, _images(), "none", prior, samples=512, seed=seed, modal=modal)
         (x,) = prepared_batches(model, _images(), "none", seed)
         exact = _exact(x, w, b, noise, prior)
         errors.append(-found.nll - float(exact.mean()))
@@ -124,7 +125,9 @@ def test_more_samples_give_a_tighter_bound():
         for seed in range(seeds):
             (x,) = prepared_batches(model, _images(), "none", seed)
             exact = float(_exact(x, w, b, 0.4, prior).mean())
-            estimate = likelihoods(model, _images(), "none", prior, samples=samples, seed=seed)
+            estimate = likelihoods(
+                model, _images(), "none", prior, samples=samples, seed=seed, modal=False
+            )
             found.append(-estimate.nll - exact)
         rising.append(torch.tensor(found))
     for fewer, more in pairwise(rising):
@@ -150,7 +153,7 @@ def test_binary_targets_are_drawn_from_grey_images():
     model = linear_model(N, 2, (1, SIDE, SIDE), likelihood=watched, sigma2=SIGMA2).eval()
     images = torch.full((300, 1, SIDE, SIDE), 51, dtype=torch.uint8)  # a fifth of white
     prior = MixturePrior.paper(model.prototypes.detach(), SIGMA2)
-    found = likelihoods(model, images, "none", prior, samples=2)
+    found = likelihoods(model, images, "none", prior, samples=2, modal=False)
     drawn = torch.stack(watched.targets)[:, 0].double()
     assert drawn.unique().tolist() == [0.0, 1.0]
     assert abs(float(drawn.mean()) - 0.2) < 3 * (0.2 * 0.8 / drawn.numel()) ** 0.5
@@ -159,7 +162,7 @@ def test_binary_targets_are_drawn_from_grey_images():
     assert found.reconstruction == pytest.approx(float(expected), rel=1e-6)
     for binarization, value in (("threshold", 0.0), ("none", 1.0)):
         white = torch.full((1, 1, SIDE, SIDE), 255 if value else 51, dtype=torch.uint8)
-        single = likelihoods(model, white, binarization, prior, samples=2)
+        single = likelihoods(model, white, binarization, prior, samples=2, modal=False)
         assert (watched.targets[-1] == value).all()
         assert math.isnan(single.nll_standard_error)  # of a single image
 

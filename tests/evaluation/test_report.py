@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from cgm_fast.data import ImageData
 from cgm_fast.evaluation import report as report_module
 from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.evaluation.report import evaluate
-from cgm_fast.models import MixturePrior
+from cgm_fast.models import FullMixturePrior, MixturePrior
 
 
 def _data(labels=True, classes=CLASSES):
@@ -31,7 +32,7 @@ def test_what_it_holds():
     report = _evaluate(model)
     json.dumps(report, allow_nan=False)
     assert (report["train_images"], report["test_images"]) == (40, 20)
-    assert set(report["nats_per_image"]) == {"prior_paper", "prior_fitted"}
+    assert set(report["nats_per_image"]) == {"prior_paper", "prior_fitted", "prior_full"}
     for part in report["nats_per_image"].values():
         assert (part["images"], part["samples"]) == (6, 4)
         assert "bits_per_dim" not in part  # a Bernoulli likelihood is no density
@@ -62,7 +63,7 @@ def test_the_supervised_error_is_of_the_nearest_prototype():
     )
 
 
-def test_priors_are_the_models_own_and_one_fitted_on_training_images(monkeypatch):
+def test_priors_are_the_models_own_and_those_fitted_on_training_images(monkeypatch):
     seen = []
     original = report_module.likelihoods
 
@@ -77,9 +78,14 @@ def test_priors_are_the_models_own_and_one_fitted_on_training_images(monkeypatch
     r = encode_images(model, data.train, "none")
     means = model.mapper(model.prototypes)
     fitted = MixturePrior.fitted(means, model.mapper(r), model.assign(r), model.sigma2)
-    for found, expected in zip(seen, (MixturePrior.paper(means, 0.5), fitted), strict=True):
-        for name in ("means", "weights", "variances"):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    full = FullMixturePrior.fitted(
+        means, model.mapper(r), model.assign(r), torch.full((3,), model.sigma2)
+    )
+    expected = MixturePrior.paper(means, 0.5), fitted, full
+    for found, prior in zip(seen, expected, strict=True):
+        assert type(found) is type(prior)
+        for field in fields(prior):
+            torch.testing.assert_close(getattr(found, field.name), getattr(prior, field.name))
 
 
 def test_without_labels():

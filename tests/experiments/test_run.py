@@ -47,7 +47,7 @@ def test_every_model_with_every_network(model, network, tmp_path):
     nets |= {"decoder": network} if network.startswith("pixel") else {}
     cvae = model == "cvae"
     result = run(tmp_path, model=model, supervised=cvae, evaluate=True, max_steps=2, **nets)
-    priors = {"prior_paper"} | ({"prior_fitted"} if model == "cgm" else set())
+    priors = {"prior_paper", "prior_full"} | ({"prior_fitted"} if model == "cgm" else set())
     assert set(result.evaluation["nats_per_image"]) == priors
     assert ("nominal" in result.evaluation["rate_bits"]) == (model in ("cgm", "bir-vae"))
     assert set(result.evaluation["probe_error"]) == {"linear_r", "linear_z", "mlp_r", "mlp_z"}

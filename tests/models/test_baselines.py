@@ -80,7 +80,10 @@ def test_the_prior_is_a_standard_normal():
         for mixing in ("uniform", "empirical"):
             found = baseline.prior(mixing).to(torch.float64).log_prob(z)
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        assert baseline.fitted_prior(z) is None
+        (fitted,) = baseline.fitted_priors(z, torch.full((N,), 0.2)).values()
+        torch.testing.assert_close(fitted.means, z.mean(0, keepdim=True))
+        covariance = torch.cov(z.T, correction=0) + 0.2 * torch.eye(N, dtype=torch.float64)
+        torch.testing.assert_close(fitted.factors[0] @ fitted.factors[0].T, covariance)
         with pytest.raises(ValueError, match="mixing must be"):
             baseline.prior("some")
 

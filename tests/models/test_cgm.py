@@ -51,6 +51,58 @@ def _loss_by_hand(model, x, labels, weights, sigma2, tau2, margin):
     return reconstruction + mmd_weight * value + margin_weight * pull, reconstruction, value, pull
 
 
+def farthest(r, g):
+    return torch.cdist(r, g)
+
+
+@pytest.mark.parametrize("assignment", ["cosine", "dot", farthest])
+def test_assignment_by_a_similarity(assignment):
+    """The category of greatest similarity is what everything else is about; labels go before."""
+    model = linear_model(assignment=assignment)
+    with torch.no_grad():  # lengths that tell the similarities apart
+        model.prototypes.mul_(torch.tensor([[0.1], [1.0], [5.0]]))
+    r, g = model.encode(X), model.prototypes
+    table = {
+        "cosine": nn.functional.cosine_similarity(r[:, None], g[None], dim=2),
+        "dot": (r[:, None] * g[None]).sum(2),
+        farthest: (r[:, None] - g[None]).norm(dim=2),
+    }[assignment]
+    expected = table.argmax(1)
+    assert torch.equal(model.assign(r), expected)
+    found = model(X, generator=_generator())
+    assert torch.equal(found.assignment, expected)
+    by_labels = linear_model()
+    by_labels.load_state_dict(model.state_dict())
+    assert torch.equal(found.loss, by_labels(X, expected, generator=_generator()).loss)
+    assert torch.equal(model(X, LABELS).assignment, LABELS)
+
+
+def energy_distance(z, prior):
+    """Of the negative-type semimetric |a - b|: a kernel that is no Gaussian's (II-C, II-E)."""
+    within = torch.cdist(z, z).mean() + torch.cdist(prior, prior).mean()
+    return 2 * torch.cdist(z, prior).mean() - within
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["cgm1", "cgm2"])
+def test_another_divergence(labels):
+    options = {"sigma2": 0.05, "mmd_weight": 7.0, "margin_weight": 3.0}
+    model = linear_model(divergence=energy_distance, **options)
+    found = model(X, labels, generator=_generator())
+    r, g = model.encode(X), model.prototypes
+    pull, k = prototype_margin(r, g, labels)
+    e, e_prior = torch.randn((2, *r.shape), generator=_generator())
+    value = energy_distance(r + 0.05**0.5 * e, g[k] + 0.05**0.5 * e_prior)
+    torch.testing.assert_close(found.mmd, value.detach())
+    torch.testing.assert_close(found.loss, found.reconstruction + 7 * value + 3 * pull)
+    found.loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+
+
+def test_no_such_assignment():
+    with pytest.raises(ValueError, match=r"assignment must be one of 'euclidean'.*, got 'nearest'"):
+        linear_model(assignment="nearest")
+
+
 @pytest.mark.parametrize("labels", [None, LABELS], ids=["cgm1", "cgm2"])
 @pytest.mark.parametrize("mapped", [False, True], ids=["identity", "linear"])
 @pytest.mark.parametrize("own", [False, True], ids=["named", "own"])
