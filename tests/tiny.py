@@ -75,7 +75,7 @@ def run(folder: Path, report=None, **changes) -> TrainResult:
 # What a run can hold: running statistics, prototypes that move by themselves, draws of its own.
 KINDS = {
     "cgm1": {},
-    "cgm2": {"supervised": True, "clip_grad_norm": 1.0},
+    "cgm2": {"supervised": True, "clip_grad_norm": 1.0, "lr_schedule": "cosine"},
     "ema": {"descriptor": "ema", "reseed_dead": 2, "num_prototypes": 9, "power": "unit"},
     "batch_mean": {"descriptor": "batch_mean", "binarization": "dynamic"},
     "attention": {"descriptor": "attention", "denoise_variance": 0.1, "supervised": True},

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cgm_fast.experiments.pictures import fig2, fig3, fig4, fig6, fig7
+from cgm_fast.experiments.pictures import fig2, fig3, fig4, fig5, fig6, fig7
+from cgm_fast.experiments.rehearsal import rehearsal
 from cgm_fast.experiments.study import Study
 from cgm_fast.experiments.sweeps import (
     few_shot,
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "fig2": fig2,
     "fig3": fig3,
     "fig4": fig4,
+    "fig5": fig5,
     "fig6": fig6,
     "fig7": fig7,
     "sweep-mmd-weight": sweep_mmd_weight,
@@ -34,6 +36,7 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "sweep-latent-dim": sweep_latent_dim,
     "sweep-descriptor": sweep_descriptor,
     "few-shot": few_shot,
+    "rehearsal": rehearsal,
 }
 
 
@@ -50,6 +53,7 @@ class Experiment:
         "fig2",
         "fig3",
         "fig4",
+        "fig5",
         "fig6",
         "fig7",
         "sweep-mmd-weight",
@@ -58,6 +62,7 @@ class Experiment:
         "sweep-latent-dim",
         "sweep-descriptor",
         "few-shot",
+        "rehearsal",
     ]
     """Which table, figure or claim."""
     preset: Literal["small", "full"] = "small"
@@ -67,7 +72,7 @@ class Experiment:
     download: bool = False
     """Download a data set that is not there."""
     photographs: str | None = None
-    """An npz or folder of photographs of 64 x 64 pixels, for table2's other half."""
+    """An npz or folder of photographs of 64 x 64 pixels, for fig5 and table2's other half."""
     out: str | None = None
     """Folder of the study; default: results/<name>-<preset>."""
     device: str = "auto"
@@ -78,6 +83,8 @@ class Experiment:
     """Passes over the training images; default: 4 (small), the data set's own (full)."""
     max_steps: int | None = None
     """Stop each run after this many steps."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: networks under autocast in training; faster on GPUs and on processors that have it."""
     width: int | None = None
     """Channels of the networks' outermost layer; default: 16 (small), 64 (full)."""
     nll_images: int | None = None
@@ -101,6 +108,8 @@ def base_of(given: Experiment) -> TrainConfig:
         max_steps=given.max_steps,
         width=choose(given.width, 16, 64),
         lr=None if full else 1e-3,
+        lr_schedule="constant" if full else "cosine",
+        precision=given.precision,
         nll_images=choose(given.nll_images, 300, 10_000) or 0,
         nll_samples=choose(given.nll_samples, 200, 5000) or 0,
     )

@@ -100,6 +100,8 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
         _check_extras(settings)
         torch.manual_seed(settings.seed)
         model = build_model(settings)
+        if settings.init is not None and not settings.resume:
+            runs.load_weights(settings.init, model)
         stopped_by = Trainer(model, data, settings, path, workers, report).fit()
         if stopped_by or not settings.evaluate or not workers.first:
             return TrainResult(path, stopped_by, None)

@@ -44,6 +44,7 @@ def build_model(config: RunConfig) -> LatentModel:
             num_prototypes=config.num_prototypes,
             likelihood=likelihood,
             descriptor=config.descriptor,
+            assignment=config.assignment,
             sigma2=config.sigma2,
             rate_bits=config.rate_bits,
             prior_sigma2=config.prior_sigma2,

@@ -75,6 +75,8 @@ class TrainConfig:
     """σ of the kernel: paper (σ² = N), infovae (2σ² = N²), or a number."""
     descriptor: Literal["learned", "ema", "batch_mean", "attention"] = "learned"
     """How prototypes are made: parameters, running means, batch means, weighted batch means."""
+    assignment: Literal["euclidean", "cosine", "dot"] = "euclidean"
+    """What an image is nearest to a prototype by, without labels: distance, or a similarity."""
     prototype_init: Literal["xavier", "kmeans++"] | None = None
     """Where prototypes start: at random (xavier; default with supervised), or at codes of training
     images chosen by k-means++ (default without: fewer prototypes then die)."""
@@ -97,6 +99,8 @@ class TrainConfig:
     denoise_variance: float = 0.0
     """Variance of Gaussian noise added to what the encoder sees; the clean image is the target."""
 
+    init: str | None = None
+    """Folder of a finished run of the same networks, whose weights to begin with."""
     epochs: int | None = None
     """Passes over the training images."""
     max_steps: int | None = None
@@ -105,6 +109,8 @@ class TrainConfig:
     """Images per step (and per process)."""
     lr: float | None = None
     """Learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: from lr to none over the whole run, by half a period of a cosine."""
     clip_grad_norm: float | None = None
     """Largest norm of the gradient; default: no clipping."""
     precision: Literal["float32", "bf16"] = "float32"

@@ -175,19 +175,29 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[Late
     Raises:
         RunError: the folder holds no trained model, or its files are damaged or do not match.
     """
+    config = read_config(Path(path))
+    model = build_model(config)
+    load_weights(path, model)
+    return model.to(device).eval(), config
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Give a model the weights of a finished run.
+
+    Raises:
+        RunError: the folder holds no trained model, or one that does not match, or it is damaged.
+    """
     path = Path(path)
-    config = read_config(path)
+    read_config(path)
     safetensors = require("safetensors", "loading a model")
     load = require("safetensors.torch", "loading a model").load_file
     if not (path / MODEL).exists():
         raise RunError(f"{path} holds no {MODEL}: the run has not finished; go on with --resume")
-    model = build_model(config)
     try:
         state = load(str(path / MODEL))
     except (safetensors.SafetensorError, OSError) as error:
         raise RunError(f"{path / MODEL} is damaged or no safetensors file: {error}") from error
     _load_state(path / MODEL, model.load_state_dict, state)
-    return model.to(device).eval(), config
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -72,7 +72,8 @@ class Trainer:
         assert config.lr is not None
         assert config.epochs is not None
         self.config, self.path, self.workers, self.report = config, path, workers, report
-        self.model = model.to(workers.device)
+        # Convolutions take a quarter less time where channels come last.
+        self.model = model.to(workers.device).to(memory_format=torch.channels_last)
         self.network: nn.Module = workers.wrap(self.model)
         self.images = workers.place(data.train)
         self.labels = (
@@ -167,6 +168,15 @@ class Trainer:
             save_model(self.path, self.model)
         return self.workers.any(signals.received) or None
 
+    def _set_rate(self) -> None:
+        """The learning rate of the coming step, a function of its number alone."""
+        assert self.config.lr is not None
+        rate = self.config.lr
+        if self.config.lr_schedule == "cosine":
+            rate *= 0.5 + 0.5 * math.cos(math.pi * self.step / self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
     @property
     def _batch(self) -> int:
         assert self.config.batch_size is not None
@@ -179,6 +189,7 @@ class Trainer:
         return order[self.workers.rank :: self.workers.count]
 
     def _train_step(self, order: Tensor) -> tuple[Output, float]:
+        self._set_rate()
         before = self._changed_by_forward()
         position = self.step % self.steps_per_epoch * self._batch
         index = order[position : position + self._batch].to(self.images.device)
@@ -261,6 +272,8 @@ class Trainer:
     @torch.no_grad()
     def _initialise_prototypes(self) -> None:
         if self.config.prototype_init != "kmeans++" or not isinstance(self.model, CGM):
+            return
+        if self.config.init is not None:  # which has prototypes
             return
         from cgm_fast.evaluation.codes import encode_images
         from cgm_fast.extras import require

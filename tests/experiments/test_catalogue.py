@@ -1,6 +1,7 @@
 """The paper's experiments, on tiny data: what they train, write and keep."""
 
 import csv
+import json
 import math
 import signal
 
@@ -13,8 +14,8 @@ from tiny import write_npz
 from cgm_fast.cli import main
 from cgm_fast.data import ImageData
 from cgm_fast.evaluation import report as evaluation
+from cgm_fast.experiments import rehearsal, sweeps
 from cgm_fast.experiments import run as experiments
-from cgm_fast.experiments import sweeps
 from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, run_experiment
 from cgm_fast.experiments.study import StoppedError, Study, interval
 from cgm_fast.training.config import ConfigError, TrainConfig
@@ -22,6 +23,16 @@ from cgm_fast.training.config import ConfigError, TrainConfig
 FILES = {
     "table1": {"table1.csv", "table1.md"},
     "table2": {"table2.csv", "table2.md"},
+    "fig5": {"fig5.png"},
+    "rehearsal": {
+        "rehearsal.csv",
+        "rehearsal.md",
+        *(
+            f"{way}-0-{k}-{k + 1}.npz"
+            for way in ("rehearsal", "fine-tuning")
+            for k in range(0, 10, 2)
+        ),
+    },
     "few-shot": {"few-shot.csv", "few-shot.md", "mnist-0-to-4.npz"},
     **{name: {f"{name}.csv", f"{name}.md"} for name in EXPERIMENTS if name.startswith("sweep")},
     "fig2": {"fig2-mnist.png", "fig2-fashion-mnist.png"},
@@ -39,17 +50,18 @@ def tiny_sets(monkeypatch):
     def load(name, **_):
         generator = torch.Generator().manual_seed(0)
         channels = 3 if name == "cifar10" else 1
-        labels = torch.arange(400) % 10
-        images = torch.randint(256, (400, channels, 8, 8), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(500) % 10
+        images = torch.randint(256, (500, channels, 8, 8), dtype=torch.uint8, generator=generator)
         names = tuple("abcdefghij")
-        return ImageData(name, images[:300], labels[:300], images[300:], labels[300:], names)
+        return ImageData(name, images[:400], labels[:400], images[400:], labels[400:], names)
 
     def load_or_read(name, **given):
         return read(name, **given) if name.endswith(".npz") else load(name)
 
     read = experiments.load
     monkeypatch.setattr(experiments, "load", load_or_read)
-    monkeypatch.setattr(sweeps, "load", load)
+    for module in (sweeps, rehearsal):
+        monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr(evaluation, "probe_error", lambda kind, *_: 0.25)
 
 
@@ -67,7 +79,9 @@ def test_every_experiment_is_tried_here():
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("table")])
 def test_an_experiment_writes_its_files(name, tmp_path):
-    check_files(run_experiment(options(tmp_path, name)), name)
+    photographs = str(write_npz(tmp_path / "photographs.npz", n=100, channels=3))
+    given = {"photographs": photographs} if name == "fig5" else {}
+    check_files(run_experiment(options(tmp_path, name, **given)), name)
 
 
 def check_files(out, name):
@@ -140,6 +154,22 @@ def test_table2_has_photographs_where_they_are_given(tmp_path):
         assert ("CGM1, ResNet" in rows) == (given is not None)
         assert float(rows["CGM2, PixelSNAIL"]["CIFAR-10"]) > 0
     assert float(rows["CGM1, PixelSNAIL"]["photographs"]) > 0
+
+
+def test_rehearsal_shows_the_model_its_old_digits(tmp_path):
+    out = run_experiment(options(tmp_path, "rehearsal"))
+    for way, old in (("rehearsal", True), ("fine-tuning", False)):
+        with np.load(out / f"{way}-0-4-5.npz") as data:
+            assert data["images"].shape[1:] == (8, 8, 1)
+            found = set(data["labels"].tolist())
+        assert found == ({0, 1, 2, 3, 4, 5} if old else {4, 5})
+        config = json.loads((out / "runs" / f"{way}-0-4-5" / "config.json").read_text())
+        assert config["init"].endswith(f"{way}-0-2-3")
+
+
+def test_fig5_needs_photographs(tmp_path):
+    with pytest.raises(ConfigError, match="photographs must be given for fig5"):
+        run_experiment(options(tmp_path, "fig5"))
 
 
 def test_an_interval():

@@ -4,6 +4,7 @@ from tiny import IMAGES, checkpoint, metrics, pixels, run
 
 from cgm_fast.data import load
 from cgm_fast.models import CGM, Descriptor
+from cgm_fast.training.runs import RunError, load_run
 
 
 def test_an_epoch_shows_every_image_once_in_a_new_order(tmp_path, monkeypatch):
@@ -105,3 +106,34 @@ def test_kmeans_starts_prototypes_at_codes_of_training_images(tmp_path, monkeypa
     for position in moved:
         assert (codes[0] == position).all(1).any()
     assert len(torch.stack(moved).unique(dim=0)) == 3
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    first = run(tmp_path, out=str(tmp_path / "first"))
+    begun, _ = load_run(first.path)
+    again = run(tmp_path, init=str(first.path), max_steps=1, lr=1e-12)
+    model, config = load_run(again.path)
+    assert config.init == str(first.path)
+    for a, b in zip(begun.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    with pytest.raises(RunError, match="holds no run"):
+        run(tmp_path, out=str(tmp_path / "other"), init=str(tmp_path / "nothing"))
+    with pytest.raises(RunError, match=r"model\.safetensors"):
+        run(tmp_path, out=str(tmp_path / "other"), init=str(first.path), width=8)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_learning_rate_goes_down_a_cosine(tmp_path, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def noted(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    run(tmp_path, lr=0.02, lr_schedule="cosine", max_steps=4)
+    assert rates == pytest.approx([0.02, 0.01 + 0.01 * 0.5**0.5, 0.01, 0.01 - 0.01 * 0.5**0.5])
+    rates.clear()
+    run(tmp_path, out=str(tmp_path / "constant"), lr=0.02, max_steps=3)
+    assert rates == [0.02] * 3
