@@ -51,8 +51,12 @@ def evaluate(
     # Labels for a model that sees them.
     train_seen = data.train_labels if model.sees_labels else None
     test_seen = data.test_labels if model.sees_labels else None
-    train = encode_images(model, data.train, binarization, seed, train_seen)
-    test = encode_images(model, data.test, binarization, seed + 1, test_seen)
+    of_train = posteriors(model, data.train, binarization, seed, train_seen)
+    of_test = posteriors(model, data.test, binarization, seed + 1, test_seen)
+    train, test = of_train[0], of_test[0]
+    if model.maps_codes:
+        train = encode_images(model, data.train, binarization, seed, train_seen)
+        test = encode_images(model, data.test, binarization, seed + 1, test_seen)
     # Drawing an image pixel by pixel takes a pass through the decoder for each of them.
     autoregressive = isinstance(model.decoder, AutoregressiveDecoder)
     shown = min(len(data.test), DRAWN) if autoregressive else len(data.test)
@@ -64,7 +68,7 @@ def evaluate(
         "mean_squared_error": _mse(model, data.test[:shown], binarization, seed + 1, test_seen),
         "mean_squared_error_images": shown,
     }
-    mean, variance = posteriors(model, data.train[:RATE_CODES], binarization, seed, train_seen)
+    mean, variance = (part[:RATE_CODES] for part in of_train)
     fixed = float(variance[0, 0])
     known = fixed if bool((variance == fixed).all()) else variance
     report["rate_bits"] = rates(mean, known, seed)
@@ -90,7 +94,7 @@ def evaluate(
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
     if data.train_labels is not None and data.test_labels is not None:
         if len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
-            report["probe_error"] = _probe_errors(model, data, train, test, binarization, seed)
+            report["probe_error"] = _probe_errors(data, (train, test), (of_train, of_test), seed)
         if model.num_prototypes > 1 and not model.sees_labels:
             report["clustering"] = clustering_scores(assignment, data.test_labels)
             if supervised:
@@ -110,30 +114,21 @@ def _mse(
 
 
 def _probe_errors(
-    model: LatentModel, data: ImageData, train: Tensor, test: Tensor, binarization: str, seed: int
+    data: ImageData,
+    codes: tuple[Tensor, Tensor],
+    posterior: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+    seed: int,
 ) -> dict[str, float]:
-    """Probe errors on the means r and on noisy latents z."""
-    generator = torch.Generator().manual_seed(seed)
+    """Probe errors on the means r and on noisy latents z, of training and test images."""
     assert data.train_labels is not None
     assert data.test_labels is not None
-
-    def noisy(images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        seen = labels if model.sees_labels else None
-        found = posteriors(model, images, binarization, seed, seen)
-        mean, variance = (part.cpu() for part in found)
-        return mean + variance.sqrt() * torch.randn(mean.shape, generator=generator)
-
-    found = {}
-    for name, fit, judge in (
-        ("r", train, test),
-        (
-            "z",
-            noisy(data.train, data.train_labels, seed),
-            noisy(data.test, data.test_labels, seed + 1),
-        ),
-    ):
-        for kind in PROBES:
-            found[f"{kind}_{name}"] = probe_error(
-                kind, fit, data.train_labels, judge, data.test_labels, seed
-            )
-    return found
+    generator = torch.Generator().manual_seed(seed)
+    latents = []
+    for mean, variance in posterior:
+        noise = torch.randn(mean.shape, generator=generator)
+        latents.append(mean.cpu() + variance.cpu().sqrt() * noise)
+    return {
+        f"{kind}_{name}": probe_error(kind, fit, data.train_labels, judge, data.test_labels, seed)
+        for name, (fit, judge) in (("r", codes), ("z", latents))
+        for kind in PROBES
+    }

@@ -48,6 +48,10 @@ class Trained:
     seconds: float
     """Wall time of training, over all its parts."""
 
+    def data(self) -> ImageData:
+        """What it was trained and evaluated on."""
+        return experiments.load_run_data(runs.read_config(self.path))
+
     def load(self, device: torch.device) -> tuple[LatentModel, RunConfig, ImageData]:
         """The model in evaluation mode, its settings and its data."""
         model, config = runs.load_run(self.path, device)

@@ -52,6 +52,8 @@ class LatentModel(nn.Module):
     usage: Tensor
     sees_labels = False
     """Whether encoder and decoder need each image's label."""
+    maps_codes = False
+    """Whether the mean of q(z given x) is something else than the code r."""
 
     def __init__(
         self, decoder: nn.Module, latent_dim: int, categories: int, likelihood: str | Likelihood

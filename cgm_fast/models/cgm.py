@@ -116,6 +116,7 @@ class CGM(LatentModel):
         self.encoder = encoder
         self.head = UnitPower(latent_dim, self.sigma2) if power == "unit" else nn.Identity()
         self.mapper = nn.Identity() if mapper is None else mapper
+        self.maps_codes = not isinstance(self.mapper, nn.Identity)
         self.descriptor = (
             make_descriptor(descriptor, num_prototypes, latent_dim)
             if isinstance(descriptor, str)
@@ -208,7 +209,7 @@ class CGM(LatentModel):
     def _latent(
         self, r: Tensor, g: Tensor, labels: Tensor | None, generator: torch.Generator | None
     ) -> CGMLossResult:
-        if isinstance(self.mapper, nn.Identity) and self.divergence is None:
+        if not self.maps_codes and self.divergence is None:
             return self.latent_loss(r, g, labels, generator=generator)
         # The margin loss acts on codes, the MMD on what the mapper makes of them.
         options = self.latent_loss

@@ -13,8 +13,9 @@ from tiny import write_npz
 
 from cgm_fast.cli import main
 from cgm_fast.data import ImageData
+from cgm_fast.evaluation import kernel_distance
 from cgm_fast.evaluation import report as evaluation
-from cgm_fast.experiments import rehearsal, sweeps
+from cgm_fast.experiments import distance, rehearsal, sweeps
 from cgm_fast.experiments import run as experiments
 from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, run_experiment
 from cgm_fast.experiments.study import StoppedError, Study, interval
@@ -63,6 +64,8 @@ def tiny_sets(monkeypatch):
     for module in (sweeps, rehearsal):
         monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr(evaluation, "probe_error", lambda kind, *_: 0.25)
+    monkeypatch.setattr(kernel_distance, "STEPS", 2)
+    monkeypatch.setattr(distance, "IMAGES", 300)
 
 
 def options(folder, name, **changes):
