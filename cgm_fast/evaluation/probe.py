@@ -40,7 +40,9 @@ def probe_error(
         # Stops by a tenth of the codes that it is not fitted on, if there are enough for that.
         classifier = network.MLPClassifier(
             (256,),
-            batch_size=min(256, len(train)),
+            batch_size=min(512, len(train)),
+            learning_rate_init=2e-3,
+            n_iter_no_change=5,
             early_stopping=len(train) >= 5000,
             max_iter=100,
             random_state=seed,

@@ -32,6 +32,7 @@ def evaluate(
     nll_images: int = 1000,
     nll_samples: int = 128,
     seed: int = 0,
+    probes: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a model on test images; whatever is fitted is fitted on training images.
 
@@ -44,6 +45,7 @@ def evaluate(
         nll_images: Test images for the importance-sampled likelihood.
         nll_samples: Latents per image for it.
         seed: Of every draw.
+        probes: Whether to fit classifiers on the codes.
 
     Returns:
         Values ready for JSON, with the units in their names.
@@ -93,7 +95,7 @@ def evaluate(
     assignment = model.assign(test, None if test_seen is None else test_seen.to(test.device))
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
     if data.train_labels is not None and data.test_labels is not None:
-        if len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
+        if probes and len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
             report["probe_error"] = _probe_errors(data, (train, test), (of_train, of_test), seed)
         if model.num_prototypes > 1 and not model.sees_labels:
             report["clustering"] = clustering_scores(assignment, data.test_labels)

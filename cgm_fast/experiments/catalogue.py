@@ -15,8 +15,10 @@ from cgm_fast.experiments.sweeps import (
     sweep_batch_size,
     sweep_descriptor,
     sweep_latent_dim,
+    sweep_margin,
     sweep_margin_weight,
     sweep_mmd_weight,
+    sweep_prior_variance,
 )
 from cgm_fast.experiments.tables import table1, table2
 from cgm_fast.training.config import ConfigError, TrainConfig
@@ -32,6 +34,8 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "fig7": fig7,
     "sweep-mmd-weight": sweep_mmd_weight,
     "sweep-margin-weight": sweep_margin_weight,
+    "sweep-margin": sweep_margin,
+    "sweep-prior-variance": sweep_prior_variance,
     "sweep-batch-size": sweep_batch_size,
     "sweep-latent-dim": sweep_latent_dim,
     "sweep-descriptor": sweep_descriptor,
@@ -58,6 +62,8 @@ class Experiment:
         "fig7",
         "sweep-mmd-weight",
         "sweep-margin-weight",
+        "sweep-margin",
+        "sweep-prior-variance",
         "sweep-batch-size",
         "sweep-latent-dim",
         "sweep-descriptor",

@@ -22,7 +22,7 @@ COLUMNS = 10
 def fig2(study: Study) -> None:
     """Reconstructions and generated images of CGM2 on MNIST and Fashion-MNIST."""
     for data in ("mnist", "fashion-mnist"):
-        trained = study.train(f"cgm2-{data}", data=data, supervised=True)
+        trained = study.train(f"cgm2-{data}", data=data, supervised=True, **study.light)
         model, config, images = trained.load(pick_device(study.base.device))
         generator = torch.Generator(model.usage.device).manual_seed(config.seed)
         x = experiments.test_batch(model, images.test[: 3 * COLUMNS], config)
@@ -93,10 +93,11 @@ def fig4(study: Study) -> None:
     labels: list[str] = []
     for rate in RATES:
         for name, settings in (
-            ("cgm2", {"supervised": True, "power": "unit"}),
+            ("cgm2", {"supervised": True, "power": "unit", "preset": "paper-rate"}),
             ("infovae", {"model": "infovae"}),
         ):
-            trained = study.train(f"{name}-{rate:g}-bits", data="mnist", rate_bits=rate, **settings)
+            settings = {"data": "mnist", "rate_bits": rate, **settings, **study.light}
+            trained = study.train(f"{name}-{rate:g}-bits", **settings)
             judge = judge or Judge(trained.data(), pick_device(study.base.device))
             found = trained.evaluation["rate_bits"]
             rows.append(
@@ -146,6 +147,7 @@ def fig5(study: Study) -> None:
         data=study.photographs,
         network="resnet",
         num_prototypes=100 if study.full else 10,
+        **study.light,
     )
     model, config, _ = trained.load(pick_device(study.base.device))
     generator = torch.Generator(model.usage.device).manual_seed(config.seed)

@@ -59,6 +59,7 @@ def _course(study: Study, whole: ImageData, way: str, seed: int) -> list[tuple[f
             binarization="dynamic",
             seed=seed,
             init=None if before is None else str(before.path),
+            **study.light,
         )
         seen = classes[-1] + 1
         found.append(_accuracy(before, whole, seen, study.base.device))

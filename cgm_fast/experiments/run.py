@@ -159,6 +159,7 @@ def evaluate_model(
         nll_images=config.nll_images,
         nll_samples=config.nll_samples,
         seed=config.seed,
+        probes=config.probes,
     )
     runs.write_json(path / runs.EVALUATION, report)
     draw(model, data, config, path)

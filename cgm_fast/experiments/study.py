@@ -78,6 +78,11 @@ class Study:
     report: Callable[[str, int, int, dict[str, float]], None] | None = None
     photographs: str | None = None
 
+    @property
+    def light(self) -> dict[str, Any]:
+        """Settings of runs whose likelihoods and probes are not shown."""
+        return {"probes": False, "nll_images": min(50, self.base.nll_images)}
+
     def train(self, name: str, **changes: Any) -> Trained:
         """A run of this name, made unless it is there.
 

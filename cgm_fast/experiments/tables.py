@@ -15,6 +15,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "BIR-VAE": {"model": "bir-vae"},
     "CGM1": {"model": "cgm"},
     "CGM2": {"model": "cgm", "supervised": True},
+    "CGM2, paper's text": {"model": "cgm", "supervised": True, "preset": "paper-text"},
 }
 """Ours, all on the same networks."""
 
@@ -58,7 +59,7 @@ def table1(study: Study) -> None:
         )
     judge: Judge | None = None
     for system, settings in SYSTEMS.items():
-        settings = {"data": "mnist", "margin_weight": MARGIN_WEIGHT} | settings
+        settings = {"data": "mnist"} | settings
         found: dict[str, list[Trained]] = {}
         for binarization in ("dynamic", "static"):
             found[binarization] = [
@@ -66,6 +67,7 @@ def table1(study: Study) -> None:
                     f"{slug(system)}-{binarization}-{seed}",
                     **settings,
                     binarization=binarization,
+                    probes=binarization == "dynamic",
                     seed=seed,
                 )
                 for seed in study.seeds
@@ -77,7 +79,6 @@ def table1(study: Study) -> None:
     study.write_table("table1", COLUMNS1, rows, f"{NOTES1}\n\n{judge.note}")
 
 
-MARGIN_WEIGHT = 1.0
 COLUMNS1 = (
     "system", "NLL dynamic", "NLL static", "NLL dynamic, own prior", "error %", "error, MLP %",
     "error, z %", "nearest prototype %", "rate, bit", "ESS", "kernel distance, own prior",
@@ -149,7 +150,7 @@ def table2(study: Study) -> None:
             found = [
                 study.train(
                     f"{slug(system)}-{slug(column)}-{seed}",
-                    **({"data": data, "seed": seed} | settings),
+                    **({"data": data, "seed": seed, "probes": False} | settings),
                 )
                 for seed in study.seeds
             ]
@@ -177,4 +178,4 @@ latents for each of so many test images; photographs are those given by --photog
 
 def slug(name: str) -> str:
     """For a folder."""
-    return name.lower().replace(",", "").replace(" ", "-")
+    return name.lower().replace(",", "").replace("'", "").replace(" ", "-")

@@ -28,6 +28,8 @@ def build_model(config: RunConfig) -> LatentModel:
     assert config.num_prototypes is not None
     assert config.likelihood is not None
     assert config.mmd_weight is not None
+    assert config.margin_weight is not None
+    assert config.margin is not None
     likelihood = make_likelihood(config.likelihood)
     classes = config.num_prototypes if config.model == "cvae" else 0
     fixed = config.model in ("infovae", "bir-vae") and (

@@ -32,7 +32,7 @@ BAD = [
     ({"power": "double"}, "power must be free or unit, got 'double'"),
     ({"descriptor": "median"}, "descriptor must be learned, ema, .* got 'median'"),
     ({"prototype_init": "zeros"}, "prototype_init must be xavier, .* got 'zeros'"),
-    ({"preset": "paper"}, "preset must be paper-text or paper-rate, got 'paper'"),
+    ({"preset": "paper"}, "preset must be tuned, paper-text or paper-rate, got 'paper'"),
     ({"precision": "fp16"}, "precision must be float32 or bf16, got 'fp16'"),
     ({"likelihood": "poisson"}, "likelihood must be bernoulli, .* got 'poisson'"),
     ({"binarization": "fixed"}, "binarization must be none, .* got 'fixed'"),

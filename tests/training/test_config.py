@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,8 +29,11 @@ def _data(name="digits", shape=(1, 8, 8), n=200, labels=True):
 def test_presets_fill_in_what_is_not_given(name):
     preset = PRESETS[name]
     config = resolve(TrainConfig(), _data(name))
-    for field in ("latent_dim", "mmd_weight", "batch_size", "epochs", "lr", "likelihood"):
+    for field in ("latent_dim", "batch_size", "epochs", "lr", "likelihood"):
         assert getattr(config, field) == getattr(preset, field)
+    for model in ("vae", "infovae"):
+        other = resolve(TrainConfig(model=model), _data(name))
+        assert (other.mmd_weight, other.prior_sigma2) == (preset.mmd_weight, None)
     assert (config.sigma2, config.rate_bits) == (0.02, None)
     rate = resolve(TrainConfig(preset="paper-rate"), _data(name))
     assert (rate.sigma2, rate.rate_bits) == (None, preset.rate_bits)
@@ -39,10 +43,25 @@ def test_presets_fill_in_what_is_not_given(name):
 
 def test_the_papers_numbers():
     """Section 1.3 of the requirements: batches of 64 and 100, λ = 1000 and 1100, N = 10 and 300."""
-    mnist, cifar10 = (resolve(TrainConfig(), _data(name)) for name in ("mnist", "cifar10"))
+    mnist, cifar10 = (
+        resolve(TrainConfig(preset="paper-text"), _data(name)) for name in ("mnist", "cifar10")
+    )
     assert (mnist.latent_dim, mnist.num_prototypes, mnist.mmd_weight) == (10, 10, 1000)
     assert (mnist.batch_size, mnist.lr, mnist.sigma2, mnist.margin) == (64, 1e-4, 0.02, 1)
+    assert (mnist.margin_weight, mnist.prior_sigma2) == (1, None)
     assert (cifar10.latent_dim, cifar10.mmd_weight, cifar10.batch_size) == (300, 1100, 100)
+    assert resolve(TrainConfig(), _data("cifar10")) == replace(cifar10, preset="tuned")
+
+
+def test_tuned_numbers():
+    """What docs/paper.md found; what is given goes before."""
+    mnist = resolve(TrainConfig(latent_dim=7), _data("mnist"))
+    assert (mnist.mmd_weight, mnist.margin_weight, mnist.margin) == (100, 10, 7)
+    assert (mnist.sigma2, mnist.prior_sigma2) == (0.02, 0.3)
+    assert resolve(TrainConfig(sigma2=0.5), _data("mnist")).prior_sigma2 == 0.5
+    weights = {"mmd_weight": 3.0, "margin_weight": 0.0, "margin": 2.0, "prior_sigma2": 0.1}
+    given = resolve(TrainConfig(**weights), _data("mnist"))
+    assert {name: getattr(given, name) for name in weights} == weights
 
 
 def test_whose_variance_is_learned():
