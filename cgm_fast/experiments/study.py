@@ -46,7 +46,7 @@ class Trained:
     path: Path
     evaluation: dict[str, Any]
     seconds: float
-    """Wall time of training, over all its parts."""
+    """Wall time of training and evaluation, over all its parts."""
 
     def data(self) -> ImageData:
         """What it was trained and evaluated on."""
@@ -147,7 +147,9 @@ def describe(device: str) -> str:
     found = pick_device(device)
     if found.type == "cuda":
         return str(torch.cuda.get_device_name(found))
-    return f"{torch.get_num_threads()} threads of a CPU" if found.type == "cpu" else found.type
+    threads = torch.get_num_threads()
+    cpu = f"{threads} thread{'s' if threads > 1 else ''} of a CPU"
+    return cpu if found.type == "cpu" else found.type
 
 
 def interval(values: Sequence[float], digits: int = 2) -> str:

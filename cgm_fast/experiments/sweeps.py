@@ -30,7 +30,7 @@ def _sweep(study: Study, name: str, settings: dict[str, dict[str, Any]], claim: 
     for label, changes in settings.items():
         found = [
             study.train(
-                f"{label.replace(' ', '-').replace('=', '')}-{seed}",
+                f"{label.replace(' = ', '-').replace(' ', '-')}-{seed}",
                 **({"data": "mnist", "supervised": True, "seed": seed} | changes),
             )
             for seed in study.seeds

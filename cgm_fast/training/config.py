@@ -59,8 +59,8 @@ class TrainConfig:
     preset: Literal["tuned", "paper-text", "paper-rate"] = "tuned"
     """CGM's settings where none are given. paper-text: those that the paper prints, with noise of
     variance 0.02. paper-rate: the same, with the rate that it names for the data set. tuned: what
-    was found to work better on grey images (docs/paper.md): λ = 100, β = 10, m = N, prior
-    components of variance 0.3; on others as paper-text."""
+    was found to work better on grey images (docs/paper.md): λ = 100, prior components of variance
+    0.3; β = 10 and m = N with supervised, else β = 1 and m = 0.3 N; on others as paper-text."""
     sigma2: float | None = None
     """Variance of the encoder's noise. Give this or rate_bits, not both."""
     rate_bits: float | None = None
@@ -272,10 +272,12 @@ def _of_objective(config: TrainConfig, preset: Preset, sigma2: float) -> dict[st
     """λ, β, m and τ² where they are not given."""
     if config.model != "cgm" or config.preset != "tuned" or preset.likelihood != "bernoulli":
         return {"mmd_weight": preset.mmd_weight, "margin_weight": 1.0, "margin": 1.0}
+    latent_dim = float(config.latent_dim or preset.latent_dim)
+    # Where prototypes choose their own images, one that pushes hard is left with all of them.
     return {
         "mmd_weight": 100.0,
-        "margin_weight": 10.0,
-        "margin": float(config.latent_dim or preset.latent_dim),
+        "margin_weight": 10.0 if config.supervised else 1.0,
+        "margin": latent_dim if config.supervised else 0.3 * latent_dim,
         "prior_sigma2": max(TUNED_PRIOR, sigma2),
     }
 

@@ -269,7 +269,7 @@ template <int kD, Numbers kOf, bool kOptions>
 __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     mmd_tensor_kernel(const MmdCall<float> call, const MmdGradient<float> out, unsigned blocks) {
   using Memory = TensorMemory<kD, kOf>;
-  constexpr int kColumns = Memory::kColumns, kSums = Memory::kSums, kThird = kD / 2;
+  constexpr int kColumns = Memory::kColumns, kSums = Memory::kSums, kSlopes = kD / 2;
   const MmdInput<float>& in = call.in;
   Memory& memory = *shared_memory<Memory>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
@@ -381,7 +381,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
         const float value = sum_of_four(sums.values[row]);
         const bool other = across(visit.rows[row]);
         if (t == 0) memory.sums[2 * visit.rows[row] + other] += static_cast<double>(a * value);
-        keep(kThird + row, false, other ? a * between : a, sums.slopes[row]);
+        keep(kSlopes + row, false, other ? a * between : a, sums.slopes[row]);
       }
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
