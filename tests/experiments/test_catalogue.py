@@ -46,7 +46,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def tiny_sets(monkeypatch):
-    """Random images of 8 x 8 under the real sets' names; probes, tested elsewhere, take no time."""
+    """Random images of 8 x 8 under the real sets' names; no probes and pictures of each run."""
 
     def load(name, **_):
         generator = torch.Generator().manual_seed(0)
@@ -64,6 +64,7 @@ def tiny_sets(monkeypatch):
     for module in (sweeps, rehearsal):
         monkeypatch.setattr(module, "load", load)
     monkeypatch.setattr(evaluation, "probe_error", lambda kind, *_: 0.25)
+    monkeypatch.setattr(experiments, "draw", lambda *_: None)
     monkeypatch.setattr(kernel_distance, "STEPS", 2)
     monkeypatch.setattr(distance, "IMAGES", 300)
 
