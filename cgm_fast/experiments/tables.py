@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cgm_fast.experiments.distance import Judge
@@ -15,6 +16,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "BIR-VAE": {"model": "bir-vae"},
     "CGM1": {"model": "cgm"},
     "CGM2": {"model": "cgm", "supervised": True},
+    "CGM2, β = 30": {"model": "cgm", "supervised": True, "margin_weight": 30.0},
     "CGM2, paper's text": {"model": "cgm", "supervised": True, "preset": "paper-text"},
 }
 """Ours, all on the same networks."""
@@ -178,4 +180,5 @@ latents for each of so many test images; photographs are those given by --photog
 
 def slug(name: str) -> str:
     """For a folder."""
-    return name.lower().replace(",", "").replace("'", "").replace(" ", "-")
+    plain = name.lower().replace("β = ", "beta-")
+    return re.sub("[^a-z0-9]+", "-", plain).strip("-")

@@ -122,6 +122,11 @@ class CGM(LatentModel):
             if isinstance(descriptor, str)
             else descriptor
         )
+        if isinstance(descriptor, str) and margin > 1:
+            # Xavier's prototypes are two margins of 1 apart, in squares, where N = K. Closer than
+            # a margin they would have to be pushed apart first, and every code with them.
+            with torch.no_grad():
+                self.prototypes.mul_(margin**0.5)
         if list(self.prototypes.shape) != [num_prototypes, latent_dim]:
             raise ValueError(
                 f"the descriptor's prototypes must be [{num_prototypes}, {latent_dim}], got "

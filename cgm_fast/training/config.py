@@ -59,15 +59,14 @@ class TrainConfig:
     preset: Literal["tuned", "paper-text", "paper-rate"] = "tuned"
     """CGM's settings where none are given. paper-text: those that the paper prints, with noise of
     variance 0.02. paper-rate: the same, with the rate that it names for the data set. tuned: what
-    was found to work better on grey images (docs/paper.md): λ = 100, prior components of variance
-    0.3; β = 10 and m = N with supervised, else β = 1 and m = 0.3 N; on others as paper-text."""
+    was found to work better on grey images (docs/paper.md): λ = 100, β = 1; with supervised m = 5 N
+    and τ² = 1, else m = 0.3 N and τ² = 0.3. On others it is paper-text."""
     sigma2: float | None = None
     """Variance of the encoder's noise. Give this or rate_bits, not both."""
     rate_bits: float | None = None
     """Nominal rate I in bits per image; the noise variance is 4^(-I/N)."""
     prior_sigma2: float | None = None
-    """τ², variance of a prior component; default: 0.3 (tuned), that of the encoder's noise
-    (paper-text, paper-rate)."""
+    """τ², variance of a prior component; default: the preset's, where tuned, else the noise's."""
     mmd_weight: float | None = None
     """λ, the weight of MMD² against nats per image."""
     margin_weight: float | None = None
@@ -255,9 +254,6 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
     return resolved
 
 
-TUNED_PRIOR = 0.3  # variance of a prior component
-
-
 def _sigma2(config: TrainConfig, preset: Preset) -> float:
     """σ², from either way to give it."""
     try:
@@ -273,12 +269,12 @@ def _of_objective(config: TrainConfig, preset: Preset, sigma2: float) -> dict[st
     if config.model != "cgm" or config.preset != "tuned" or preset.likelihood != "bernoulli":
         return {"mmd_weight": preset.mmd_weight, "margin_weight": 1.0, "margin": 1.0}
     latent_dim = float(config.latent_dim or preset.latent_dim)
-    # Where prototypes choose their own images, one that pushes hard is left with all of them.
+    # Where prototypes choose their own images, those that push hard end with all of them.
     return {
         "mmd_weight": 100.0,
-        "margin_weight": 10.0 if config.supervised else 1.0,
-        "margin": latent_dim if config.supervised else 0.3 * latent_dim,
-        "prior_sigma2": max(TUNED_PRIOR, sigma2),
+        "margin_weight": 1.0,
+        "margin": (5.0 if config.supervised else 0.3) * latent_dim,
+        "prior_sigma2": max(1.0 if config.supervised else 0.3, sigma2),
     }
 
 

@@ -118,7 +118,7 @@ def test_table1_has_the_papers_rows_and_ours(tmp_path):
             assert half >= 0
     assert rows["CGM2"]["nearest prototype %"]
     assert not rows["CGM1"]["nearest prototype %"]  # whose categories are no labels
-    assert len(list((out / "runs").iterdir())) == 2 * 2 * 7
+    assert len(list((out / "runs").iterdir())) == 2 * 2 * 8
 
 
 def test_finished_runs_are_not_made_again(tmp_path, monkeypatch):
