@@ -59,7 +59,7 @@ class CGM(LatentModel):
         prior_sigma2: τ², variance of a prior component; None for σ².
         mmd_weight: λ.
         margin_weight: β.
-        margin: m, on the squared distance.
+        margin: m, on the squared distance; prototypes begin √m times as far apart as for 1.
         bandwidth: Of the kernel: "paper" (σ_k² = N), "infovae", a number or several.
         power: "free", or "unit" to standardise codes to variance 1 − σ² (see `UnitPower`).
         detach_prior: Keep the MMD from moving the prototypes.

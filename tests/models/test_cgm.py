@@ -98,6 +98,18 @@ def test_another_divergence(labels):
     assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
 
 
+def test_prototypes_begin_apart_by_the_margin():
+    """Twice as large for four times the margin; a descriptor of one's own is left as it is."""
+    found = []
+    for margin in (0.5, 1.0, 4.0):
+        torch.manual_seed(0)
+        found.append(linear_model(margin=margin, descriptor="ema").prototypes)
+    torch.testing.assert_close(found[2], 2 * found[1])
+    assert torch.equal(found[0], found[1])
+    own = Points(3, 3)
+    assert torch.equal(linear_model(margin=4.0, descriptor=own).prototypes, torch.eye(3))
+
+
 def test_no_such_assignment():
     with pytest.raises(ValueError, match=r"assignment must be one of 'euclidean'.*, got 'nearest'"):
         linear_model(assignment="nearest")
