@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,19 @@ def base_of(given: Experiment) -> TrainConfig:
     )
 
 
+ELSEWHERE = ("data_root", "download", "photographs", "out", "device")  # says nothing of results
+
+
+def command_of(given: Experiment) -> str:
+    """The command line that asks for an experiment, without where things lie."""
+    words = ["cgm-fast", "experiment", given.name]
+    for field in dataclasses.fields(Experiment):
+        value = getattr(given, field.name)
+        if field.name not in ("name", *ELSEWHERE) and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return " ".join(words)
+
+
 def run_experiment(
     given: Experiment,
     report: Callable[[str, int, int, dict[str, float]], None] | None = None,
@@ -136,6 +150,6 @@ def run_experiment(
     out = Path(given.out or Path("results") / f"{given.name}-{given.preset}")
     out.mkdir(parents=True, exist_ok=True)
     full, seeds = given.preset == "full", range(given.seeds)
-    study = Study(out, base_of(given), full, seeds, report, given.photographs)
+    study = Study(out, base_of(given), full, seeds, report, given.photographs, command_of(given))
     EXPERIMENTS[given.name](study)
     return out

@@ -69,6 +69,7 @@ class Study:
         seeds: Of which there is a run each.
         report: Called after each training step with (run, step, total steps, latest averages).
         photographs: Where some of 64 x 64 pixels are.
+        command: What makes it, for the notes.
     """
 
     out: Path
@@ -77,6 +78,7 @@ class Study:
     seeds: Sequence[int] = (0,)
     report: Callable[[str, int, int, dict[str, float]], None] | None = None
     photographs: str | None = None
+    command: str = ""
 
     @property
     def light(self) -> dict[str, Any]:
@@ -132,9 +134,12 @@ class Study:
         lines += [
             "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows
         ]
-        made = f"Made on {describe(self.base.device)}, torch {torch.__version__}."
-        body = "\n".join(lines) + f"\n\n{notes}\n\n{made}\n"
-        runs.write_whole(self.out / f"{name}.md", body.encode())
+        self.write_notes(name, "\n".join(lines) + f"\n\n{notes}")
+
+    def write_notes(self, name: str, text: str) -> None:
+        """name.md, which ends in what it was made with."""
+        made = f"`{self.command}` on {describe(self.base.device)}, torch {torch.__version__}."
+        runs.write_whole(self.out / f"{name}.md", f"{text}\n\n{made}\n".encode())
 
 
 def _spent(path: Path) -> float:

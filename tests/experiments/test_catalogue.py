@@ -24,7 +24,7 @@ from cgm_fast.training.config import ConfigError, TrainConfig
 FILES = {
     "table1": {"table1.csv", "table1.md"},
     "table2": {"table2.csv", "table2.md"},
-    "fig5": {"fig5.png"},
+    "fig5": {"fig5.png", "fig5.md"},
     "rehearsal": {
         "rehearsal.csv",
         "rehearsal.md",
@@ -36,7 +36,7 @@ FILES = {
     },
     "few-shot": {"few-shot.csv", "few-shot.md", "mnist-0-to-4.npz"},
     **{name: {f"{name}.csv", f"{name}.md"} for name in EXPERIMENTS if name.startswith("sweep")},
-    "fig2": {"fig2-mnist.png", "fig2-fashion-mnist.png"},
+    "fig2": {"fig2-mnist.png", "fig2-fashion-mnist.png", "fig2.md"},
     "fig3": {"fig3.png", "fig3.csv", "fig3.md"},
     "fig4": {"fig4.png", "fig4.csv", "fig4.md"},
     "fig6": {"fig6.png", "fig6.csv", "fig6.md"},
@@ -174,6 +174,12 @@ def test_rehearsal_shows_the_model_its_old_digits(tmp_path):
 def test_fig5_needs_photographs(tmp_path):
     with pytest.raises(ConfigError, match="photographs must be given for fig5"):
         run_experiment(options(tmp_path, "fig5"))
+
+
+def test_notes_end_in_the_command(tmp_path):
+    out = run_experiment(options(tmp_path, "fig6", epochs=2))
+    expected = "cgm-fast experiment fig6 --epochs 2 --max-steps 1 --width 2 --nll-images 2"
+    assert f"`{expected} --nll-samples 2` on " in (out / "fig6.md").read_text()
 
 
 def test_an_interval():
