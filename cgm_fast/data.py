@@ -84,7 +84,8 @@ def load(
         name: "digits", "mnist", "fashion-mnist", "cifar10", the path of an npz with `images`
             [n, h, w, c] uint8 and optional `labels` [n] (and `names` of the classes), or of a
             folder with one folder of images per class (or such folders under `train` and `test`).
-        root: Where torchvision's sets lie, or are to be put.
+        root: Where torchvision's sets lie, or are to be put; in place of one, NAME-train.npz and
+            NAME-test.npz.
         download: Whether they may be downloaded.
         test: For an npz or a folder, a second one to test on; without it a tenth is held out.
         image_size: Side to which a folder's images are resized; None for the first image's.
@@ -98,6 +99,12 @@ def load(
     if name == "digits":
         return _digits()
     if name in _TORCHVISION:
+        pair = [Path(root) / f"{name}-{part}.npz" for part in ("train", "test")]
+        if (
+            all(file.exists() for file in pair)
+            and not (Path(root) / _TORCHVISION[name][1]).exists()
+        ):
+            return _with_test(name, *map(_npz, pair))
         return _torchvision(name, Path(root), download)
     path = Path(name)
     if path.suffix == ".npz":

@@ -125,6 +125,19 @@ def test_absent_sets_name_the_options(tmp_path, name):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_pair_of_npz_files_in_place_of_a_set(tmp_path):
+    write_npz(tmp_path / "cifar10-train.npz", n=20, channels=3)
+    with pytest.raises(DataError, match="cifar10 is not in"):  # half of it
+        load("cifar10", root=tmp_path)
+    write_npz(tmp_path / "cifar10-test.npz", n=7, channels=3, seed=1)
+    data = load("cifar10", root=tmp_path)
+    assert (data.name, len(data.train), len(data.test)) == ("cifar10", 20, 7)
+    assert torch.equal(data.test, torch.from_numpy(pixels(7, 3, seed=1)).permute(0, 3, 1, 2))
+    (tmp_path / "cifar-10-batches-py").mkdir()  # torchvision's own go before
+    with pytest.raises(DataError, match="cifar10 is not in"):
+        load("cifar10", root=tmp_path)
+
+
 def test_a_failed_download(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")

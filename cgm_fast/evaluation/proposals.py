@@ -21,6 +21,7 @@ from cgm_fast.models.prior import Mixture
 
 DEGREES = 8.0  # of freedom of the t
 ROUNDS, STEPS = 3, 4  # of a new Jacobian, and with one
+MANY = 64  # dimensions, from which on Jacobians cost too much for more than one round
 JACOBIAN = 1 << 25  # its elements at once
 
 
@@ -162,7 +163,7 @@ def _climb(
 ) -> list[StudentT]:
     """From start [B, N] uphill by steps precision⁻¹ ∇, which only count where they climb."""
     z, value = start, log_joint(start)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if start.shape[1] <= MANY else 1):
         factor = torch.linalg.cholesky(precision(z))
         size = torch.ones_like(value)
         for _ in range(STEPS):

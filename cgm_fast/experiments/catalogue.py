@@ -75,7 +75,7 @@ class Experiment:
     preset: Literal["small", "full"] = "small"
     """small: some minutes on two processor cores; full: the paper's size, for a GPU."""
     data_root: str = "data"
-    """Folder that holds torchvision's data sets."""
+    """Folder that holds torchvision's data sets, or NAME-train.npz and NAME-test.npz for one."""
     download: bool = False
     """Download a data set that is not there."""
     photographs: str | None = None

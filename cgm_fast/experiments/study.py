@@ -82,8 +82,9 @@ class Study:
 
     @property
     def light(self) -> dict[str, Any]:
-        """Settings of runs whose likelihoods and probes are not shown."""
-        return {"probes": False, "nll_images": min(50, self.base.nll_images)}
+        """Settings of runs whose probes are not shown, and likelihoods not, or hard to have."""
+        few = self.base.nll_images if self.full else min(50, self.base.nll_images)
+        return {"probes": False, "nll_images": few}
 
     def train(self, name: str, **changes: Any) -> Trained:
         """A run of this name, made unless it is there.

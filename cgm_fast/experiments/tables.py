@@ -152,7 +152,7 @@ def table2(study: Study) -> None:
             found = [
                 study.train(
                     f"{slug(system)}-{slug(column)}-{seed}",
-                    **({"data": data, "seed": seed, "probes": False} | settings),
+                    **({"data": data, "seed": seed, **study.light} | settings),
                 )
                 for seed in study.seeds
             ]

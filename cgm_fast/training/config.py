@@ -38,7 +38,7 @@ class TrainConfig:
     """Data set: digits (embedded, 8 x 8), mnist, fashion-mnist, cifar10, the path of an npz with
     `images` [n, h, w, c] uint8 and optional `labels` [n], or a folder of one folder per class."""
     data_root: str = "data"
-    """Folder that holds torchvision's data sets."""
+    """Folder that holds torchvision's data sets, or NAME-train.npz and NAME-test.npz for one."""
     download: bool = False
     """Download a torchvision data set that is not in data_root."""
     test_data: str | None = None
