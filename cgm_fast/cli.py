@@ -64,6 +64,10 @@ class Generate(OnRun):
     """Only this category."""
     mixing: Literal["empirical", "uniform"] | None = None
     """Draw each image's category: by its share of the training images, or all alike."""
+    prior: Literal["own", "fitted"] = "own"
+    """The model's own, or one with means and covariances of the training images' latents."""
+    data_root: str | None = None
+    """Folder that holds torchvision's data sets, for a fitted prior; default: as in training."""
     count: int = 100
     """How many images, where a category or mixing is given."""
     seed: int = 0
@@ -326,11 +330,19 @@ def _evaluate(command: Evaluate) -> None:
 def _generate(command: Generate) -> None:
     if command.category is not None and command.mixing is not None:
         raise UsageError("give category or mixing, not both")
+    if command.prior == "fitted" and command.mixing == "uniform":
+        raise UsageError("mixing must be empirical with prior fitted, got uniform")
     _check_count(command.count)
     out = _output(command.out, (".png", ".npz"))
     model, config = runs.load_run(command.run, pick_device(command.device))
+    prior = None
+    if command.prior == "fitted":
+        if model.sees_labels:
+            raise UsageError(f"prior must be own with a {config.model}, which needs labels")
+        data = experiments.load_run_data(config, command.data_root)
+        prior = experiments.fitted_prior(model, data.train, config)
     if command.category is None and command.mixing is None and out.suffix == ".png":
-        experiments.draw_samples(model, None, config, out, command.seed)
+        experiments.draw_samples(model, None, config, out, command.seed, prior)
         print(out)
         return
     generator = torch.Generator(model.usage.device).manual_seed(command.seed)
@@ -339,6 +351,7 @@ def _generate(command: Generate) -> None:
             command.count,
             category=command.category,
             mixing=command.mixing or "empirical",
+            prior=prior,
             generator=generator,
         )
     except ValueError as error:

@@ -138,12 +138,15 @@ def test_evaluate(folder, capsys):
 
 
 def test_generate_pictures(folder, tmp_path, capsys):
-    for i, words in enumerate(([], ["--category", "2"], ["--mixing", "uniform"])):
+    for i, words in enumerate(
+        ([], ["--category", "2"], ["--mixing", "uniform"], ["--prior", "fitted"])
+    ):
         out = tmp_path / f"{i}.png"
         assert main(["generate", str(folder / "run"), *words, "--out", str(out)]) == 0
         assert capsys.readouterr().out == f"{out}\n"
-    three_rows, ten_rows, mixed = (_picture(tmp_path / f"{i}.png")[1] for i in range(3))
-    assert three_rows < ten_rows == mixed  # a row per category, and 100 images in rows of ten
+    three_rows, ten_rows, mixed, fitted = (_picture(tmp_path / f"{i}.png")[1] for i in range(4))
+    # A row per category, and 100 images in rows of ten.
+    assert three_rows == fitted < ten_rows == mixed
 
 
 def test_generate_arrays(folder, tmp_path):
@@ -154,6 +157,7 @@ def test_generate_arrays(folder, tmp_path):
         "seed": ["--category", "1", "--seed", "4"],
         "mixed": ["--mixing", "empirical"],
         "default": [],
+        "fitted": ["--category", "1", "--prior", "fitted"],
     }.items():
         out = str(tmp_path / f"{name}.npz")
         assert main(["generate", str(folder / "run"), *words, "--count", "30", "--out", out]) == 0
@@ -164,6 +168,8 @@ def test_generate_arrays(folder, tmp_path):
         assert arrays["images"].dtype == np.uint8
         assert arrays["labels"].shape == (30,)
     assert (found["category"]["labels"] == 1).all()
+    assert (found["fitted"]["labels"] == 1).all()
+    assert not np.array_equal(found["category"]["images"], found["fitted"]["images"])
     assert len(set(found["mixed"]["labels"].tolist())) > 1
     assert np.array_equal(found["category"]["images"], found["again"]["images"])
     assert not np.array_equal(found["category"]["images"], found["seed"]["images"])

@@ -34,6 +34,7 @@ def _assert_one_line(capsys, message):
         (["evaluate", "{run}", "--device", "gpu"], "device must be auto, cpu, .* got 'gpu'"),
         (["generate", "{run}", "--category", "3"], r"category must lie in \[0, 3\), got 3"),
         (["generate", "{run}", "--category", "1", "--mixing", "uniform"], "category or mixing"),
+        (["generate", "{run}", "--prior", "fitted", "--mixing", "uniform"], "must be empirical"),
         (["generate", "{run}", "--count", "0"], "count must be at least 1, got 0"),
         (["generate", "{run}", "--out", "a.jpg"], r"out must end in \.png or \.npz, got 'a.jpg'"),
         (["generate", "{run}", "--out", "gone/a.png"], "out must be in an existing folder"),

@@ -155,16 +155,26 @@ def _modes(
         jacobian = torch.stack(columns, 2)
         return (jacobian * weight.unsqueeze(2)).mT @ jacobian + prior.precision(z)
 
-    return _climb(log_joint, precision, code)
+    return _climb(log_joint, precision, code, variance)
+
+
+def _factor(precision: Tensor, variance: Tensor) -> Tensor:
+    """Cholesky factors [B, N, N]; the encoder's where a decoder is too wild to have one."""
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    sound = (failed == 0) & factor.isfinite().flatten(1).all(1)
+    return torch.where(sound[:, None, None], factor, torch.diag_embed(variance.rsqrt()))
 
 
 def _climb(
-    log_joint: Callable[[Tensor], Tensor], precision: Callable[[Tensor], Tensor], start: Tensor
+    log_joint: Callable[[Tensor], Tensor],
+    precision: Callable[[Tensor], Tensor],
+    start: Tensor,
+    variance: Tensor,
 ) -> list[StudentT]:
     """From start [B, N] uphill by steps precision⁻¹ ∇, which only count where they climb."""
     z, value = start, log_joint(start)
     for _ in range(ROUNDS if start.shape[1] <= MANY else 1):
-        factor = torch.linalg.cholesky(precision(z))
+        factor = _factor(precision(z), variance)
         size = torch.ones_like(value)
         for _ in range(STEPS):
             with torch.enable_grad():
@@ -177,5 +187,5 @@ def _climb(
             z = torch.where(better.unsqueeze(1), trial, z)
             value = torch.where(better, reached, value)
             size = torch.where(better, size, 0.3 * size)
-    factor = torch.linalg.cholesky(precision(z))
+    factor = _factor(precision(z), variance)
     return [StudentT(*each) for each in zip(z, factor, strict=True)]

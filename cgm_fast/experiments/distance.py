@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from cgm_fast.data import ImageData
-from cgm_fast.evaluation.codes import posteriors
 from cgm_fast.evaluation.kernel_distance import (
     KernelDistance,
     features_of,
     kernel_distance,
     train_features,
 )
+from cgm_fast.experiments.run import fitted_prior
 from cgm_fast.experiments.study import Trained
 
 IMAGES = 5000  # generated, and codes that a prior is fitted to
@@ -41,12 +41,7 @@ class Judge:
     def columns(self, run: Trained) -> dict[str, Any]:
         """Distances of images that a run generates, by the prior."""
         model, config, data = run.load(self.device)
-        assert config.binarization is not None
-        seen = data.train_labels if model.sees_labels else None
-        mean, variance = posteriors(
-            model, data.train[:IMAGES], config.binarization, config.seed, seen
-        )
-        fitted = model.fitted_priors(mean, variance.mean(0))["full"]
+        fitted = fitted_prior(model, data.train[:IMAGES], config)
         found: dict[str, Any] = {}
         for name, prior in (("own prior", None), ("fitted", fitted)):
             generator = torch.Generator(self.device).manual_seed(config.seed)

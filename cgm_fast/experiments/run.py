@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cgm_fast import figures
 from cgm_fast.data import DataError, ImageData, draw_once, load, prepare
-from cgm_fast.evaluation.codes import encode_images
+from cgm_fast.evaluation.codes import encode_images, posteriors
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.extras import require
 from cgm_fast.models import LatentModel
+from cgm_fast.models.prior import Mixture
 from cgm_fast.ops.backends import choose
 from cgm_fast.training import runs
 from cgm_fast.training.build import build_model
@@ -207,12 +208,23 @@ def draw_reconstructions(
     figures.save_grid(path, torch.cat(pairs), COLUMNS, row_labels=labels, title="Test images")
 
 
+def fitted_prior(model: LatentModel, images: Tensor, config: RunConfig) -> Mixture:
+    """The prior with weights, means and covariances of the latents of training images."""
+    assert config.binarization is not None
+    mean, variance = posteriors(model, images, config.binarization, config.seed)
+    r = mean
+    if model.maps_codes:
+        r = encode_images(model, images, config.binarization, config.seed)
+    return model.fitted_priors(r, variance.mean(0))["full"]
+
+
 def draw_samples(
     model: LatentModel,
     data: ImageData | None,
     config: RunConfig,
     path: Path,
     seed: int | None = None,
+    prior: Mixture | None = None,
 ) -> None:
     """A row of generated images per category, the most used categories first if there are many."""
     generator = torch.Generator(model.usage.device)
@@ -220,7 +232,9 @@ def draw_samples(
     categories = list(range(model.num_prototypes))
     if len(categories) > MAX_ROWS:
         categories = sorted(model.usage.argsort(descending=True)[:MAX_ROWS].tolist())
-    rows = [model.generate(COLUMNS, category=k, generator=generator)[0] for k in categories]
+    rows = [
+        model.generate(COLUMNS, category=k, prior=prior, generator=generator)[0] for k in categories
+    ]
     figures.save_grid(
         path,
         torch.cat(rows),

@@ -107,6 +107,20 @@ def test_modes_are_above_their_neighbours():
         assert log_joint(t.mode[None], image) > log_joint(start[None], image)
 
 
+def test_a_decoder_too_wild_for_a_mode():
+    """Infinite slopes leave the encoder's own mean and variance, and an estimate."""
+    model = _model(Gaussian(0.1, learned=False))
+    with torch.no_grad():
+        model.decoder[0].weight.fill_(1e30)
+    prior = MixturePrior.paper(model.prototypes.detach().double(), 1.0)
+    x = torch.rand(2, 1, SIDE, SIDE)
+    code = torch.randn(2, N, dtype=torch.float64)
+    variance = torch.tensor([[0.5, 1.0, 2.0]], dtype=torch.float64).expand(2, N)
+    for t, start in zip(at_modes(model, x, None, code, variance, prior), code, strict=True):
+        assert torch.equal(t.mode, start)
+        torch.testing.assert_close(t.factor, torch.diag(variance[0].rsqrt()))
+
+
 def test_a_likelihood_without_information_leaves_the_encoder_s_own():
     torch.manual_seed(0)
     likelihood = LogisticMixture(2)
