@@ -199,12 +199,19 @@ def _denoising(study: Study, name: str, trained: Trained) -> None:
 def fig6(study: Study) -> None:
     """Denoising of MNIST: N = 200, noise of variance 0.5."""
     trained = study.train(
-        "mnist", data="mnist", supervised=True, latent_dim=200, denoise_variance=0.5
+        "mnist",
+        data="mnist",
+        supervised=True,
+        latent_dim=200,
+        denoise_variance=0.5,
+        **study.light,
     )
     _denoising(study, "fig6", trained)
 
 
 def fig7(study: Study) -> None:
     """Denoising of CIFAR-10: N = 300, noise of variance 0.5."""
-    trained = study.train("cifar10", data="cifar10", supervised=True, denoise_variance=0.5)
+    trained = study.train(
+        "cifar10", data="cifar10", supervised=True, denoise_variance=0.5, **study.light
+    )
     _denoising(study, "fig7", trained)
