@@ -89,8 +89,8 @@ def sweep_margin(study: Study) -> None:
         study,
         "sweep-margin",
         {f"m = {value:g}": {"margin": float(value)} for value in (1, 3, 10, 30, 100)},
-        "Codes of a category lie within N τ² of their prototype, 10 here; a margin below that tells "
-        "categories apart only where they already are.",
+        "Codes of a category lie within N τ² of their prototype, 10 here; a margin below that "
+        "tells categories apart only where they already are.",
     )
 
 
