@@ -54,6 +54,20 @@ def encode_images(
 
 
 @torch.no_grad()
+def codes_and_posteriors(
+    model: LatentModel,
+    images: Tensor,
+    binarization: str,
+    seed: int = 0,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes r, means and variances [n, N], encoded once unless the model maps its codes."""
+    mean, variance = posteriors(model, images, binarization, seed, labels)
+    r = encode_images(model, images, binarization, seed, labels) if model.maps_codes else mean
+    return r, mean, variance
+
+
+@torch.no_grad()
 def posteriors(
     model: LatentModel,
     images: Tensor,

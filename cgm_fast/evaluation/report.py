@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cgm_fast.data import ImageData
 from cgm_fast.evaluation.clustering import clustering_scores
-from cgm_fast.evaluation.codes import encode_images, posteriors, prepared_batches, with_labels
+from cgm_fast.evaluation.codes import codes_and_posteriors, prepared_batches, with_labels
 from cgm_fast.evaluation.nll import likelihoods
 from cgm_fast.evaluation.probe import PROBES, probe_error
 from cgm_fast.evaluation.rate import rates
@@ -53,12 +53,8 @@ def evaluate(
     # Labels for a model that sees them.
     train_seen = data.train_labels if model.sees_labels else None
     test_seen = data.test_labels if model.sees_labels else None
-    of_train = posteriors(model, data.train, binarization, seed, train_seen)
-    of_test = posteriors(model, data.test, binarization, seed + 1, test_seen)
-    train, test = of_train[0], of_test[0]
-    if model.maps_codes:
-        train = encode_images(model, data.train, binarization, seed, train_seen)
-        test = encode_images(model, data.test, binarization, seed + 1, test_seen)
+    train, *of_train = codes_and_posteriors(model, data.train, binarization, seed, train_seen)
+    test, *of_test = codes_and_posteriors(model, data.test, binarization, seed + 1, test_seen)
     # Drawing an image pixel by pixel takes a pass through the decoder for each of them.
     autoregressive = isinstance(model.decoder, AutoregressiveDecoder)
     shown = min(len(data.test), DRAWN) if autoregressive else len(data.test)
@@ -118,7 +114,7 @@ def _mse(
 def _probe_errors(
     data: ImageData,
     codes: tuple[Tensor, Tensor],
-    posterior: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+    posterior: tuple[list[Tensor], list[Tensor]],
     seed: int,
 ) -> dict[str, float]:
     """Probe errors on the means r and on noisy latents z, of training and test images."""

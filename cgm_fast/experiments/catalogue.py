@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,7 @@ from typing import Literal
 from cgm_fast.experiments.pictures import fig2, fig3, fig4, fig5, fig6, fig7
 from cgm_fast.experiments.rehearsal import rehearsal
 from cgm_fast.experiments.study import Study
-from cgm_fast.experiments.sweeps import (
-    few_shot,
-    sweep_batch_size,
-    sweep_descriptor,
-    sweep_latent_dim,
-    sweep_margin,
-    sweep_margin_weight,
-    sweep_mmd_weight,
-    sweep_prior_variance,
-)
+from cgm_fast.experiments.sweeps import SWEEPS, few_shot, sweep
 from cgm_fast.experiments.tables import table1, table2
 from cgm_fast.training.config import ConfigError, TrainConfig
 
@@ -33,13 +25,7 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "fig5": fig5,
     "fig6": fig6,
     "fig7": fig7,
-    "sweep-mmd-weight": sweep_mmd_weight,
-    "sweep-margin-weight": sweep_margin_weight,
-    "sweep-margin": sweep_margin,
-    "sweep-prior-variance": sweep_prior_variance,
-    "sweep-batch-size": sweep_batch_size,
-    "sweep-latent-dim": sweep_latent_dim,
-    "sweep-descriptor": sweep_descriptor,
+    **{f"sweep-{name}": functools.partial(sweep, name) for name in SWEEPS},
     "few-shot": few_shot,
     "rehearsal": rehearsal,
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgm_fast import figures
 from cgm_fast.data import DataError, ImageData, draw_once, load, prepare
-from cgm_fast.evaluation.codes import encode_images, posteriors
+from cgm_fast.evaluation.codes import codes_and_posteriors, encode_images
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.extras import require
 from cgm_fast.models import LatentModel
@@ -211,10 +211,7 @@ def draw_reconstructions(
 def fitted_prior(model: LatentModel, images: Tensor, config: RunConfig) -> Mixture:
     """The prior with weights, means and covariances of the latents of training images."""
     assert config.binarization is not None
-    mean, variance = posteriors(model, images, config.binarization, config.seed)
-    r = mean
-    if model.maps_codes:
-        r = encode_images(model, images, config.binarization, config.seed)
+    r, _, variance = codes_and_posteriors(model, images, config.binarization, config.seed)
     return model.fitted_priors(r, variance.mean(0))["full"]
 
 

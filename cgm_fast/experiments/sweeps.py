@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,59 @@ means and covariances fitted to training codes, mean squared error per pixel, er
 and of the nearest prototype, Monte-Carlo rate of 10,000 codes (at most 13.3 bit)."""
 
 
-def _sweep(study: Study, name: str, settings: dict[str, dict[str, Any]], claim: str) -> None:
-    """A table with a row for each of the settings."""
+class Sweep(NamedTuple):
+    """Settings by their label, and what the paper says of them."""
+
+    settings: dict[str, dict[str, Any]]
+    claim: str
+
+
+def _over(symbol: str, setting: str, values: Sequence[float]) -> dict[str, dict[str, Any]]:
+    return {f"{symbol} = {value:g}": {setting: value} for value in values}
+
+
+SWEEPS = {
+    "mmd-weight": Sweep(
+        _over("λ", "mmd_weight", (0.0, 10.0, 100.0, 1000.0, 10000.0)),
+        "The paper's claim (II-E): training is robust to λ.",
+    ),
+    "margin-weight": Sweep(
+        {
+            **_over("β", "margin_weight", (0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)),
+            "InfoVAE": {"model": "infovae", "supervised": False, "sigma2": 0.02},
+        },
+        "The paper's claim (III-A): with β to 0 the model tends to InfoVAE, here with the same "
+        "fixed variance.",
+    ),
+    "margin": Sweep(
+        _over("m", "margin", (1.0, 3.0, 10.0, 30.0, 100.0)),
+        "Codes of a category lie within N τ² of their prototype, 10 here; a margin below that "
+        "tells categories apart only where they already are.",
+    ),
+    "prior-variance": Sweep(
+        _over("τ²", "prior_sigma2", (0.02, 0.1, 0.3, 1.0)),
+        "The paper leaves the variance of a prior component open; σ² is 0.02.",
+    ),
+    "batch-size": Sweep(
+        {f"{value} images a step": {"batch_size": value} for value in (32, 64, 128, 256)},
+        "The paper's claim (IV-D): more examples of a category make the prior's estimate better. "
+        "The number of epochs is the same, that of steps is not.",
+    ),
+    "latent-dim": Sweep(
+        _over("N", "latent_dim", (2, 5, 10, 20, 50)),
+        "The paper's claim (IV-B2): more dimensions disentangle better.",
+    ),
+    "descriptor": Sweep(
+        {name: {"descriptor": name} for name in ("learned", "ema", "batch_mean", "attention")},
+        "The paper's claim (II-D): weighting the mean by attention is a marginal improvement.",
+    ),
+}
+
+
+def sweep(name: str, study: Study) -> None:
+    """A table with a row for each setting of one of `SWEEPS`."""
     rows = []
-    for label, changes in settings.items():
+    for label, changes in SWEEPS[name].settings.items():
         found = [
             study.train(
                 f"{label.replace(' = ', '-').replace(' ', '-')}-{seed}",
@@ -36,7 +85,7 @@ def _sweep(study: Study, name: str, settings: dict[str, dict[str, Any]], claim: 
             for seed in study.seeds
         ]
         rows.append(_row(label, found))
-    study.write_table(name, COLUMNS, rows, f"{claim}\n\n{NOTES}")
+    study.write_table(f"sweep-{name}", COLUMNS, rows, f"{SWEEPS[name].claim}\n\n{NOTES}")
 
 
 def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
@@ -56,83 +105,6 @@ def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
         errors = [100 * each["nearest_prototype_error"] for each in reports]
         row["nearest prototype %"] = interval(errors)
     return row
-
-
-def sweep_mmd_weight(study: Study) -> None:
-    """λ, the weight of MMD²."""
-    _sweep(
-        study,
-        "sweep-mmd-weight",
-        {f"λ = {value:g}": {"mmd_weight": float(value)} for value in (0, 10, 100, 1000, 10000)},
-        "The paper's claim (II-E): training is robust to λ.",
-    )
-
-
-def sweep_margin_weight(study: Study) -> None:
-    """β, the weight of the margin loss, down to InfoVAE."""
-    settings: dict[str, dict[str, Any]] = {
-        f"β = {value:g}": {"margin_weight": float(value)} for value in (0, 0.1, 1, 10, 100, 1000)
-    }
-    infovae = {"model": "infovae", "supervised": False, "sigma2": 0.02}
-    _sweep(
-        study,
-        "sweep-margin-weight",
-        {**settings, "InfoVAE": infovae},
-        "The paper's claim (III-A): with β to 0 the model tends to InfoVAE, here with the same "
-        "fixed variance.",
-    )
-
-
-def sweep_margin(study: Study) -> None:
-    """m, which the paper has at 1."""
-    _sweep(
-        study,
-        "sweep-margin",
-        {f"m = {value:g}": {"margin": float(value)} for value in (1, 3, 10, 30, 100)},
-        "Codes of a category lie within N τ² of their prototype, 10 here; a margin below that "
-        "tells categories apart only where they already are.",
-    )
-
-
-def sweep_prior_variance(study: Study) -> None:
-    """τ², which the paper has at σ²."""
-    _sweep(
-        study,
-        "sweep-prior-variance",
-        {f"τ² = {value:g}": {"prior_sigma2": value} for value in (0.02, 0.1, 0.3, 1.0)},
-        "The paper leaves the variance of a prior component open; σ² is 0.02.",
-    )
-
-
-def sweep_batch_size(study: Study) -> None:
-    """Images of a step, and so examples of a category."""
-    _sweep(
-        study,
-        "sweep-batch-size",
-        {f"{value} images a step": {"batch_size": value} for value in (32, 64, 128, 256)},
-        "The paper's claim (IV-D): more examples of a category make the prior's estimate better. "
-        "The number of epochs is the same, that of steps is not.",
-    )
-
-
-def sweep_latent_dim(study: Study) -> None:
-    """N, the number of latent dimensions."""
-    _sweep(
-        study,
-        "sweep-latent-dim",
-        {f"N = {value}": {"latent_dim": value} for value in (2, 5, 10, 20, 50)},
-        "The paper's claim (IV-B2): more dimensions disentangle better.",
-    )
-
-
-def sweep_descriptor(study: Study) -> None:
-    """Where prototypes come from: parameters, running, plain or weighted means."""
-    _sweep(
-        study,
-        "sweep-descriptor",
-        {name: {"descriptor": name} for name in ("learned", "ema", "batch_mean", "attention")},
-        "The paper's claim (II-D): weighting the mean by attention is a marginal improvement.",
-    )
 
 
 SHOTS = (1, 5, 20)

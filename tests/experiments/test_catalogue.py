@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import signal
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -79,6 +81,7 @@ def options(folder, name, **changes):
 
 def test_every_experiment_is_tried_here():
     assert set(FILES) == set(EXPERIMENTS)
+    assert get_args(get_type_hints(Experiment)["name"]) == tuple(EXPERIMENTS)  # the command line's
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("table")])
@@ -116,6 +119,9 @@ def test_table1_has_the_papers_rows_and_ours(tmp_path):
             mean, half = (float(part) for part in row[column].split(" ± "))
             assert math.isfinite(mean)
             assert half >= 0
+        for prior in ("own prior", "fitted"):
+            value, error = row[f"kernel distance, {prior}"].split(" ± ")
+            assert float(value) > 3 * float(error)  # random pixels are not what it generates
     assert rows["CGM2"]["nearest prototype %"]
     assert not rows["CGM1"]["nearest prototype %"]  # whose categories are no labels
     assert len(list((out / "runs").iterdir())) == 2 * 2 * 8
@@ -169,6 +175,43 @@ def test_rehearsal_shows_the_model_its_old_digits(tmp_path):
         assert found == ({0, 1, 2, 3, 4, 5} if old else {4, 5})
         config = json.loads((out / "runs" / f"{way}-0-4-5" / "config.json").read_text())
         assert config["init"].endswith(f"{way}-0-2-3")
+
+
+class Coded:
+    """A finished run whose codes are known: at the prototype of the label, or of the next one."""
+
+    def __init__(self, wrong):
+        self.wrong = wrong
+
+    def load(self, device):
+        model = SimpleNamespace(prototypes=torch.eye(10))
+        return model, SimpleNamespace(binarization="none", seed=0), None
+
+
+def known_codes(monkeypatch, module, run, labels):
+    codes = torch.eye(10)[(labels + torch.isin(labels, torch.tensor(run.wrong)).long()) % 10]
+    monkeypatch.setattr(module, "encode_images", lambda *_: codes)
+
+
+def test_rehearsal_s_accuracy_is_among_digits_so_far(monkeypatch):
+    labels = torch.arange(100) % 10
+    whole = SimpleNamespace(test=None, test_labels=labels)
+    # A 1 looks like a 2, a 3 like a 4, which is not among the first four: nearest to some other.
+    run = Coded([1, 3])
+    known_codes(monkeypatch, rehearsal, run, labels)
+    assert rehearsal._accuracy(run, whole, 4, "cpu") == pytest.approx((0.5, 0.5))
+    assert rehearsal._accuracy(run, whole, 10, "cpu") == pytest.approx((0.8, 0.5))
+
+
+def test_few_shots_tell_classes_by_the_nearest_mean(monkeypatch):
+    labels = torch.arange(600) % 10
+    whole = SimpleNamespace(test=None, test_labels=labels)
+    for wrong, expected in (([], 1.0), ([5], 0.8)):
+        known_codes(monkeypatch, sweeps, Coded(wrong), labels)
+        monkeypatch.setattr(sweeps, "EPISODES", 20)
+        found = sweeps._episodes(Coded(wrong), whole, "cpu")
+        # 5 and 6 at one place: ties go to the first of them.
+        assert found == pytest.approx(dict.fromkeys(sweeps.SHOTS, expected), abs=1e-6)
 
 
 def test_fig5_needs_photographs(tmp_path):
