@@ -7,8 +7,9 @@ import torch
 from torch import distributions, nn
 
 from cgm_fast import mmd
+from cgm_fast.evaluation import nll
 from cgm_fast.evaluation.nll import likelihoods
-from cgm_fast.models import VAE
+from cgm_fast.models import VAE, MixturePrior
 from cgm_fast.models.likelihoods import Gaussian
 
 N, SHAPE = 3, (1, 4, 4)
@@ -86,6 +87,21 @@ def test_the_prior_is_a_standard_normal():
         torch.testing.assert_close(fitted.factors[0] @ fitted.factors[0].T, covariance)
         with pytest.raises(ValueError, match="mixing must be"):
             baseline.prior("some")
+
+
+@pytest.mark.parametrize("limit", [("DECODE_ON_CPU", 15), ("PARAMETERS", 20)])
+def test_its_likelihood_however_many_latents_are_decoded_at_once(limit, monkeypatch):
+    vae = model().eval()
+    images = (X[:9] * 255).round().byte()
+    least = vae.posterior((images > 127).float())[1].detach().amin(1)
+    # Some images have a wider Gaussian among their proposals, and the others do not.
+    tau2 = 1.5 * least.median().item()
+    prior = MixturePrior.paper(torch.zeros(1, N), tau2)
+    assert 0 < (tau2 > 1.5 * least).sum() < 9
+    whole = likelihoods(vae, images, "threshold", prior, samples=6)
+    monkeypatch.setattr(nll, *limit)
+    parts = likelihoods(vae, images, "threshold", prior, samples=6)
+    assert parts.to_dict() == pytest.approx(whole.to_dict(), rel=1e-5)
 
 
 def test_its_likelihood_against_factor_analysis():
