@@ -108,7 +108,7 @@ def base_of(given: Experiment) -> TrainConfig:
     )
 
 
-ELSEWHERE = ("data_root", "download", "photographs", "out", "device")  # says nothing of results
+ELSEWHERE = ("data_root", "download", "out", "device")  # says nothing of results
 
 
 def command_of(given: Experiment) -> str:
@@ -117,7 +117,8 @@ def command_of(given: Experiment) -> str:
     for field in dataclasses.fields(Experiment):
         value = getattr(given, field.name)
         if field.name not in ("name", *ELSEWHERE) and value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+            shown = Path(value).name if field.name == "photographs" else str(value)
+            words += [f"--{field.name.replace('_', '-')}", shown]
     return " ".join(words)
 
 

@@ -86,6 +86,17 @@ class Study:
         few = self.base.nll_images if self.full else min(50, self.base.nll_images)
         return {"probes": False, "nll_images": few}
 
+    @property
+    def pixel_by_pixel(self) -> dict[str, Any]:
+        """Settings of runs with an autoregressive decoder, which sees an image for every latent."""
+        steps, images, samples = (None, 1000, 100) if self.full else (400, 20, 20)
+        base = self.base
+        return {
+            "max_steps": min(filter(None, (steps, base.max_steps)), default=None),
+            "nll_images": min(images, base.nll_images),
+            "nll_samples": min(samples, base.nll_samples),
+        }
+
     def train(self, name: str, **changes: Any) -> Trained:
         """A run of this name, made unless it is there.
 

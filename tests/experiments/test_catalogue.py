@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
@@ -17,10 +18,10 @@ from cgm_fast.cli import main
 from cgm_fast.data import ImageData
 from cgm_fast.evaluation import kernel_distance
 from cgm_fast.evaluation import report as evaluation
-from cgm_fast.experiments import distance, rehearsal, sweeps
+from cgm_fast.experiments import distance, rehearsal, sweeps, tables
 from cgm_fast.experiments import run as experiments
-from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, run_experiment
-from cgm_fast.experiments.study import StoppedError, Study, interval
+from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, command_of, run_experiment
+from cgm_fast.experiments.study import StoppedError, Study, Trained, interval
 from cgm_fast.training.config import ConfigError, TrainConfig
 
 FILES = {
@@ -127,6 +128,34 @@ def test_table1_has_the_papers_rows_and_ours(tmp_path):
     assert len(list((out / "runs").iterdir())) == 2 * 2 * 8
 
 
+def test_the_full_table1_has_an_autoregressive_decoder(tmp_path, monkeypatch):
+    trained = {}
+
+    def train(study, name, **settings):
+        trained[name] = replace(study.base, **settings)
+        return Trained(name, tmp_path, {}, 0.0)
+
+    monkeypatch.setattr(Study, "train", train)
+    monkeypatch.setattr(tables, "Judge", lambda *_: SimpleNamespace(note=""))
+    monkeypatch.setattr(tables, "_row_of_table1", lambda system, *_: {"system": system})
+    monkeypatch.setattr(Trained, "data", lambda _: None)
+    out = run_experiment(options(tmp_path, "table1", preset="full", max_steps=None))
+    assert "CGM2, PixelCNN" in (out / "table1.md").read_text()
+    run = trained["cgm2-pixelcnn-static-0"]
+    assert (run.decoder, run.supervised, run.max_steps) == ("pixelcnn", True, None)
+
+
+@pytest.mark.parametrize(
+    ("full", "steps", "expected"),
+    [(False, None, 400), (False, 7, 7), (False, 500, 400), (True, None, None), (True, 7, 7)],
+)
+def test_pixel_by_pixel_there_are_fewer_steps_and_latents(full, steps, expected, tmp_path):
+    base = TrainConfig(max_steps=steps, nll_images=10_000, nll_samples=50)
+    found = Study(tmp_path, base, full=full).pixel_by_pixel
+    images, samples = (1000, 50) if full else (20, 20)
+    assert found == {"max_steps": expected, "nll_images": images, "nll_samples": samples}
+
+
 def test_finished_runs_are_not_made_again(tmp_path, monkeypatch):
     run_experiment(options(tmp_path, "fig6"))
     before = (tmp_path / "fig6" / "fig6.csv").read_text()
@@ -223,6 +252,8 @@ def test_notes_end_in_the_command(tmp_path):
     out = run_experiment(options(tmp_path, "fig6", epochs=2))
     expected = "cgm-fast experiment fig6 --epochs 2 --max-steps 1 --width 2 --nll-images 2"
     assert f"`{expected} --nll-samples 2` on " in (out / "fig6.md").read_text()
+    given = Experiment("fig5", photographs="some/where/photographs.npz", data_root="elsewhere")
+    assert command_of(given) == "cgm-fast experiment fig5 --photographs photographs.npz"
 
 
 def test_an_interval():
