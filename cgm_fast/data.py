@@ -82,8 +82,9 @@ def load(
 
     Args:
         name: "digits", "mnist", "fashion-mnist", "cifar10", the path of an npz with `images`
-            [n, h, w, c] uint8 and optional `labels` [n] (and `names` of the classes), or of a
-            folder with one folder of images per class (or such folders under `train` and `test`).
+            [n, h, w, c] uint8 and optional `labels` [n] (and `names`, one per class or per
+            image), or of a folder with one folder of images per class (or such folders under
+            `train` and `test`).
         root: Where torchvision's sets lie, or are to be put; in place of one, NAME-train.npz and
             NAME-test.npz.
         download: Whether they may be downloaded.
@@ -267,14 +268,30 @@ def _npz(path: Path) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
 
 
 def _names(path: Path, names: Any, labels: Any) -> tuple[str, ...]:
+    """A name for each class, where there is one for each image or each class."""
     if names is None or labels is None:
         return ()
-    if names.ndim != 1 or len(names) <= labels.max():
+    classes = int(labels.max()) + 1
+    if names.shape == labels.shape and len(names) != classes:
+        return _names_by_image(path, names, labels, classes)
+    if names.ndim != 1 or len(names) < classes:
         raise DataError(
-            f"'names' in {path} must hold one name for each of the {labels.max() + 1} classes, "
-            f"got {list(names.shape)}"
+            f"'names' in {path} must hold one name for each of the {classes} classes, or of the "
+            f"{len(labels)} images, got {list(names.shape)}"
         )
     return tuple(str(name) for name in names)
+
+
+def _names_by_image(path: Path, names: Any, labels: Any, classes: int) -> tuple[str, ...]:
+    """Classes that no image shows go by their number."""
+    found: dict[int, str] = {}
+    for label, name in zip(labels.tolist(), names.tolist(), strict=True):
+        if found.setdefault(label, str(name)) != str(name):
+            raise DataError(
+                f"'names' in {path} must be the same for all images of a class, got "
+                f"{found[label]!r} and {str(name)!r} for class {label}"
+            )
+    return tuple(found.get(k, str(k)) for k in range(classes))
 
 
 def _folder(path: Path, test: Path | None, image_size: int | None) -> ImageData:

@@ -69,6 +69,12 @@ def test_npz_with_a_test_set_and_names(tmp_path):
     assert data.test_labels.tolist() == [2, 0, 0, 2]  # classes go by name
 
 
+def test_npz_with_names_by_image(tmp_path):
+    labels = np.array([0, 3, 1, 3, 0])  # no image shows class 2
+    np.savez(tmp_path / "a.npz", images=pixels(5), labels=labels, names=["a", "d", "b", "d", "a"])
+    assert load(str(tmp_path / "a.npz")).class_names == ("a", "b", "2", "d")
+
+
 GOOD = {"images": pixels(6), "labels": np.arange(6) % 3}
 
 
@@ -89,8 +95,12 @@ GOOD = {"images": pixels(6), "labels": np.arange(6) % 3}
         ({**GOOD, "labels": np.arange(6) - 1}, r"integers in \[0, 65536\), .* in \[-1, 4\]"),
         ({**GOOD, "labels": np.arange(6) * 10**9}, r"in \[0, 5000000000\]"),
         ({**GOOD, "labels": np.array([object()] * 6)}, "allow_pickle=False"),
-        ({**GOOD, "names": np.array(["a", "b"])}, r"one name for each of the 3 classes, got \[2\]"),
-        ({**GOOD, "names": np.array("abc")}, r"one name for each of the 3 classes, got \[\]"),
+        ({**GOOD, "names": np.array(["a", "b"])}, r"each of the 3 classes, or of the 6 .* \[2\]"),
+        (
+            {**GOOD, "names": np.array("abc")},
+            r"each of the 3 classes, or of the 6 images, got \[\]",
+        ),
+        ({**GOOD, "names": np.array(list("abcabd"))}, r"same for all .* 'c' and 'd' for class 2"),
     ],
 )
 def test_bad_npz(tmp_path, arrays, message):

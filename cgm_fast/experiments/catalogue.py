@@ -73,7 +73,8 @@ class Experiment:
     seeds: int = 1
     """Runs of each system, where the experiment takes several."""
     epochs: int | None = None
-    """Passes over the training images; default: 4 (small), the data set's own (full)."""
+    """Passes over the training images; default: 4 (small; 60 over photographs), or the data set's
+    own (full)."""
     max_steps: int | None = None
     """Stop each run after this many steps."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -137,6 +138,15 @@ def run_experiment(
     out = Path(given.out or Path("results") / f"{given.name}-{given.preset}")
     out.mkdir(parents=True, exist_ok=True)
     full, seeds = given.preset == "full", range(given.seeds)
-    study = Study(out, base_of(given), full, seeds, report, given.photographs, command_of(given))
+    study = Study(
+        out,
+        base_of(given),
+        full=full,
+        seeds=seeds,
+        report=report,
+        photographs=given.photographs,
+        epochs=given.epochs,
+        command=command_of(given),
+    )
     EXPERIMENTS[given.name](study)
     return out

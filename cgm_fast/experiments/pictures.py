@@ -156,10 +156,9 @@ def fig5(study: Study) -> None:
         raise ConfigError("photographs must be given for fig5: an npz or a folder")
     trained = study.train(
         "cgm1-photographs",
-        data=study.photographs,
         network="resnet",
         num_prototypes=100 if study.full else 10,
-        **study.light,
+        **study.of_photographs,
     )
     model, config, _ = trained.load(pick_device(study.base.device))
     generator = torch.Generator(model.usage.device).manual_seed(config.seed)

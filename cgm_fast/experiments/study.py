@@ -48,6 +48,12 @@ class Trained:
     seconds: float
     """Wall time of training and evaluation, over all its parts."""
 
+    @property
+    def steps(self) -> int:
+        """Of training, as far as it went."""
+        with (self.path / runs.METRICS).open(newline="") as file:
+            return int(list(csv.DictReader(file))[-1]["step"])
+
     def data(self) -> ImageData:
         """What it was trained and evaluated on."""
         return experiments.load_run_data(runs.read_config(self.path))
@@ -69,6 +75,7 @@ class Study:
         seeds: Of which there is a run each.
         report: Called after each training step with (run, step, total steps, latest averages).
         photographs: Where some of 64 x 64 pixels are.
+        epochs: As asked for; None leaves them to the base, or to what an experiment knows better.
         command: What makes it, for the notes.
     """
 
@@ -78,6 +85,7 @@ class Study:
     seeds: Sequence[int] = (0,)
     report: Callable[[str, int, int, dict[str, float]], None] | None = None
     photographs: str | None = None
+    epochs: int | None = None
     command: str = ""
 
     @property
@@ -86,16 +94,26 @@ class Study:
         few = self.base.nll_images if self.full else min(50, self.base.nll_images)
         return {"probes": False, "nll_images": few}
 
-    @property
-    def pixel_by_pixel(self) -> dict[str, Any]:
-        """Settings of runs with an autoregressive decoder, which sees an image for every latent."""
-        steps, images, samples = (None, 1000, 100) if self.full else (400, 20, 20)
+    def pixel_by_pixel(self, steps: int | None = None) -> dict[str, Any]:
+        """Settings of runs with an autoregressive decoder, which sees an image for every latent.
+
+        Args:
+            steps: Of training, at most, in the small preset.
+        """
+        images, samples = (1000, 100) if self.full else (20, 20)
         base = self.base
+        limits = (None if self.full else steps, base.max_steps)
         return {
-            "max_steps": min(filter(None, (steps, base.max_steps)), default=None),
+            "max_steps": min(filter(None, limits), default=None),
             "nll_images": min(images, base.nll_images),
             "nll_samples": min(samples, base.nll_samples),
         }
+
+    @property
+    def of_photographs(self) -> dict[str, Any]:
+        """Settings of runs on them; a small set, such as fits the small preset, is seen often."""
+        many = self.epochs if self.full else self.epochs or 60
+        return self.light | {"data": self.photographs, "epochs": many}
 
     def train(self, name: str, **changes: Any) -> Trained:
         """A run of this name, made unless it is there.

@@ -151,7 +151,7 @@ def test_the_full_table1_has_an_autoregressive_decoder(tmp_path, monkeypatch):
 )
 def test_pixel_by_pixel_there_are_fewer_steps_and_latents(full, steps, expected, tmp_path):
     base = TrainConfig(max_steps=steps, nll_images=10_000, nll_samples=50)
-    found = Study(tmp_path, base, full=full).pixel_by_pixel
+    found = Study(tmp_path, base, full=full).pixel_by_pixel(400)
     images, samples = (1000, 50) if full else (20, 20)
     assert found == {"max_steps": expected, "nll_images": images, "nll_samples": samples}
 
@@ -192,7 +192,20 @@ def test_table2_has_photographs_where_they_are_given(tmp_path):
         check_files(out, "table2")
         assert ("CGM1, ResNet" in rows) == (given is not None)
         assert float(rows["CGM2, PixelSNAIL"]["CIFAR-10"]) > 0
+        assert rows["CGM2, PixelSNAIL"]["steps"] == "1"
     assert float(rows["CGM1, PixelSNAIL"]["photographs"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "expected"),
+    [("small", None, 60), ("small", 3, 3), ("full", None, None), ("full", 3, 3)],
+)
+def test_photographs_are_seen_often(preset, given, expected, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setitem(EXPERIMENTS, "fig5", lambda study: found.append(study.of_photographs))
+    run_experiment(options(tmp_path, "fig5", preset=preset, epochs=given, photographs="here.npz"))
+    assert found[0]["epochs"] == expected
+    assert found[0]["data"] == "here.npz"
 
 
 def test_rehearsal_shows_the_model_its_old_digits(tmp_path):
