@@ -12,7 +12,7 @@ from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.evaluation.denoising import denoise, psnr, ssim
 from cgm_fast.experiments import run as experiments
 from cgm_fast.experiments.distance import Judge
-from cgm_fast.experiments.study import Study, Trained
+from cgm_fast.experiments.study import RATE_NOTE, Study, Trained, rate_columns
 from cgm_fast.training.config import ConfigError
 from cgm_fast.training.workers import pick_device
 
@@ -77,6 +77,7 @@ def fig3(study: Study) -> None:
                 "system": name,
                 "linear probe error, r, %": f"{100 * probe['linear_r']:.2f}",
                 "MLP probe error, r, %": f"{100 * probe['mlp_r']:.2f}",
+                **rate_columns([trained]),
                 "seconds": round(trained.seconds),
             }
         )
@@ -86,7 +87,7 @@ def fig3(study: Study) -> None:
         tuple(rows[0]),
         rows,
         "How far the classes of the figure are apart. A CVAE's codes are told the label, and need "
-        "not say it again.",
+        f"not say it again.\n\n{RATE_NOTE}",
     )
 
 
@@ -111,13 +112,11 @@ def fig4(study: Study) -> None:
             settings = {"data": "mnist", "rate_bits": rate, **settings, **study.light}
             trained = study.train(f"{name}-{rate:g}-bits", **settings)
             judge = judge or Judge(trained.data(), pick_device(study.base.device))
-            found = trained.evaluation["rate_bits"]
             rows.append(
                 {
                     "system": f"{name}, {rate:g} bit",
                     "MSE": f"{trained.evaluation['mean_squared_error']:.5f}",
-                    "Gaussian bound, bit": f"{found['gaussian_bound']:.2f}",
-                    "Monte-Carlo rate, bit": f"{found['monte_carlo']:.2f}",
+                    **rate_columns([trained]),
                     **judge.columns(trained),
                     "seconds": round(trained.seconds),
                 }
@@ -146,7 +145,7 @@ def fig4(study: Study) -> None:
         tuple(rows[0]),
         rows,
         "Mean squared error per pixel of noiseless reconstructions of dynamically binarised test "
-        f"images. The Monte-Carlo rate is of 10,000 training codes: at most 13.3 bit. {judge.note}",
+        f"images.\n\n{RATE_NOTE}\n\n{judge.note}",
     )
 
 
@@ -182,16 +181,17 @@ def _denoising(study: Study, name: str, trained: Trained) -> None:
             "images": what,
             "PSNR, dB": f"{psnr(part, clean):.2f}",
             "SSIM": f"{ssim(part, clean):.3f}",
+            **(rate_columns([trained]) if part is cleaned else {}),
             "seconds": round(trained.seconds),
         }
         for what, part in (("noisy", noisy), ("denoised", cleaned))
     ]
     study.write_table(
         name,
-        tuple(rows[0]),
+        tuple(rows[-1]),
         rows,
         f"Over {len(clean)} test images of {config.data} in [0, 1], Gaussian noise of variance "
-        f"{config.denoise_variance:g}, not clipped. The paper gives pictures alone.",
+        f"{config.denoise_variance:g}, not clipped. The paper gives pictures alone.\n\n{RATE_NOTE}",
     )
 
 

@@ -187,6 +187,26 @@ def describe(device: str) -> str:
     return cpu if found.type == "cpu" else found.type
 
 
+RATES = {
+    "nominal rate, bit": "nominal",
+    "Gaussian bound, bit": "gaussian_bound",
+    "Monte-Carlo rate, bit": "monte_carlo",
+}
+RATE_NOTE = """Rates in bits per image: the nominal one of a fixed noise, the Gaussian bound of the
+codes, and Monte Carlo of I(x; z) over 10,000 training codes or all, at most log2 of their number,
+13.3."""
+
+
+def rate_columns(found: Sequence[Trained]) -> dict[str, str]:
+    """Rates by column, over runs of several seeds; a learned noise has no nominal one."""
+    rates = [run.evaluation["rate_bits"] for run in found]
+    return {
+        column: interval([rate[name] for rate in rates])
+        for column, name in RATES.items()
+        if name in rates[0]
+    }
+
+
 def interval(values: Sequence[float], digits: int = 2) -> str:
     """The mean, and half the width of its 95 % interval by Student's t if there are several."""
     mean = sum(values) / len(values)

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from cgm_fast.data import ImageData, load
 from cgm_fast.evaluation.codes import encode_images
-from cgm_fast.experiments.study import Study, Trained, interval
+from cgm_fast.experiments.study import RATE_NOTE, RATES, Study, Trained, interval, rate_columns
 from cgm_fast.experiments.tables import nll
 from cgm_fast.training.workers import pick_device
 
 COLUMNS = (
     "setting", "NLL", "NLL, own prior", "MSE", "linear error %", "MLP error %",
-    "nearest prototype %", "rate, bit", "seeds", "seconds a run",
+    "nearest prototype %", *RATES, "seeds", "seconds a run",
 )  # fmt: skip
 NOTES = """CGM2 on dynamically binarised MNIST: −log p(x) in nats under the prior with weights,
 means and covariances fitted to training codes, mean squared error per pixel, errors of probes on r
-and of the nearest prototype, Monte-Carlo rate of 10,000 codes (at most 13.3 bit)."""
+and of the nearest prototype."""
 
 
 class Sweep(NamedTuple):
@@ -85,7 +85,9 @@ def sweep(name: str, study: Study) -> None:
             for seed in study.seeds
         ]
         rows.append(_row(label, found))
-    study.write_table(f"sweep-{name}", COLUMNS, rows, f"{SWEEPS[name].claim}\n\n{NOTES}")
+    study.write_table(
+        f"sweep-{name}", COLUMNS, rows, f"{SWEEPS[name].claim}\n\n{NOTES}\n\n{RATE_NOTE}"
+    )
 
 
 def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
         "MSE": interval([report["mean_squared_error"] for report in reports], 5),
         "linear error %": interval([100 * each["probe_error"]["linear_r"] for each in reports]),
         "MLP error %": interval([100 * each["probe_error"]["mlp_r"] for each in reports]),
-        "rate, bit": interval([each["rate_bits"]["monte_carlo"] for each in reports], 1),
+        **rate_columns(found),
         "seeds": len(found),
         "seconds a run": round(sum(run.seconds for run in found) / len(found)),
     }
@@ -136,7 +138,7 @@ def few_shot(study: Study) -> None:
             )
             for seed in study.seeds
         ]
-        row: dict[str, Any] = {"system": name, "seeds": len(found)}
+        row: dict[str, Any] = {"system": name, "seeds": len(found), **rate_columns(found)}
         accuracies = [_episodes(run, whole, study.base.device) for run in found]
         for shots in SHOTS:
             values = [100 * each[shots] for each in accuracies]
@@ -144,10 +146,10 @@ def few_shot(study: Study) -> None:
         rows.append(row)
     study.write_table(
         "few-shot",
-        ("system", *(f"{shots}-shot accuracy %" for shots in SHOTS), "seeds"),
+        ("system", *(f"{shots}-shot accuracy %" for shots in SHOTS), *RATES, "seeds"),
         rows,
         f"Trained on the digits 0 to 4; 5 to 9 of the test images are told by the nearest mean of "
-        f"so many codes of each, over {EPISODES} draws of these (section III-C).",
+        f"so many codes of each, over {EPISODES} draws of these (section III-C).\n\n{RATE_NOTE}",
     )
 
 

@@ -21,7 +21,7 @@ from cgm_fast.evaluation import report as evaluation
 from cgm_fast.experiments import distance, rehearsal, sweeps, tables
 from cgm_fast.experiments import run as experiments
 from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, command_of, run_experiment
-from cgm_fast.experiments.study import StoppedError, Study, Trained, interval
+from cgm_fast.experiments.study import RATES, StoppedError, Study, Trained, interval
 from cgm_fast.training.config import ConfigError, TrainConfig
 
 FILES = {
@@ -104,6 +104,8 @@ def check_files(out, name):
         assert len(rows) > 1
         assert all(row[next(iter(row))] in text for row in rows)
         assert f"torch {torch.__version__}" in text
+        bound, rate = (float(rows[-1][name].split()[0]) for name in list(RATES)[1:])
+        assert 0 <= rate <= bound
 
 
 def test_table1_has_the_papers_rows_and_ours(tmp_path):
