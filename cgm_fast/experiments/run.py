@@ -148,7 +148,7 @@ def evaluate_run(
 def evaluate_model(
     model: LatentModel, data: ImageData, config: RunConfig, path: Path
 ) -> dict[str, Any]:
-    """Write evaluation.json and the pictures of a model in evaluation mode; return the former."""
+    """Write evaluation.json and any pictures of a model in evaluation mode; return the former."""
     assert config.binarization is not None
     if model.usage.device.type == "mps":  # which has no float64
         model = model.cpu()
@@ -161,9 +161,11 @@ def evaluate_model(
         nll_samples=config.nll_samples,
         seed=config.seed,
         probes=config.probes,
+        pictures=config.pictures,
     )
     runs.write_json(path / runs.EVALUATION, report)
-    draw(model, data, config, path)
+    if config.pictures:
+        draw(model, data, config, path)
     return report
 
 

@@ -107,6 +107,7 @@ class Study:
             "max_steps": min(filter(None, limits), default=None),
             "nll_images": min(images, base.nll_images),
             "nll_samples": min(samples, base.nll_samples),
+            "pictures": self.full,
         }
 
     @property

@@ -149,9 +149,10 @@ class LatentModel(nn.Module):
         x = z.new_zeros(len(z), *self.decoder.image_shape)
         context = self.decoder.context(self.decoder_input(z, labels))
         for i in range(x.shape[2]):
+            rows = (slice(None), slice(None), slice(i + 1))  # no pixel sees what is below it
             for j in range(x.shape[3]):
                 pixel = (slice(None), slice(None), slice(i, i + 1), slice(j, j + 1))
-                params = self.decoder.predict(context, x)[pixel].float()
+                params = self.decoder.predict(context[rows], x[rows])[pixel].float()
                 x[pixel] = self.likelihood.sample(params, generator)
         return x
 

@@ -136,6 +136,8 @@ class TrainConfig:
     """Steps between checkpoints; default: an epoch."""
     probes: bool = True
     """Whether an evaluation fits classifiers on codes, which takes most of its time."""
+    pictures: bool = True
+    """Whether an evaluation draws images, which an autoregressive decoder takes long for."""
     evaluate: bool = True
     """Whether to evaluate and draw when training ends; --no-evaluate leaves that to `evaluate`."""
     nll_images: int = 1000

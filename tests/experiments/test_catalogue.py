@@ -155,7 +155,8 @@ def test_pixel_by_pixel_there_are_fewer_steps_and_latents(full, steps, expected,
     base = TrainConfig(max_steps=steps, nll_images=10_000, nll_samples=50)
     found = Study(tmp_path, base, full=full).pixel_by_pixel(400)
     images, samples = (1000, 50) if full else (20, 20)
-    assert found == {"max_steps": expected, "nll_images": images, "nll_samples": samples}
+    latents = {"nll_images": images, "nll_samples": samples}
+    assert found == {"max_steps": expected, "pictures": full, **latents}
 
 
 def test_finished_runs_are_not_made_again(tmp_path, monkeypatch):

@@ -59,6 +59,14 @@ def test_every_model_with_every_network(model, network, tmp_path):
             picture.verify()
 
 
+@pytest.mark.parametrize("decoder", ["same", "pixelcnn"])
+def test_a_run_without_pictures_draws_none(decoder, tmp_path):
+    """And an autoregressive decoder, a pass for each pixel, has no reconstructions to measure."""
+    result = run(tmp_path, evaluate=True, pictures=False, decoder=decoder, max_steps=1)
+    assert not list(result.path.glob("*.png"))
+    assert ("mean_squared_error" in result.evaluation) == (decoder == "same")
+
+
 def test_a_single_test_image_and_a_single_class_will_do(tmp_path):
     np.savez(tmp_path / "few.npz", images=np.full((12, 8, 8, 1), 9, np.uint8), labels=[0] * 12)
     result = run(tmp_path, data=str(tmp_path / "few.npz"), evaluate=True, prototype_init="xavier")

@@ -13,10 +13,13 @@ class Echo(AutoregressiveDecoder):
 
     def __init__(self):
         super().__init__(3, (1, 8, 8), 1, 1)
-        self.context = nn.Identity()
+        self.context = nn.Unflatten(1, (3, 1, 1))
+        self.seen = set()
 
     def predict(self, context, x):
-        left = torch.cat((context[:, :1, None, None].expand(-1, 1, 8, 1), 1 - x[..., :-1]), 3)
+        self.seen.add(x.shape[2])
+        first = context[:, :1].expand(-1, 1, x.shape[2], 1)
+        left = torch.cat((first, 1 - x[..., :-1]), 3)
         return 60 * left - 30
 
 
@@ -27,7 +30,9 @@ def model():
 
 def test_an_autoregressive_decoders_image_is_drawn_pixel_by_pixel():
     z = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    drawn = model().image(z, torch.Generator().manual_seed(0))
+    echo = model()
+    drawn = echo.image(z, torch.Generator().manual_seed(0))
+    assert echo.decoder.seen == set(range(1, 9))  # the rows so far
     row = torch.tensor([1.0, 0.0] * 4)
     assert torch.equal(drawn[0, 0], row.expand(8, 8))
     assert torch.equal(drawn[1, 0], (1 - row).expand(8, 8))

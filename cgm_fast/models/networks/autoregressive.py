@@ -66,7 +66,7 @@ class AutoregressiveDecoder(nn.Module):
     """Interface, and what all share: the network that turns z into a map of the image's sides.
 
     A subclass has `predict`. To sample, compute `context(z)` once and call `predict` with the
-    pixels so far, h·w times; in evaluation mode, since the map's network normalises by batch.
+    rows so far, h·w times; in evaluation mode, since the map's network normalises by batch.
 
     Args:
         latent_dim: N.
@@ -110,5 +110,5 @@ class AutoregressiveDecoder(nn.Module):
         return self.predict(self.context(z), x)
 
     def predict(self, context: Tensor, x: Tensor) -> Tensor:
-        """As `forward`, from the map of z [B, width, h, w]."""
+        """As `forward`, from the map of z [B, width, h, w]; or of the upper rows from those."""
         raise NotImplementedError

@@ -109,7 +109,7 @@ class CausalAttention(nn.Module):
 
     def forward(self, features: Tensor, x: Tensor) -> Tensor:
         """Attend, with features [B, width, h, w] of images x [B, c, h, w]."""
-        background = self.background.expand(len(x), -1, -1, -1)
+        background = self.background[:, : x.shape[2]].expand(len(x), -1, -1, -1)
         known = torch.cat([features, background], 1)
         key, value = self.key_value(torch.cat([known, x], 1)).chunk(2, 1)
         return causal_attention(self.query(known), key, value, self.heads)
