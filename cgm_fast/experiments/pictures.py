@@ -106,11 +106,11 @@ def fig4(study: Study) -> None:
     labels: list[str] = []
     for rate in RATES:
         for name, settings in (
-            ("cgm2", {"supervised": True, "power": "unit", "preset": "paper-rate"}),
+            ("cgm2", {"supervised": True, "power": "unit"}),
             ("infovae", {"model": "infovae"}),
         ):
-            settings = {"data": "mnist", "rate_bits": rate, **settings, **study.light}
-            trained = study.train(f"{name}-{rate:g}-bits", **settings)
+            shared = {"data": "mnist", "rate_bits": rate, "preset": "paper-rate", **study.light}
+            trained = study.train(f"{name}-{rate:g}-bits", **(shared | settings))
             judge = judge or Judge(trained.data(), pick_device(study.base.device))
             rows.append(
                 {

@@ -20,6 +20,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "VAE": {"model": "vae"},
     "InfoVAE": {"model": "infovae"},
     "InfoVAE, fixed variance": {"model": "infovae", "sigma2": 0.02},
+    "InfoVAE, paper's text": {"model": "infovae", "preset": "paper-text"},
     "BIR-VAE": {"model": "bir-vae"},
     "CGM1": {"model": "cgm"},
     "CGM2": {"model": "cgm", "supervised": True},

@@ -57,10 +57,11 @@ class TrainConfig:
     num_prototypes: int | None = None
     """K, the number of prototypes (at least 2)."""
     preset: Literal["tuned", "paper-text", "paper-rate"] = "tuned"
-    """CGM's settings where none are given. paper-text: those that the paper prints, with noise of
-    variance 0.02. paper-rate: the same, with the rate that it names for the data set. tuned: what
-    was found to work better on grey images (docs/paper.md): λ = 100, β = 1; with supervised m = 5 N
-    and τ² = 1, else m = 0.3 N and τ² = 0.3. On others it is paper-text."""
+    """The objective's settings where none are given. paper-text: those that the paper prints, with
+    noise of variance 0.02. paper-rate: the same, with the rate that it names for the data set.
+    tuned: what was found to work better on grey images (docs/paper.md): λ = 100 for every model
+    with an MMD, β = 1; with supervised m = 5 N and τ² = 1, else m = 0.3 N and τ² = 0.3. On others
+    it is paper-text."""
     sigma2: float | None = None
     """Variance of the encoder's noise. Give this or rate_bits, not both."""
     rate_bits: float | None = None
@@ -268,16 +269,15 @@ def _sigma2(config: TrainConfig, preset: Preset) -> float:
 
 def _of_objective(config: TrainConfig, preset: Preset, sigma2: float) -> dict[str, float]:
     """λ, β, m and τ² where they are not given."""
-    if config.model != "cgm" or config.preset != "tuned" or preset.likelihood != "bernoulli":
+    if config.preset != "tuned" or preset.likelihood != "bernoulli":
         return {"mmd_weight": preset.mmd_weight, "margin_weight": 1.0, "margin": 1.0}
-    latent_dim = float(config.latent_dim or preset.latent_dim)
-    # Where prototypes choose their own images, those that push hard end with all of them.
-    return {
-        "mmd_weight": 100.0,
-        "margin_weight": 1.0,
-        "margin": (5.0 if config.supervised else 0.3) * latent_dim,
-        "prior_sigma2": max(1.0 if config.supervised else 0.3, sigma2),
-    }
+    objective = {"mmd_weight": 100.0, "margin_weight": 1.0, "margin": 1.0}
+    if config.model == "cgm":
+        latent_dim = float(config.latent_dim or preset.latent_dim)
+        # Where prototypes choose their own images, those that push hard end with all of them.
+        objective["margin"] = (5.0 if config.supervised else 0.3) * latent_dim
+        objective["prior_sigma2"] = max(1.0 if config.supervised else 0.3, sigma2)
+    return objective
 
 
 LEAST_SIDE = 8  # of images, in pixels; what the networks take

@@ -31,8 +31,8 @@ def test_presets_fill_in_what_is_not_given(name):
     config = resolve(TrainConfig(), _data(name))
     for field in ("latent_dim", "batch_size", "epochs", "lr", "likelihood"):
         assert getattr(config, field) == getattr(preset, field)
-    for model in ("vae", "infovae"):
-        other = resolve(TrainConfig(model=model), _data(name))
+    for choice in ("paper-text", "paper-rate"):
+        other = resolve(TrainConfig(model="infovae", preset=choice), _data(name))
         assert (other.mmd_weight, other.prior_sigma2) == (preset.mmd_weight, None)
     assert (config.sigma2, config.rate_bits) == (0.02, None)
     rate = resolve(TrainConfig(preset="paper-rate"), _data(name))
@@ -78,7 +78,8 @@ def test_whose_variance_is_learned():
     assert (fixed.sigma2, learned.sigma2) == (0.3, None)
     assert build_model(bir).sigma2 == pytest.approx(4**-1.5)
     weights = [build_model(vae).kl_weight, learned.kl_weight, learned.mmd_weight]
-    assert weights == [1, 0, 1000]
+    assert weights == [1, 0, 100]
+    assert info.prior_sigma2 is None
 
 
 def test_other_data_goes_by_its_channels():
