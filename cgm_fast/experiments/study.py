@@ -159,12 +159,11 @@ class Study:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        shown = [{column: "" if x is None else str(x) for column, x in row.items()} for row in rows]
+        writer.writerows(shown)
         runs.write_whole(self.out / f"{name}.csv", text.getvalue().encode())
         lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-        lines += [
-            "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows
-        ]
+        lines += [f"| {' | '.join(row.get(column, '') for column in columns)} |" for row in shown]
         self.write_notes(name, "\n".join(lines) + f"\n\n{notes}")
 
     def write_notes(self, name: str, text: str) -> None:
