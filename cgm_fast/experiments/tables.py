@@ -26,6 +26,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "CGM2": {"model": "cgm", "supervised": True},
     "CGM2, β = 30": {"model": "cgm", "supervised": True, "margin_weight": 30.0},
     "CGM2, paper's text": {"model": "cgm", "supervised": True, "preset": "paper-text"},
+    "VAE, N = 50": {"model": "vae", "latent_dim": 50},
+    "CGM1, N = 50": {"model": "cgm", "latent_dim": 50},
+    "CGM2, N = 50": {"model": "cgm", "supervised": True, "latent_dim": 50},
 }
 """Ours, all on the same networks; the full preset adds an autoregressive decoder."""
 
@@ -187,5 +190,5 @@ latents for each of so many test images; photographs are those given by --photog
 
 def slug(name: str) -> str:
     """For a folder."""
-    plain = name.lower().replace("β = ", "beta-")
+    plain = name.lower().replace("β", "beta")
     return re.sub("[^a-z0-9]+", "-", plain).strip("-")

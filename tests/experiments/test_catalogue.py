@@ -127,7 +127,7 @@ def test_table1_has_the_papers_rows_and_ours(tmp_path):
             assert float(value) > 3 * float(error)  # random pixels are not what it generates
     assert rows["CGM2"]["nearest prototype %"]
     assert not rows["CGM1"]["nearest prototype %"]  # whose categories are no labels
-    assert len(list((out / "runs").iterdir())) == 2 * 2 * 9
+    assert len(list((out / "runs").iterdir())) == 2 * 2 * 12
 
 
 def test_the_full_table1_has_an_autoregressive_decoder(tmp_path, monkeypatch):
