@@ -137,11 +137,16 @@ class Study:
         unfinished = (path / runs.CONFIG).exists()
         config = replace(config, resume=unfinished)
         started, before = time.perf_counter(), _spent(path)
-        result = experiments.train(config, self._reporter(name))
+        try:
+            result = experiments.train(config, self._reporter(name))
+            if result.stopped_by:
+                raise StoppedError(result.stopped_by)
+        except BaseException:  # also an evaluation that Ctrl-C ends
+            if (path / runs.CONFIG).exists():
+                spent = before + time.perf_counter() - started
+                runs.write_json(path / f"part-{SECONDS}", {"seconds": spent})
+            raise
         seconds = before + time.perf_counter() - started
-        if result.stopped_by:
-            runs.write_json(path / f"part-{SECONDS}", {"seconds": seconds})
-            raise StoppedError(result.stopped_by)
         assert result.evaluation is not None
         runs.write_json(notes, {"seconds": seconds})
         return Trained(name, path, result.evaluation, seconds)

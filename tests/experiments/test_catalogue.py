@@ -186,6 +186,23 @@ def test_a_stopped_study_goes_on(tmp_path):
     assert len(steps) <= 4
 
 
+def test_seconds_count_what_an_evaluation_that_was_ended_took(tmp_path, monkeypatch):
+    study = Study(tmp_path, TrainConfig(data="mnist", width=2, max_steps=1, nll_images=2))
+
+    def ended(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "evaluate", ended)
+        with pytest.raises(KeyboardInterrupt):
+            study.train("a")
+    part = json.loads((tmp_path / "runs" / "a" / "part-study.json").read_text())["seconds"]
+    assert study.train("a").seconds > part > 0
+    with pytest.raises(ConfigError):  # and nothing lies where there is no run
+        study.train("b", width=0)
+    assert not (tmp_path / "runs" / "b").exists()
+
+
 def test_table2_has_photographs_where_they_are_given(tmp_path):
     photographs = write_npz(tmp_path / "photographs.npz", n=100, channels=3)
     for given in (None, str(photographs)):
