@@ -72,7 +72,7 @@ def table1(study: Study) -> None:
         )
     judge: Judge | None = None
     systems = SYSTEMS
-    if study.full:  # hours on processor cores
+    if study.full:  # an hour each on processor cores
         pixels = {"supervised": True, "decoder": "pixelcnn"} | study.pixel_by_pixel()
         systems = SYSTEMS | {"CGM2, PixelCNN": pixels}
     for system, settings in systems.items():
