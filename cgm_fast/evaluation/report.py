@@ -43,7 +43,7 @@ def evaluate(
         binarization: As in training.
         supervised: Whether categories are labels (CGM2), so that the nearest prototype is a
             prediction.
-        nll_images: Test images for the importance-sampled likelihood.
+        nll_images: Test images for the importance-sampled likelihood, the same for every seed.
         nll_samples: Latents per image for it.
         seed: Of every draw.
         probes: Whether to fit classifiers on the codes.
@@ -76,15 +76,16 @@ def evaluate(
     priors: dict[str, Mixture] = {"paper": model.prior("uniform")}
     priors |= model.fitted_priors(train, variance.mean(0))
     report["nats_per_image"] = {}
+    explained = _subset(len(data.test), nll_images)
     for name, prior in priors.items():
         found = likelihoods(
             model,
-            data.test[:nll_images],
+            data.test[explained],
             binarization,
             prior,
             samples=nll_samples,
             seed=seed,
-            labels=test_seen,
+            labels=None if test_seen is None else test_seen[explained],
         ).to_dict()
         if model.likelihood.continuous or model.likelihood.levels:
             found["bits_per_dim"] = bits_per_dim(
@@ -102,6 +103,14 @@ def evaluate(
                 wrong = assignment.cpu() != data.test_labels
                 report["nearest_prototype_error"] = float(wrong.float().mean())
     return report
+
+
+def _subset(total: int, count: int) -> Tensor:
+    """Which images stand for all: drawn, since a set's first ones may be easier (MNIST's are).
+
+    The same ones whatever the run's seed, so that runs can be compared.
+    """
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
 def _mse(

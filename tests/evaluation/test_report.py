@@ -88,6 +88,29 @@ def test_priors_are_the_models_own_and_those_fitted_on_training_images(monkeypat
             torch.testing.assert_close(getattr(found, field.name), getattr(prior, field.name))
 
 
+def test_likelihoods_are_of_images_drawn_at_random_the_same_for_every_seed(monkeypatch):
+    seen = []
+    original = report_module.likelihoods
+
+    def recorded(model, images, *rest, **options):
+        seen.append(images)
+        return original(model, images, *rest, **options)
+
+    monkeypatch.setattr(report_module, "likelihoods", recorded)
+    test = _data().test
+    for seed in (0, 1):
+        _evaluate(seed=seed)
+    for found in seen:
+        assert torch.equal(found, seen[0])
+        assert not torch.equal(found, test[:6])
+        matches = (found[:, None] == test).flatten(2).all(2)
+        assert (matches.sum(1) == 1).all()  # each is a test image
+        assert (matches.sum(0) <= 1).all()  # no image twice
+    seen.clear()
+    _evaluate(nll_images=1000)
+    assert torch.equal(seen[0], test)  # all of them, in their order
+
+
 def test_without_labels():
     report = _evaluate(data=_data(labels=False), supervised=False)
     assert not {"probe_error", "clustering", "nearest_prototype_error"} & set(report)
