@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import library
 
 import cgm_fast
 from benchmarks import gpu, measure
@@ -12,7 +13,7 @@ from benchmarks.machine import DEVICES
 from cgm_fast.ops.backends import BACKENDS, availability
 from cgm_fast.testing import samples
 
-_library = torch.library.Library("cgm_fast_benchmarks", "DEF")
+_library = library.Library("cgm_fast_benchmarks", "DEF")
 _library.define("first(Tensor x, Tensor y) -> (Tensor, Tensor, Tensor)")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.compiler import is_compiling
 
 from cgm_fast.ops.backends import implementation
@@ -46,9 +46,9 @@ def register(
     def run(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
         return getattr(implementation(op, args[-1], first.device), function)(first, *args[:-1])
 
-    torch.library.define(name, schema)
-    torch.library.impl(name, "CompositeExplicitAutograd")(run)
-    torch.library.register_fake(name)(fake)
+    library.define(name, schema)
+    library.impl(name, "CompositeExplicitAutograd")(run)
+    library.register_fake(name)(fake)
     dispatched = getattr(torch.ops.cgm_fast, function).default
 
     def call(first: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch import library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cgm_fast
@@ -211,7 +212,7 @@ def test_opcheck_of_every_registered_op(make, layout, backend, device, interpret
         derivatives(case.call, inputs)
     assert len({func for func, _ in recorder.calls}) == 2  # forward and backward
     for func, args in recorder.calls:
-        torch.library.opcheck(func, args)
+        library.opcheck(func, args)
 
 
 MEMORY = """
