@@ -35,7 +35,9 @@ EXPERIMENTS: dict[str, Callable[[Study], None]] = {
 class Experiment:
     """Reproduce a table, a figure or a claim of the paper: train what it needs, write it as files.
 
-    Finished runs are kept, and interrupted ones go on: the same command may be given again.
+    Finished runs are kept, and interrupted ones go on: the same command may be given again. With
+    other --nll-images or --nll-samples they are evaluated again; runs of other settings are
+    refused, and want another --out.
     """
 
     name: Literal[

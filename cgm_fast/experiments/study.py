@@ -2,6 +2,7 @@
 
 A study's folder holds runs/<name>, one for each model and seed, and what was made of them. Runs
 that have finished are not made again and interrupted ones go on: a study may be stopped any time.
+Runs of other settings are refused rather than shown under the new ones' name.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from cgm_fast.experiments import run as experiments
 from cgm_fast.extras import require
 from cgm_fast.models import LatentModel
 from cgm_fast.training import runs
-from cgm_fast.training.config import RunConfig, TrainConfig
+from cgm_fast.training.config import RunConfig, TrainConfig, resolve, to_dict
 from cgm_fast.training.trainer import Report
 from cgm_fast.training.workers import pick_device
 
 SECONDS = "study.json"
+
+# Settings that say nothing of what comes out, or only of how a finished run is evaluated.
+ELSEWHERE = {"out", "data_root", "device", "log_every", "checkpoint_every"}
+OF_EVALUATION = {"nll_images", "nll_samples", "probes", "pictures"}
 
 
 class StoppedError(RuntimeError):
@@ -117,7 +122,7 @@ class Study:
         return self.light | {"data": self.photographs, "epochs": many}
 
     def train(self, name: str, **changes: Any) -> Trained:
-        """A run of this name, made unless it is there.
+        """A run of this name, made unless it is there, and evaluated again if only that differs.
 
         Args:
             name: Of its folder.
@@ -125,17 +130,20 @@ class Study:
 
         Raises:
             StoppedError: a signal stopped it.
+            RunError: it was made with other settings.
             ConfigError, DataError, RunError, NonFiniteError: as in training.
         """
         path = self.out / "runs" / name
         notes = path / SECONDS
+        given = {key: value for key, value in changes.items() if value is not None}
+        config = replace(self.base, **given, out=str(path))
+        there = (path / runs.CONFIG).exists()
+        if there:
+            _agree(path, config)
         if notes.exists():
             evaluation = json.loads((path / runs.EVALUATION).read_text())
             return Trained(name, path, evaluation, json.loads(notes.read_text())["seconds"])
-        given = {key: value for key, value in changes.items() if value is not None}
-        config = replace(self.base, **given, out=str(path))
-        unfinished = (path / runs.CONFIG).exists()
-        config = replace(config, resume=unfinished)
+        config = replace(config, resume=there)
         started, before = time.perf_counter(), _spent(path)
         try:
             result = experiments.train(config, self._reporter(name))
@@ -175,6 +183,29 @@ class Study:
         """name.md, which ends in what it was made with."""
         made = f"`{self.command}` on {describe(self.base.device)}, torch {torch.__version__}."
         runs.write_whole(self.out / f"{name}.md", f"{text}\n\n{made}\n".encode())
+
+
+def _agree(path: Path, config: TrainConfig) -> None:
+    """Raise RunError if the run that is there differs; mark it unevaluated if only that does."""
+    saved = runs.read_config(path)
+    asked = resolve(config, experiments.load_data(config))
+    before, now = _settings(saved), _settings(asked)
+    changed = [name for name in now if before[name] != now[name]]
+    if trained := [name for name in changed if name not in OF_EVALUATION]:
+        differ = ", ".join(f"{name} {before[name]} (now {now[name]})" for name in trained)
+        raise runs.RunError(f"{path} was made with {differ}: pass --out for another folder")
+    if changed:
+        notes = path / SECONDS
+        if notes.exists():  # first: a process killed in between leaves a run to be gone on with
+            notes.replace(path / f"part-{SECONDS}")
+        runs.reopen(path, replace(saved, **{name: now[name] for name in changed}))
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Those that decide what comes out; files and folders by their names, for they may move."""
+    values = {key: value for key, value in to_dict(config).items() if key not in ELSEWHERE}
+    names = {key: Path(values[key]).name for key in ("data", "test_data", "init") if values[key]}
+    return values | names
 
 
 def _spent(path: Path) -> float:

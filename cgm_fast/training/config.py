@@ -29,9 +29,9 @@ class TrainConfig:
     checkpoint.pt, evaluation.json and pictures. An interrupted run goes on with --resume.
 
     Where the default below is None it depends on the data. digits, mnist, fashion-mnist: N = 10,
-    K = 10, batches of 64, Bernoulli pixels; the paper's λ = 1000. cifar10: N = 300, K = 10, batches
-    of 100, Gaussian pixels; λ = 1100. Adam's rate is 1e-4 over 200 epochs; on digits 1e-3
-    over 100. The run folder's config.json tells every setting that was used.
+    K = 10, batches of 64, Bernoulli pixels; λ = 100 (the paper's 1000: preset). cifar10: N = 300,
+    K = 10, batches of 100, Gaussian pixels; λ = 1100. Adam's rate is 1e-4 over 200 epochs; on
+    digits 1e-3 over 100. The run folder's config.json tells every setting that was used.
     """
 
     data: str = "digits"

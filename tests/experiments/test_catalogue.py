@@ -23,6 +23,7 @@ from cgm_fast.experiments import run as experiments
 from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, command_of, run_experiment
 from cgm_fast.experiments.study import RATES, StoppedError, Study, Trained, interval
 from cgm_fast.training.config import ConfigError, TrainConfig
+from cgm_fast.training.runs import RunError
 
 FILES = {
     "table1": {"table1.csv", "table1.md"},
@@ -165,6 +166,53 @@ def test_finished_runs_are_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "train", None)
     run_experiment(options(tmp_path, "fig6"))
     assert (tmp_path / "fig6" / "fig6.csv").read_text() == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_other_settings_is_refused(tmp_path, finished):
+    base = TrainConfig(data="mnist", width=2, max_steps=1, nll_images=2, nll_samples=2, epochs=1)
+    Study(tmp_path, base).train("a")
+    notes = tmp_path / "runs" / "a" / "study.json"
+    if not finished:
+        notes.unlink()
+    before = (tmp_path / "runs" / "a" / "config.json").read_bytes()
+    for changes, text in (
+        ({"width": 3}, r"runs/a was made with width 2 \(now 3\): pass --out"),
+        ({"max_steps": None}, r"max_steps 1 \(now None\)"),
+        ({"epochs": 2, "nll_images": 3}, r"epochs 1 \(now 2\): pass"),
+        ({"epochs": None}, r"epochs 1 \(now 200\)"),  # the data set's own
+        ({"data": "fashion-mnist"}, r"data mnist \(now fashion-mnist\)"),
+    ):
+        with pytest.raises(RunError, match=text):
+            Study(tmp_path, replace(base, **changes)).train("a")
+    assert (tmp_path / "runs" / "a" / "config.json").read_bytes() == before
+    assert notes.exists() == finished
+    moved = replace(base, data_root="elsewhere", device="cpu")
+    assert Study(tmp_path, moved).train("a").evaluation
+
+
+def test_a_run_is_evaluated_again_where_only_that_differs(tmp_path, monkeypatch):
+    base = TrainConfig(data="mnist", width=2, max_steps=2, nll_images=2, nll_samples=2)
+    steps = []
+    report = lambda name, step, *_: steps.append(step)  # noqa: E731
+    first = Study(tmp_path, base, report=report).train("a")
+    weights = (first.path / "model.safetensors").read_bytes()
+    more = Study(tmp_path, replace(base, nll_images=5), report=report)
+
+    def ended(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "evaluate", ended)
+        with pytest.raises(KeyboardInterrupt):
+            more.train("a")
+    again = more.train("a")
+    images = [run.evaluation["nats_per_image"]["prior_full"]["images"] for run in (first, again)]
+    assert images == [2, 5]
+    assert steps == [1, 2]
+    assert (first.path / "model.safetensors").read_bytes() == weights
+    assert again.seconds > first.seconds
+    assert more.train("a") == again
 
 
 def test_a_stopped_study_goes_on(tmp_path):
