@@ -13,11 +13,12 @@ from cgm_fast.data import ImageData, load
 from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.experiments.study import RATE_NOTE, RATES, Study, Trained, interval, rate_columns
 from cgm_fast.experiments.tables import nll
+from cgm_fast.training.config import PRESETS
 from cgm_fast.training.workers import pick_device
 
 COLUMNS = (
     "setting", "NLL", "NLL, own prior", "MSE", "linear error %", "MLP error %",
-    "nearest prototype %", *RATES, "seeds", "seconds a run",
+    "nearest prototype %", *RATES, "steps", "seeds", "seconds a run",
 )  # fmt: skip
 NOTES = """CGM2 on dynamically binarised MNIST: −log p(x) in nats under the prior with weights,
 means and covariances fitted to training codes, mean squared error per pixel, errors of probes on r
@@ -29,6 +30,11 @@ class Sweep(NamedTuple):
 
     settings: dict[str, dict[str, Any]]
     claim: str
+
+
+EPOCHS = "epochs"  # in a sweep's settings: times the study's
+BATCH = PRESETS["mnist"].batch_size
+BATCHES = (BATCH // 2, BATCH, 2 * BATCH, 4 * BATCH)
 
 
 def _over(symbol: str, setting: str, values: Sequence[float]) -> dict[str, dict[str, Any]]:
@@ -58,9 +64,20 @@ SWEEPS = {
         "The paper leaves the variance of a prior component open; σ² is 0.02.",
     ),
     "batch-size": Sweep(
-        {f"{value} images a step": {"batch_size": value} for value in (32, 64, 128, 256)},
+        {
+            **{f"{value} images a step": {"batch_size": value} for value in BATCHES},
+            **{
+                f"{value} images a step, as many steps": {
+                    "batch_size": value,
+                    EPOCHS: value / BATCH,
+                }
+                for value in BATCHES
+                if value != BATCH
+            },
+        },
         "The paper's claim (IV-D): more examples of a category make the prior's estimate better. "
-        "The number of epochs is the same, that of steps is not.",
+        "Either the number of epochs is the same, or, with fewer or more of them, that of steps "
+        f"as with {BATCH} images.",
     ),
     "latent-dim": Sweep(
         _over("N", "latent_dim", (2, 5, 10, 20, 50)),
@@ -76,14 +93,13 @@ SWEEPS = {
 def sweep(name: str, study: Study) -> None:
     """A table with a row for each setting of one of `SWEEPS`."""
     rows = []
+    whole = study.base.epochs or PRESETS["mnist"].epochs
     for label, changes in SWEEPS[name].settings.items():
-        found = [
-            study.train(
-                f"{label.replace(' = ', '-').replace(' ', '-')}-{seed}",
-                **({"data": "mnist", "supervised": True, "seed": seed} | changes),
-            )
-            for seed in study.seeds
-        ]
+        settings = {"data": "mnist", "supervised": True} | changes
+        if EPOCHS in changes:
+            settings[EPOCHS] = max(1, round(whole * changes[EPOCHS]))
+        folder = label.replace(" = ", "-").replace(",", "").replace(" ", "-")
+        found = [study.train(f"{folder}-{seed}", **settings, seed=seed) for seed in study.seeds]
         rows.append(_row(label, found))
     study.write_table(
         f"sweep-{name}", COLUMNS, rows, f"{SWEEPS[name].claim}\n\n{NOTES}\n\n{RATE_NOTE}"
@@ -100,6 +116,7 @@ def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
         "linear error %": interval([100 * each["probe_error"]["linear_r"] for each in reports]),
         "MLP error %": interval([100 * each["probe_error"]["mlp_r"] for each in reports]),
         **rate_columns(found),
+        "steps": found[0].steps,
         "seeds": len(found),
         "seconds a run": round(sum(run.seconds for run in found) / len(found)),
     }

@@ -265,6 +265,23 @@ def test_table2_has_photographs_where_they_are_given(tmp_path):
     assert float(rows["CGM1, PixelSNAIL"]["photographs"]) > 0
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(4, [2, 8, 16]), (1, [1, 2, 4])])
+def test_batches_of_any_size_get_as_many_steps(epochs, expected, tmp_path, monkeypatch):
+    trained = {}
+
+    def train(study, name, **settings):
+        trained[name] = replace(study.base, **settings)
+        return Trained(name, tmp_path, {}, 0.0)
+
+    monkeypatch.setattr(Study, "train", train)
+    monkeypatch.setattr(sweeps, "_row", lambda label, _: {"setting": label})
+    run_experiment(options(tmp_path, "sweep-batch-size", epochs=epochs))
+    runs = [trained[f"{size}-images-a-step-as-many-steps-0"] for size in (32, 128, 256)]
+    assert [run.batch_size for run in runs] == [32, 128, 256]
+    assert [run.epochs for run in runs] == expected
+    assert trained["256-images-a-step-0"].epochs == epochs
+
+
 @pytest.mark.parametrize(
     ("preset", "given", "expected"),
     [("small", None, 60), ("small", 3, 3), ("full", None, None), ("full", 3, 3)],
