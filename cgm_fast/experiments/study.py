@@ -59,6 +59,13 @@ class Trained:
         with (self.path / runs.METRICS).open(newline="") as file:
             return int(list(csv.DictReader(file))[-1]["step"])
 
+    @property
+    def epochs(self) -> str:
+        """Passes over the training images, as far as it went, to three digits."""
+        batch_size = runs.read_config(self.path).batch_size
+        assert batch_size is not None
+        return f"{self.steps * batch_size / self.evaluation['train_images']:.3g}"
+
     def data(self) -> ImageData:
         """What it was trained and evaluated on."""
         return experiments.load_run_data(runs.read_config(self.path))

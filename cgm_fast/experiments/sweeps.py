@@ -18,7 +18,7 @@ from cgm_fast.training.workers import pick_device
 
 COLUMNS = (
     "setting", "NLL", "NLL, own prior", "MSE", "linear error %", "MLP error %",
-    "nearest prototype %", *RATES, "steps", "seeds", "seconds a run",
+    "nearest prototype %", *RATES, "epochs", "steps", "seeds", "seconds a run",
 )  # fmt: skip
 NOTES = """CGM2 on dynamically binarised MNIST: −log p(x) in nats under the prior with weights,
 means and covariances fitted to training codes, mean squared error per pixel, errors of probes on r
@@ -116,6 +116,7 @@ def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
         "linear error %": interval([100 * each["probe_error"]["linear_r"] for each in reports]),
         "MLP error %": interval([100 * each["probe_error"]["mlp_r"] for each in reports]),
         **rate_columns(found),
+        "epochs": found[0].epochs,
         "steps": found[0].steps,
         "seeds": len(found),
         "seconds a run": round(sum(run.seconds for run in found) / len(found)),

@@ -99,7 +99,7 @@ def table1(study: Study) -> None:
 COLUMNS1 = (
     "system", "NLL dynamic", "NLL static", "NLL dynamic, own prior", "error %", "error, MLP %",
     "error, z %", "nearest prototype %", *RATES, "ESS", "kernel distance, own prior",
-    "kernel distance, fitted", "seeds", "seconds a run",
+    "kernel distance, fitted", "epochs", "seeds", "seconds a run",
 )  # fmt: skip
 NOTES1 = """Rows marked quoted are the paper's, in nats and per cent. Ours: −log p(x) by importance
 sampling, under the prior whose weights, means and covariances are fitted to training codes (one
@@ -127,6 +127,7 @@ def _row_of_table1(system: str, found: dict[str, list[Trained]], judge: Judge) -
     row |= rate_columns(dynamic)
     parts = [run.evaluation["nats_per_image"]["prior_full"] for run in dynamic]
     row["ESS"] = interval([part["effective_samples"] for part in parts], 1)
+    row["epochs"] = dynamic[0].epochs
     row["seeds"] = len(dynamic)
     row["seconds a run"] = round(sum(run.seconds for run in dynamic) / len(dynamic))
     return row
@@ -166,6 +167,7 @@ def table2(study: Study) -> None:
                 {
                     "system": system,
                     column: interval([part["bits_per_dim"] for part in parts], 3),
+                    "epochs": found[0].epochs,
                     "steps": found[0].steps,
                     "images": parts[0]["images"],
                     "S": parts[0]["samples"],
@@ -179,7 +181,7 @@ def table2(study: Study) -> None:
 
 
 COLUMNS2 = (
-    "system", "CIFAR-10", "photographs", "steps", "images", "S", "ESS", *RATES, "seeds",
+    "system", "CIFAR-10", "photographs", "epochs", "steps", "images", "S", "ESS", *RATES, "seeds",
     "seconds a run",
 )  # fmt: skip
 NOTES2 = """Bits per dimension; rows marked quoted are the paper's, whose photographs are ImageNet's

@@ -261,6 +261,7 @@ def test_table2_has_photographs_where_they_are_given(tmp_path):
         assert ("CGM1, ResNet" in rows) == (given is not None)
         assert float(rows["CGM2, PixelSNAIL"]["CIFAR-10"]) > 0
         assert rows["CGM2, PixelSNAIL"]["steps"] == "1"
+        assert rows["CGM2, PixelSNAIL"]["epochs"] == "0.25"  # 100 of 400 images
         assert rows["MAE (quoted)"]["photographs"] == ""
     assert float(rows["CGM1, PixelSNAIL"]["photographs"]) > 0
 
