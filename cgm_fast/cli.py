@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cgm_fast import figures
-from cgm_fast.data import DataError, load
+from cgm_fast.data import DataError, Noise, load
 from cgm_fast.doctor import report as doctor_report
 from cgm_fast.evaluation.denoising import denoise, psnr
 from cgm_fast.experiments import run as experiments
@@ -95,7 +95,11 @@ class Denoise(OnRun):
     """Add noise to test images and reconstruct them; best on a run trained with the same noise."""
 
     variance: float = 0.5
-    """Variance of the Gaussian noise on [0, 1] images; nothing is clipped."""
+    """Variance of the Gaussian noise."""
+    range: Literal["unit", "signed"] = "unit"
+    """Which range of the images that is for: [0, 1], or [-1, 1], where it is a quarter."""
+    clip: bool = False
+    """Clip noisy images to the range."""
     count: int = 1000
     """How many images the measurements are over."""
     seed: int = 0
@@ -204,7 +208,7 @@ def _run(command: Any) -> int:
 def _train(config: TrainConfig) -> int:
     first = int(os.environ.get("RANK", "0")) == 0
     with _progress(first) as report:
-        result = experiments.train(config, report)
+        result = experiments.train(config, report, _warn)
     if result.stopped_by:
         if first:
             print(f"stopped by signal {result.stopped_by} after saving; go on with --resume")
@@ -215,6 +219,10 @@ def _train(config: TrainConfig) -> int:
         print(_summary(result.evaluation))
     print(f"run folder: {result.path}")
     return 0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _experiment(command: Experiment) -> int:
@@ -290,6 +298,11 @@ def _summary(evaluation: dict[str, Any]) -> str:
     lines = [
         f"{name.replace('_', ' ')}: NLL {part['nll']:.2f} ± {part['nll_standard_error']:.2f} nats, "
         f"ELBO {part['elbo']:.2f}"
+        + (
+            f", given the label {part['nll_given_category']:.2f}"
+            if "nll_given_category" in part
+            else ""
+        )
         + (f", {part['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in part else "")
         + f" ({part['images']} images, S = {part['samples']}, "
         f"ESS {part['effective_samples']:.1f})"
@@ -313,6 +326,7 @@ def _summary(evaluation: dict[str, Any]) -> str:
     if "nearest_prototype_error" in evaluation:
         error = evaluation["nearest_prototype_error"]
         lines.append(f"nearest-prototype error {100 * error:.2f} %")
+    lines += [f"warning: {text}" for text in evaluation["warnings"]]
     return "\n".join(lines)
 
 
@@ -394,18 +408,16 @@ def _denoise(command: Denoise) -> None:
     images = experiments.load_run_data(config, command.data_root).test[: command.count]
     clean = experiments.test_batch(model, images, config)
     generator = torch.Generator(clean.device).manual_seed(command.seed)
-    noisy, cleaned = denoise(model, clean, command.variance, generator)
+    noise = Noise(command.variance, command.range == "signed", command.clip)
+    noisy, cleaned = denoise(model, clean, noise, generator)
     shown = torch.cat([part[: experiments.COLUMNS] for part in (clean, noisy, cleaned)])
     labels = ("clean", "noisy", "denoised")
     columns = min(experiments.COLUMNS, len(clean))
     figures.save_grid(out, shown, columns, row_labels=labels)
-    if config.denoise_variance != command.variance:
-        print(
-            f"note: the run was trained with denoise_variance {config.denoise_variance:g}, "
-            f"not {command.variance:g}"
-        )
-    print(f"PSNR over {len(clean)} images in [0, 1], unclipped noise of variance "
-          f"{command.variance:g}: noisy {psnr(noisy, clean):.2f} dB, "
+    if config.noise != noise:
+        had = config.noise if config.denoise_variance else "none"
+        print(f"note: the run was trained with noise of {had}, not {noise}")
+    print(f"PSNR over {len(clean)} images, noise of {noise}: noisy {psnr(noisy, clean):.2f} dB, "
           f"denoised {psnr(cleaned, clean):.2f} dB")  # fmt: skip
     print(out)
 

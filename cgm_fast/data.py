@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import math
 import shutil
 import tempfile
 import zlib
@@ -165,6 +166,33 @@ def prepare(
         noise = torch.rand(images.shape, device=images.device, generator=generator)
         return (images.float() + noise) / 256
     return images.float() / 255
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise for images, to be taken off them again (section IV-D).
+
+    Attributes:
+        variance: For images in [0, 1].
+        signed: Whether it is for images in [-1, 1] instead: a quarter of it on [0, 1].
+        clip: Whether noisy images are clipped to the range.
+    """
+
+    variance: float
+    signed: bool = False
+    clip: bool = False
+
+    def add(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Noisy versions of images in [0, 1] of any shape; the generator is on their device."""
+        deviation = math.sqrt(self.variance) * (0.5 if self.signed else 1.0)
+        noise = torch.randn(clean.shape, device=clean.device, generator=generator)
+        noisy = clean + deviation * noise
+        return noisy.clamp(0, 1) if self.clip else noisy
+
+    def __str__(self) -> str:
+        """For notes: the same variance is four times as much noise on one range."""
+        clipped = "clipped" if self.clip else "not clipped"
+        return f"variance {self.variance:g} on [{'-1' if self.signed else '0'}, 1], {clipped}"
 
 
 def _digits() -> ImageData:

@@ -191,11 +191,15 @@ def test_denoise(folder, tmp_path, capsys):
     out = tmp_path / "a.png"
     assert main(["denoise", str(folder / "run"), "--variance", "0.25", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "note: the run was trained with denoise_variance 0, not 0.25" in printed
-    noisy = float(re.search(r"over 4 images .*: noisy (\S+) dB", printed)[1])
+    note = "note: the run was trained with noise of none, not variance 0.25 on [0, 1], not clipped"
+    assert note in printed
+    noisy = float(re.search(r"over 4 images, noise of .*: noisy (\S+) dB", printed)[1])
     # 4 · 64 draws: the mean square is 0.25 within 4 · 0.25 √(2/256), a factor of 1.42 either way.
     assert abs(noisy + 10 * np.log10(0.25)) < 10 * np.log10(1.55)
     assert min(_picture(out)) > 100
+    more = ["--range", "signed", "--clip"]
+    assert main(["denoise", str(folder / "run"), "--out", str(out), *more]) == 0
+    assert "noise of variance 0.5 on [-1, 1], clipped: noisy" in capsys.readouterr().out
 
 
 def test_latents(folder, tmp_path):

@@ -7,27 +7,27 @@ import math
 import torch
 from torch import Tensor
 
+from cgm_fast.data import Noise
 from cgm_fast.extras import require
 from cgm_fast.models.base import LatentModel
 
 
 @torch.no_grad()
 def denoise(
-    model: LatentModel, clean: Tensor, variance: float, generator: torch.Generator | None = None
+    model: LatentModel, clean: Tensor, noise: Noise, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Add Gaussian noise to images in [0, 1] and reconstruct them.
+    """Add noise to images in [0, 1] and reconstruct them.
 
     Args:
-        model: In evaluation mode; best one trained with the same `denoise_variance`.
+        model: In evaluation mode; best one trained with the same noise.
         clean: [B, c, h, w] in [0, 1], on the model's device.
-        variance: Of the noise; nothing is clipped.
+        noise: What to add.
         generator: For the noise, on that device; None for torch's own.
 
     Returns:
         The noisy and the denoised images.
     """
-    noise = torch.randn(clean.shape, device=clean.device, generator=generator)
-    noisy = clean + math.sqrt(variance) * noise
+    noisy = noise.add(clean, generator)
     return noisy, model.reconstruct(noisy)
 
 

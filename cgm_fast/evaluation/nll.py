@@ -41,6 +41,8 @@ class Likelihoods:
         elbo: E_q[log p(x given z) + log p(z) − log q(z given x)].
         reconstruction: E_q[−log p(x given z)].
         kl: E_q[log q(z given x) − log p(z)], the mixture KL.
+        nll_given_category: −log p(x given k), k the image's own category, by the same latents; it
+            may be less than `nll` by log K. None where categories are not given.
     """
 
     nll: float
@@ -51,10 +53,11 @@ class Likelihoods:
     elbo: float
     reconstruction: float
     kl: float
+    nll_given_category: float | None = None
 
     def to_dict(self) -> dict[str, float]:
         """For a JSON file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @torch.no_grad()
@@ -67,6 +70,7 @@ def likelihoods(
     samples: int = 128,
     seed: int = 0,
     labels: Tensor | None = None,
+    categories: Tensor | None = None,
     modal: bool = True,
 ) -> Likelihoods:
     """Estimate log p(x) and the ELBO of a set of images under a prior.
@@ -80,6 +84,7 @@ def likelihoods(
         samples: S, at least 2.
         seed: Of binarisation and latents.
         labels: [n], for a model that sees them (CVAE): log p(x given label).
+        categories: [n] in [0, K), components of the prior, for log p(x given category) besides.
         modal: Draw half of the latents at the mode of p(z given x), where it can be found.
 
     Raises:
@@ -94,7 +99,7 @@ def likelihoods(
     c, h, w = images.shape[1:]
     at_once = DECODE_ON_CPU if device.type == "cpu" else DECODE
     at_once = max(1, min(at_once, PARAMETERS // (model.likelihood.channels(c) * h * w)))
-    rows = []
+    rows: list[Tensor] = []
     for x, own in with_labels(prepared_batches(model, images, binarization, seed), labels):
         target = x
         binary = not (model.likelihood.continuous or model.likelihood.levels)
@@ -107,6 +112,7 @@ def likelihoods(
             _proposal(code[i], variance[i], tau2, None if modes is None else modes[i], samples)
             for i in range(len(x))
         ]
+        done = sum(map(len, rows))
         for part in torch.arange(len(x)).split(max(1, at_once // samples)):
             rows.append(
                 _estimates(
@@ -115,12 +121,13 @@ def likelihoods(
                     None if own is None else own[part],
                     [proposals[i] for i in part],
                     prior,
+                    None if categories is None else categories[done + part].to(device),
                     at_once,
                     generator,
                 )
             )
     table = torch.cat(rows)
-    log_p, effective, reconstruction, elbo = table.mean(0).tolist()
+    log_p, effective, reconstruction, elbo, given = table.mean(0).tolist()
     spread = float(table[:, 0].std()) if len(table) > 1 else math.nan
     return Likelihoods(
         nll=-log_p,
@@ -131,6 +138,7 @@ def likelihoods(
         elbo=elbo,
         reconstruction=reconstruction,
         kl=-reconstruction - elbo,
+        nll_given_category=None if categories is None else -given,
     )
 
 
@@ -159,17 +167,23 @@ def _estimates(
     labels: Tensor | None,
     proposals: Sequence[Proposal],
     prior: Mixture,
+    categories: Tensor | None,
     at_once: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """log p(x), effective samples, −E_q log p(x given z), ELBO of images [B, c, h, w]: [B, 4]."""
+    """Of images [B, c, h, w]: [B, 5].
+
+    log p(x), effective samples, −E_q log p(x given z), ELBO, log p(x given category) or NaN.
+    """
     drawn = [draw(components, counts, generator) for components, counts in proposals]
     z = torch.stack([latents for latents, _ in drawn])  # [B, S, N]
     samples = z.shape[1]
     log_q = torch.stack([p[0][0].log_prob(of) for p, of in zip(proposals, z, strict=True)])
-    log_prior = prior.log_prob(z.flatten(0, 1)).view(-1, samples)
+    log_each = prior.log_prob_of_each(z.flatten(0, 1)).view(*z.shape[:2], -1)  # [B, S, K]
+    log_prior = torch.logsumexp(prior.weights.log() + log_each, 2)
     log_x = _log_likelihood(model, z, target, labels, at_once)
-    log_w = log_x + log_prior - torch.stack([density for _, density in drawn])
+    log_ratio = log_x - torch.stack([density for _, density in drawn])
+    log_w = log_ratio + log_prior
     total = torch.logsumexp(log_w, 1)
     effective = torch.exp(2 * total - torch.logsumexp(2 * log_w, 1))
     # The first so many are drawn from q itself.
@@ -178,7 +192,11 @@ def _estimates(
     reconstruction = -log_x.where(own, 0.0).sum(1) / first
     kl = (log_q - log_prior).where(own, 0.0).sum(1) / first
     log_p = total - math.log(samples)
-    return torch.stack((log_p, effective, reconstruction, -reconstruction - kl), 1)
+    given = torch.full_like(log_p, math.nan)
+    if categories is not None:
+        log_own = log_each.gather(2, categories[:, None, None].expand(-1, samples, 1)).squeeze(2)
+        given = torch.logsumexp(log_ratio + log_own, 1) - math.log(samples)
+    return torch.stack((log_p, effective, reconstruction, -reconstruction - kl, given), 1)
 
 
 def _log_likelihood(

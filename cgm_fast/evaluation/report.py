@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ def evaluate(
     priors |= model.fitted_priors(train, variance.mean(0))
     report["nats_per_image"] = {}
     explained = _subset(len(data.test), nll_images)
+    given = None  # the images' categories, where labels are that
+    if supervised and not model.sees_labels and data.test_labels is not None:
+        given = data.test_labels[explained]
     for name, prior in priors.items():
         found = likelihoods(
             model,
@@ -86,6 +90,7 @@ def evaluate(
             samples=nll_samples,
             seed=seed,
             labels=None if test_seen is None else test_seen[explained],
+            categories=given,
         ).to_dict()
         if model.likelihood.continuous or model.likelihood.levels:
             found["bits_per_dim"] = bits_per_dim(
@@ -94,6 +99,7 @@ def evaluate(
         report["nats_per_image"][f"prior_{name}"] = found
     assignment = model.assign(test, None if test_seen is None else test_seen.to(test.device))
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
+    report["within_variance"] = _within_variance(test, assignment, model.num_prototypes)
     if data.train_labels is not None and data.test_labels is not None:
         if probes and len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
             report["probe_error"] = _probe_errors(data, (train, test), (of_train, of_test), seed)
@@ -102,7 +108,25 @@ def evaluate(
             if supervised:
                 wrong = assignment.cpu() != data.test_labels
                 report["nearest_prototype_error"] = float(wrong.float().mean())
+    report["warnings"] = _warnings(model, report["rate_bits"]["monte_carlo"])
     return report
+
+
+def _warnings(model: LatentModel, rate: float) -> list[str]:
+    """What a user should know before trusting the figures."""
+    k = model.num_prototypes
+    if k == 1 or model.sees_labels or rate >= math.log2(k) + 1:
+        return []
+    return [
+        f"codes tell {rate:.1f} bit of an image, hardly more than its category does (at most "
+        f"log2 {k} = {math.log2(k):.1f}): mmd_weight, margin_weight or sigma2 is too large for it"
+    ]
+
+
+def _within_variance(r: Tensor, assignment: Tensor, k: int) -> list[float | None]:
+    """s² of each category: of its codes, the mean over dimensions; None without two of them."""
+    own = [r[assignment == j].double() for j in range(k)]
+    return [float(c.var(0, correction=0).mean()) if len(c) > 1 else None for c in own]
 
 
 def _subset(total: int, count: int) -> Tensor:

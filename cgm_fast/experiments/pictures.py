@@ -172,7 +172,7 @@ def _denoising(study: Study, name: str, trained: Trained) -> None:
     model, config, images = trained.load(pick_device(study.base.device))
     clean = experiments.test_batch(model, images.test[:1000], config)
     generator = torch.Generator(clean.device).manual_seed(config.seed)
-    noisy, cleaned = denoise(model, clean, config.denoise_variance, generator)
+    noisy, cleaned = denoise(model, clean, config.noise, generator)
     shown = torch.cat([part[:COLUMNS] for part in (clean, noisy, cleaned)])
     labels = ("clean", "noisy", "denoised")
     figures.save_grid(study.out / f"{name}.png", shown, COLUMNS, row_labels=labels)
@@ -190,8 +190,8 @@ def _denoising(study: Study, name: str, trained: Trained) -> None:
         name,
         tuple(rows[-1]),
         rows,
-        f"Over {len(clean)} test images of {config.data} in [0, 1], Gaussian noise of variance "
-        f"{config.denoise_variance:g}, not clipped. The paper gives pictures alone.\n\n{RATE_NOTE}",
+        f"Over {len(clean)} test images of {config.data}, Gaussian noise of {config.noise}; PSNR "
+        f"for a range of 1. The paper gives pictures alone.\n\n{RATE_NOTE}",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,11 @@ def check_shape(shape: Sequence[int], config: RunConfig) -> None:
         )
 
 
-def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    report: Report | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> TrainResult:
     """Train, evaluate and draw, as `cgm-fast train` does.
 
     Nothing is written before settings, data and folder have been checked.
@@ -82,6 +86,7 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
     Args:
         config: As a user gives it; what is None comes from the data set's preset.
         report: Called after each step with (step, total steps, latest averages).
+        warn: Called before training with what a user should know of unusual settings.
 
     Raises:
         ConfigError, DataError, RunError: settings, data or folder cannot be used.
@@ -103,12 +108,30 @@ def train(config: TrainConfig, report: Report | None = None) -> TrainResult:
         model = build_model(settings)
         if settings.init is not None and not settings.resume:
             runs.load_weights(settings.init, model)
+        if warn is not None and workers.first and (text := _too_close(model, settings)):
+            warn(text)
         stopped_by = Trainer(model, data, settings, path, workers, report).fit()
         if stopped_by or not settings.evaluate or not workers.first:
             return TrainResult(path, stopped_by, None)
         return TrainResult(path, None, evaluate_model(model.eval(), data, settings, path))
     finally:
         workers.close()
+
+
+def _too_close(model: LatentModel, config: RunConfig) -> str | None:
+    """A warning if prototypes begin at random within each other's margins (Xavier with K > 3 N)."""
+    placed = config.prototype_init == "xavier" and config.init is None and not config.resume
+    if config.model != "cgm" or config.descriptor not in ("learned", "ema") or not placed:
+        return None
+    assert config.margin is not None
+    distance = float(torch.pdist(model.prototypes.detach()).square().mean())
+    if config.normalize or distance >= config.margin:
+        return None
+    return (
+        f"prototypes begin at squared distances of {distance:.2g} on average, within the margin "
+        f"{config.margin:g}: {config.num_prototypes} categories are many for {config.latent_dim} "
+        "dimensions"
+    )
 
 
 def _check_backend(name: str, device: torch.device) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from cgm_fast.losses import CGMLoss
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.descriptor import Descriptor, make_descriptor
+from cgm_fast.models.divergence import Divergence, OfSamples
 from cgm_fast.models.latent import UnitPower, resolve_sigma2
 from cgm_fast.models.likelihoods import Likelihood
 from cgm_fast.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.backends import AUTO
 from cgm_fast.ops.cgm_step.api import CGMLossResult
 from cgm_fast.ops.checks import check_choice
-from cgm_fast.ops.mmd.api import mmd
-from cgm_fast.ops.prototype_margin.api import prototype_margin
+from cgm_fast.ops.prototype_margin.api import PrototypeMarginResult, prototype_margin
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,7 +52,15 @@ class CGM(LatentModel):
         descriptor: A name of `descriptor.DESCRIPTORS`, or a `Descriptor`.
         assignment: What an image without a label is closest by: "euclidean" distance, or a
             similarity, "cosine", "dot" or a function of r [B, N] and g [K, N] to [B, K].
-        divergence: In place of MMD²: a function of encoded and prior samples, both [B, N], to [].
+        divergence: L_M: "mmd2" (eq. 5), "mmd" (its root), "energy" (the energy distance), or a
+            function of encoded and prior samples, both [B, N], to [].
+        prior_sampling: A prior sample is drawn around its image's prototype ("assigned"), or
+            around any at random ("iid").
+        estimator: Of MMD², "biased" or, with prior_sampling "iid", "unbiased".
+        conditional: MMD² of each category's samples, averaged by their shares of the batch.
+        negatives: "sum" over the other prototypes in the margin loss, or their "mean".
+        normalize: Scale codes and prototypes to unit length for the margin loss and the nearest
+            prototype.
         mapper: Applied to both codes and prototypes before the noise; None for the identity.
         sigma2: Variance of the encoder's noise. Give this or `rate_bits`; neither means 0.02.
         rate_bits: Nominal rate I in bits per image, σ² = 4^(−I/N).
@@ -68,7 +76,8 @@ class CGM(LatentModel):
         backend: Implementation of the loss, "auto" or a name.
 
     Raises:
-        ValueError: an argument is out of range, or both sigma2 and rate_bits are given.
+        ValueError: an argument is out of range, both sigma2 and rate_bits are given, or an option
+            does not go with another (see `divergence.Divergence`).
     """
 
     idle_steps: Tensor
@@ -83,7 +92,12 @@ class CGM(LatentModel):
         likelihood: str | Likelihood = "bernoulli",
         descriptor: str | Descriptor = "learned",
         assignment: str | Similarity = "euclidean",
-        divergence: Similarity | None = None,
+        divergence: str | OfSamples = "mmd2",
+        prior_sampling: str = "assigned",
+        estimator: str = "biased",
+        conditional: bool = False,
+        negatives: str = "sum",
+        normalize: bool = False,
         mapper: nn.Module | None = None,
         sigma2: float | None = None,
         rate_bits: float | None = None,
@@ -112,7 +126,10 @@ class CGM(LatentModel):
         self.similarity = (
             SIMILARITIES.get(assignment) if isinstance(assignment, str) else assignment
         )
-        self.divergence = divergence
+        self.divergence = Divergence(
+            divergence, prior_sampling, estimator, conditional, bandwidth, backend
+        )
+        self.normalize = normalize
         self.encoder = encoder
         self.head = UnitPower(latent_dim, self.sigma2) if power == "unit" else nn.Identity()
         self.mapper = nn.Identity() if mapper is None else mapper
@@ -139,6 +156,7 @@ class CGM(LatentModel):
             margin_weight=margin_weight,
             margin=margin,
             bandwidth=bandwidth,
+            negatives=negatives,
             detach_prior=detach_prior,
             backend=backend,
         )
@@ -173,7 +191,7 @@ class CGM(LatentModel):
             return labels
         if self.similarity is not None:
             return self.similarity(r, self.prototypes.to(r.dtype)).argmax(1)
-        return prototype_margin(r, self.prototypes.to(r.dtype)).assignment
+        return self._margin(r, self.prototypes.to(r.dtype), None).assignment
 
     def forward(
         self,
@@ -214,24 +232,37 @@ class CGM(LatentModel):
     def _latent(
         self, r: Tensor, g: Tensor, labels: Tensor | None, generator: torch.Generator | None
     ) -> CGMLossResult:
-        if not self.maps_codes and self.divergence is None:
+        if not self.maps_codes and not self.normalize and self.divergence.plain:
             return self.latent_loss(r, g, labels, generator=generator)
-        # The margin loss acts on codes, the MMD on what the mapper makes of them.
+        # The margin loss acts on codes, the divergence on what the mapper makes of them.
         options = self.latent_loss
-        pull, assignment = prototype_margin(
-            r, g, labels, margin=options.margin, backend=options.backend
-        )
+        pull, assignment = self._margin(r, g, labels)
         noise = torch.randn((2, *r.shape), device=r.device, generator=generator)
         tau2 = self.sigma2 if options.prior_sigma2 is None else options.prior_sigma2
+        centres = assignment
+        if self.divergence.prior_sampling == "iid":
+            k = self.num_prototypes
+            centres = torch.randint(k, assignment.shape, device=r.device, generator=generator)
         z = self.mapper(r) + self.sigma2**0.5 * noise[0]
-        prior = self.mapper(g)[assignment] + tau2**0.5 * noise[1]
+        prior = self.mapper(g)[centres] + tau2**0.5 * noise[1]
         prior = prior.detach() if options.detach_prior else prior
-        if self.divergence is None:
-            value = mmd(z, prior, bandwidth=options.bandwidth, backend=options.backend)
-        else:
-            value = self.divergence(z, prior)
+        value = self.divergence(z, prior, assignment, self.num_prototypes)
         loss = options.mmd_weight * value + options.margin_weight * pull
         return CGMLossResult(loss, value.detach(), pull.detach(), assignment, z)
+
+    def _margin(self, r: Tensor, g: Tensor, labels: Tensor | None) -> PrototypeMarginResult:
+        """The margin loss of codes r [B, N] and prototypes g [K, N], and the nearest of these."""
+        if self.normalize:
+            r, g = nn.functional.normalize(r), nn.functional.normalize(g)
+        options = self.latent_loss
+        return prototype_margin(
+            r,
+            g,
+            labels,
+            margin=options.margin,
+            negatives=options.negatives,
+            backend=options.backend,
+        )
 
     @torch.no_grad()
     def after_step(self, output: Output, decay: float = 0.99) -> None:

@@ -33,6 +33,11 @@ class Mixture:
         """log p(z) of z [..., N]: [...], nats."""
         return torch.logsumexp(self._log_joint(z), -1)
 
+    def log_prob_of_each(self, z: Tensor) -> Tensor:
+        """log p(z given k) of z [..., N]: [..., K], nats."""
+        # Plain differences: clusters are narrow beside their distances from the origin.
+        return self._log_density(z.unsqueeze(-2) - self.means)
+
     def precision(self, z: Tensor) -> Tensor:
         """Mean precision [..., N, N] of the components that z [..., N] may be of.
 
@@ -46,8 +51,7 @@ class Mixture:
 
     def _log_joint(self, z: Tensor) -> Tensor:
         """log p(z, k), [..., K]."""
-        # Plain differences: clusters are narrow beside their distances from the origin.
-        return self.weights.log() + self._log_density(z.unsqueeze(-2) - self.means)
+        return self.weights.log() + self.log_prob_of_each(z)
 
     def _log_density(self, offset: Tensor) -> Tensor:
         """log N(offset; 0, Σ_k) of offsets [..., K, N] from the means: [..., K]."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cgm_fast.data import ImageData
+from cgm_fast.data import ImageData, Noise
+from cgm_fast.models.divergence import Divergence
 from cgm_fast.models.latent import DEFAULT_SIGMA2, resolve_sigma2
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import check_number
@@ -80,6 +81,20 @@ class TrainConfig:
     """How prototypes are made: parameters, running means, batch means, weighted batch means."""
     assignment: Literal["euclidean", "cosine", "dot"] = "euclidean"
     """What an image is nearest to a prototype by, without labels: distance, or a similarity."""
+    prior_sampling: Literal["assigned", "iid"] = "assigned"
+    """Where the MMD's prior samples are: around their images' prototypes, or any at random."""
+    divergence: Literal["mmd2", "mmd", "energy"] = "mmd2"
+    """What λ weighs: MMD², its root, or the energy distance; λ is of another scale for each."""
+    estimator: Literal["biased", "unbiased"] = "biased"
+    """Of MMD²; unbiased goes with prior_sampling iid."""
+    conditional: bool = False
+    """MMD² of each category's own samples, instead of all together."""
+    detach_prior: bool = False
+    """Keep the MMD from moving the prototypes."""
+    negatives: Literal["sum", "mean"] = "sum"
+    """What the margin loss makes of the other prototypes' parts."""
+    normalize: bool = False
+    """Scale codes and prototypes to unit length for the margin loss."""
     prototype_init: Literal["xavier", "kmeans++"] | None = None
     """Where prototypes start: at random (xavier; default with supervised), or at codes of training
     images chosen by k-means++ (default without: fewer prototypes then die)."""
@@ -101,6 +116,10 @@ class TrainConfig:
     """How grey pixels become binary: not, drawn anew at every visit, drawn once, or at half."""
     denoise_variance: float = 0.0
     """Variance of Gaussian noise added to what the encoder sees; the clean image is the target."""
+    denoise_range: Literal["unit", "signed"] = "unit"
+    """Which range of the images that variance is for: [0, 1], or [-1, 1], where it is a quarter."""
+    denoise_clip: bool = False
+    """Clip noisy images to the range."""
 
     init: str | None = None
     """Folder of a finished run of the same networks, whose weights to begin with."""
@@ -145,6 +164,11 @@ class TrainConfig:
     """Test images for the importance-sampled likelihood."""
     nll_samples: int = 128
     """Latents per image for it (at least 2)."""
+
+    @property
+    def noise(self) -> Noise:
+        """What the encoder's images get, for denoising."""
+        return Noise(self.denoise_variance, self.denoise_range == "signed", self.denoise_clip)
 
 
 @dataclass(frozen=True)
@@ -333,8 +357,12 @@ def check(config: TrainConfig) -> None:
             f"supervised must be {str(config.model == 'cvae').lower()} with model {config.model}, "
             f"got {str(config.supervised).lower()}"
         )
-    if config.prototype_init == "kmeans++" and config.model != "cgm":
-        raise ConfigError(f"prototype_init must be left out with model {config.model}")
+    if config.model != "cgm":
+        given = [name for name, default in OF_CGM.items() if getattr(config, name) != default]
+        if config.prototype_init == "kmeans++":
+            given.append("prototype_init")
+        if given:
+            raise ConfigError(f"{given[0]} must be left out with model {config.model}")
     try:
         for name, (bound, included) in _BOUNDS.items():
             value = getattr(config, name)
@@ -344,6 +372,7 @@ def check(config: TrainConfig) -> None:
         if not isinstance(config.bandwidth, str):
             check_number("bandwidth", config.bandwidth, above=0)
         check_name(config.backend)
+        Divergence(config.divergence, config.prior_sampling, config.estimator, config.conditional)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.seed > MAX_SEED:
@@ -351,6 +380,17 @@ def check(config: TrainConfig) -> None:
     if config.power == "unit" and config.sigma2 is not None and config.sigma2 > 1:
         raise ConfigError(f"power=unit needs sigma2 <= 1, got {config.sigma2}")
 
+
+# Settings of the mixture of prototypes, which other models lack.
+OF_CGM = {
+    field.name: field.default
+    for field in dataclasses.fields(TrainConfig)
+    if field.name
+    in (
+        "descriptor", "assignment", "prior_sampling", "divergence", "estimator", "conditional",
+        "detach_prior", "negatives", "normalize", "reseed_dead", "power",
+    )
+}  # fmt: skip
 
 _WORDS = {
     str: "a string",

@@ -26,21 +26,25 @@ COLUMNS = (
     "kl",
     "rate_bits",
     "usage_bits",
+    "within_variance",
     "grad_norm",
     "images_per_second",
 )
 
 
 class Window:
-    """Sums since the last row: losses, and moments of the codes for the rate.
+    """Sums since the last row: losses, and moments of the codes for rate and spread.
 
     Its state is part of a checkpoint, so that a resumed run logs what an uninterrupted one does.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, model: LatentModel) -> None:
+        k, latent_dim = model.num_prototypes, model.latent_dim
         self.sums = torch.zeros(6, dtype=torch.float64)  # loss, its four terms, gradient norm
         # Of codes, their squares, the noise's variance, and its logarithm.
         self.moments = torch.zeros(4, latent_dim, dtype=torch.float64)
+        # Of the codes of each category, their sum and their number.
+        self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64)
         self.steps = 0
         self.images = 0
 
@@ -62,6 +66,8 @@ class Window:
         self.moments += torch.stack(
             (r.sum(0), r.square().sum(0), variance.sum(0), variance.log().sum(0))
         )
+        counted = torch.cat((r, r.new_ones(len(r), 1)), 1)
+        self.of_category.index_add_(0, output.assignment.cpu(), counted)
         self.steps += 1
         self.images += len(r)
 
@@ -72,6 +78,13 @@ class Window:
         mean, square, noise, log_noise = self.moments / self.images
         return gaussian_rate_bound((square - mean.square()).clamp_min(0), noise, log_noise)
 
+    def within_variance(self) -> float:
+        """s²: of the codes of a category, per dimension; the mean over the window's codes."""
+        sums, counts = self.of_category[:, :-1], self.of_category[:, -1:]
+        between = (sums.square() / counts.clamp_min(1)).sum()
+        square = self.moments[1].sum()
+        return float((square - between).clamp_min(0)) / max(self.images * sums.shape[1], 1)
+
     def row(self, model: LatentModel) -> dict[str, float]:
         """Averages of the window, to be logged; the caller adds step, epoch and speed."""
         names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "kl", "grad_norm")
@@ -79,6 +92,7 @@ class Window:
         row["rate_bits"] = self.rate_bits()
         usage = model.usage.cpu().double()
         usage = usage / usage.sum()
+        row["within_variance"] = self.within_variance()
         row["usage_bits"] = float(-(usage * usage.clamp_min(1e-300).log2()).sum())
         return row
 
@@ -87,6 +101,7 @@ class Window:
         return {
             "sums": self.sums,
             "moments": self.moments,
+            "of_category": self.of_category,
             "steps": self.steps,
             "images": self.images,
         }
@@ -94,6 +109,7 @@ class Window:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.sums, self.moments = state["sums"].clone(), state["moments"].clone()
+        self.of_category = state["of_category"].clone()
         self.steps, self.images = state["steps"], state["images"]
 
 

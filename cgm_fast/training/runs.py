@@ -30,7 +30,7 @@ CONFIG, METRICS, MODEL, CHECKPOINT = (
 EVALUATION, EVENTS = "evaluation.json", "events"
 PICTURES = ("reconstructions.png", "samples.png", "latents.png")
 FILES = (CHECKPOINT, MODEL, METRICS, EVALUATION, *PICTURES, CONFIG)
-FORMAT = 1  # of checkpoints
+FORMAT = 2  # of checkpoints
 
 
 class RunError(RuntimeError):

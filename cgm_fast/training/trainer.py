@@ -93,7 +93,7 @@ class Trainer:
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.step = 0
-        self.window = Window(self.model.latent_dim)
+        self.window = Window(self.model)
         self.latest: dict[str, float] = {}
 
     def fit(self) -> int | None:
@@ -155,7 +155,7 @@ class Trainer:
                 }
                 if log is not None:
                     log.write(self.latest)
-                self.window = Window(self.model.latent_dim)
+                self.window = Window(self.model)
                 started, since = time.perf_counter(), self.step
             stop = self.workers.any(signals.received)
             if self.step % checkpoint_every == 0 or done or stop:
@@ -228,10 +228,8 @@ class Trainer:
         """What the encoder sees and what the decoder must explain."""
         assert self.config.binarization is not None
         target = prepare(images, self.config.binarization, self.model.likelihood.continuous)
-        if self.config.denoise_variance == 0:
-            return target, target
-        noise = torch.randn_like(target) * math.sqrt(self.config.denoise_variance)
-        return target + noise, target
+        noise = self.config.noise
+        return (noise.add(target) if noise.variance else target), target
 
     def _non_finite_term(self, output: Output) -> str | None:
         """Which part of the objective is NaN or infinite, in words; None if none is."""

@@ -1,6 +1,7 @@
 """Against closed forms: x = W z + b + noise with a mixture prior is a mixture of Gaussians."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -87,6 +88,30 @@ def test_closed_form(name, scale, noise, modal):
     error = 3 * float(errors.std()) / len(errors) ** 0.5
     assert -error - bias - ROUNDING < float(errors.mean()) < error + ROUNDING
     assert float(gaps.mean()) < 3 * float(gaps.std()) / len(gaps) ** 0.5 + ROUNDING
+
+
+@pytest.mark.parametrize("name", ["paper", "fitted"])
+def test_closed_form_given_the_category(name):
+    """log p(x given k) is a single Gaussian's; latents are the same, whatever is asked for."""
+    prior = PRIORS[name]
+    model, w, b = _model(*SHARP, float(prior.variances.max()))
+    own = torch.arange(len(_images())) % 2
+    of_each = [
+        MixturePrior(prior.means[k : k + 1], torch.ones(1), prior.variances[k : k + 1])
+        for k in range(2)
+    ]
+    errors = []
+    for seed in range(12):
+        options = {"samples": 512, "seed": seed}
+        found = likelihoods(model, _images(), "none", prior, categories=own, **options)
+        plain = likelihoods(model, _images(), "none", prior, **options)
+        assert replace(found, nll_given_category=None) == plain
+        assert set(found.to_dict()) - set(plain.to_dict()) == {"nll_given_category"}
+        (x,) = prepared_batches(model, _images(), "none", seed)
+        exact = torch.stack([_exact(x, w, b, SHARP[1], each) for each in of_each])
+        errors.append(-found.nll_given_category - float(exact[own, torch.arange(8)].mean()))
+    errors = torch.tensor(errors, dtype=torch.float64)
+    assert abs(float(errors.mean())) < 3 * float(errors.std()) / len(errors) ** 0.5 + 0.01
 
 
 def test_elbo_and_its_parts():

@@ -48,6 +48,39 @@ def test_what_it_holds():
     assert _evaluate(model) == report
 
 
+def test_variance_within_categories():
+    model = linear_model()
+    report = _evaluate(model)
+    r = model.encode(_data().test.float() / 255).double()
+    own = model.assign(r.float())
+    for k, found in enumerate(report["within_variance"]):
+        if (own == k).sum() < 2:
+            assert found is None
+        else:
+            expected = r[own == k].var(0, correction=0).mean().item()
+            assert found == pytest.approx(expected, rel=1e-6)
+    assert any(report["within_variance"])
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1e-3, True), (30.0, False)])
+def test_a_warning_where_codes_tell_little_more_than_the_category(scale, warned):
+    model = linear_model()
+    with torch.no_grad():
+        model.encoder[1].weight.mul_(scale)
+    report = _evaluate(model)
+    assert (report["rate_bits"]["monte_carlo"] < math.log2(3) + 1) == warned
+    assert bool(report["warnings"]) == warned
+    if warned:
+        assert "hardly more than its category does (at most log2 3 = 1.6)" in report["warnings"][0]
+
+
+def test_likelihoods_given_the_label_where_categories_are_labels():
+    for supervised in (True, False):
+        report = _evaluate(supervised=supervised)
+        for part in report["nats_per_image"].values():
+            assert ("nll_given_category" in part) == supervised
+
+
 def test_bits_per_dim_of_densities():
     report = _evaluate(linear_model(likelihood="gaussian"))
     for part in report["nats_per_image"].values():

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,26 @@ def test_every_model_with_every_network(model, network, tmp_path):
     for name in ("samples.png", "reconstructions.png", "latents.png"):
         with Image.open(result.path / name) as picture:
             picture.verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"supervised": True, "latent_dim": 2, "num_prototypes": 12}, True),
+        ({"supervised": True, "latent_dim": 12, "num_prototypes": 3}, False),
+        ({"latent_dim": 2, "num_prototypes": 12}, False),  # which begin at codes
+        ({"supervised": True, "latent_dim": 2, "num_prototypes": 12, "margin": 0.0}, False),
+        ({"supervised": True, "latent_dim": 2, "descriptor": "batch_mean"}, False),
+        ({"model": "vae", "latent_dim": 2}, False),
+    ],
+)
+def test_a_warning_where_prototypes_begin_within_margins(tmp_path, changes, warned):
+    texts = []
+    experiments.train(settings(tmp_path, max_steps=1, **changes), warn=texts.append)
+    assert bool(texts) == warned
+    if warned:
+        assert "12 categories are many for 2 dimensions" in texts[0]
+        assert re.search(r"begin at squared distances of [0-9.]+ on average, within the", texts[0])
 
 
 @pytest.mark.parametrize("decoder", ["same", "pixelcnn"])

@@ -98,6 +98,64 @@ def test_another_divergence(labels):
     assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
 
 
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["cgm1", "cgm2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"negatives": "mean"},
+        {"normalize": True, "margin": 0.5},
+        {"normalize": True, "negatives": "mean", "conditional": True},
+        {"prior_sampling": "iid"},
+        {"prior_sampling": "iid", "estimator": "unbiased"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_other_readings(options, labels):
+    """Their loss from the public functions, with the model's draws."""
+    model = linear_model(mmd_weight=7.0, margin_weight=3.0, sigma2=0.05, **options)
+    found = model(X, labels, generator=_generator())
+    r, g = model.encode(X), model.prototypes
+    margin, negatives = options.get("margin", 1.0), options.get("negatives", "sum")
+    scale = nn.functional.normalize if options.get("normalize") else lambda part: part
+    pull, k = prototype_margin(scale(r), scale(g), labels, margin=margin, negatives=negatives)
+    generator = _generator()
+    e, e_prior = torch.randn((2, *r.shape), generator=generator)
+    iid = "prior_sampling" in options
+    centres = torch.randint(3, k.shape, generator=generator) if iid else k
+    z, prior = r + 0.05**0.5 * e, g[centres] + 0.05**0.5 * e_prior
+    if options.get("conditional"):
+        value = sum((k == j).float().mean() * mmd(z[k == j], prior[k == j]) for j in k.unique())
+    else:
+        value = mmd(z, prior, estimator=options.get("estimator", "biased"))
+    torch.testing.assert_close(found.mmd, value.detach(), atol=1e-5, rtol=1e-5)
+    expected = found.reconstruction + 7 * value + 3 * pull
+    torch.testing.assert_close(found.loss, expected, atol=1e-4, rtol=1e-6)
+    assert torch.equal(found.assignment, k)
+    nearest = prototype_margin(scale(r), scale(g)).assignment
+    assert torch.equal(model.assign(r), nearest)
+    found.loss.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in model.parameters())
+
+
+def test_prior_samples_around_any_prototype():
+    """In shares that are the prior's, not the batch's: all codes are of one category here."""
+    model = linear_model(prior_sampling="iid", sigma2=1e-6)
+    seen = []
+
+    class Watched:
+        plain, prior_sampling = False, "iid"
+
+        def __call__(self, z, prior, categories, k):
+            seen.append(prior)
+            return z.sum() * 0
+
+    model.divergence = Watched()
+    model(X.repeat(100, 1, 1, 1), torch.zeros(600, dtype=torch.int64), generator=_generator())
+    nearest = torch.cdist(seen[0], model.prototypes).argmin(1)
+    shares = torch.bincount(nearest, minlength=3) / 600
+    assert (shares - 1 / 3).abs().max() < 4 * (2 / 9 / 600) ** 0.5
+
+
 def test_prototypes_begin_apart_by_the_margin():
     """Twice as large for four times the margin; a descriptor of one's own is left as it is."""
     found = []

@@ -17,7 +17,8 @@ def _rows(path):
 
 
 def test_a_window_averages_its_steps():
-    model, window = linear_model(mmd_weight=10.0, margin_weight=0.5), Window(3)
+    model = linear_model(mmd_weight=10.0, margin_weight=0.5)
+    window = Window(model)
     outputs = [model(X) for _ in range(3)]
     for i, output in enumerate(outputs):
         window.add(model, output, grad_norm=i)
@@ -36,21 +37,37 @@ def test_a_window_averages_its_steps():
     r = torch.cat([output.r for output in outputs]).double()
     rate = 0.5 * float(torch.log2(1 + r.var(0, correction=0) / model.sigma2).sum())
     assert row["rate_bits"] == pytest.approx(rate, rel=1e-6)  # variances are told in float32
-    assert math.isnan(Window(3).rate_bits())
+    assert math.isnan(Window(model).rate_bits())
 
 
 @pytest.mark.parametrize(
     ("usage", "bits"), [((1, 1, 1), math.log2(3)), ((1, 1, 0), 1), ((1, 0, 0), 0)]
 )
 def test_usage_bits(usage, bits):
-    model, window = linear_model(), Window(3)
+    model = linear_model()
+    window = Window(model)
     window.add(model, model(X), 0.0)
     model.usage.copy_(torch.tensor(usage) / sum(usage))
     assert window.row(model)["usage_bits"] == pytest.approx(bits, abs=1e-6)
 
 
+def test_within_variance_is_about_each_categorys_mean_over_the_window():
+    model = linear_model()
+    window = Window(model)
+    outputs = [model(X, torch.arange(12) % 2 + i) for i in range(2)]  # of 3 categories
+    for output in outputs:
+        window.add(model, output, 0.0)
+    r = torch.cat([output.r for output in outputs]).double()
+    own = torch.cat([output.assignment for output in outputs])
+    squares = [(r[own == k] - r[own == k].mean(0)).square().sum() for k in range(3)]
+    expected = float(sum(squares)) / r.numel()
+    assert window.row(model)["within_variance"] == pytest.approx(expected, rel=1e-9)
+    assert Window(model).within_variance() == 0
+
+
 def test_a_windows_state():
-    model, window, other = linear_model(), Window(3), Window(3)
+    model = linear_model()
+    window, other = Window(model), Window(model)
     window.add(model, model(X), 1.0)
     other.load_state_dict(window.state_dict())
     assert other.row(model) == window.row(model)

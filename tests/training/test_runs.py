@@ -10,7 +10,7 @@ from tiny import run, same, settings
 
 from cgm_fast.experiments.run import train
 from cgm_fast.training import runs
-from cgm_fast.training.runs import CHECKPOINT, CONFIG, METRICS, MODEL, RunError
+from cgm_fast.training.runs import CHECKPOINT, CONFIG, FORMAT, METRICS, MODEL, RunError
 
 # Writing
 
@@ -228,11 +228,11 @@ def _bad_checkpoints(whole, touched):
     yield "garbage", b"garbage" * 99
     for share in (0.2, 0.7, 0.999):
         yield f"truncated to {share}", data[: int(share * len(data))]
-    yield "pickled bomb", pickle.dumps({"format": 1, "model": Bomb(touched)})
+    yield "pickled bomb", pickle.dumps({"format": FORMAT, "model": Bomb(touched)})
     for name, foreign in {
         "a list": [1, 2],
         "a foreign dictionary": {"state_dict": {}},
-        "another format": {**content, "format": 2},
+        "another format": {**content, "format": FORMAT + 1},
         "a torch bomb": {**content, "model": Bomb(touched)},
         "no optimizer": {key: value for key, value in content.items() if key != "optimizer"},
         "no model": {**content, "model": None},

@@ -4,6 +4,7 @@ from tiny import IMAGES, checkpoint, metrics, pixels, run
 
 from cgm_fast.data import load
 from cgm_fast.models import CGM, Descriptor
+from cgm_fast.models.divergence import Divergence
 from cgm_fast.training.runs import RunError, load_run
 
 
@@ -70,6 +71,38 @@ def test_denoising_shows_noise_to_the_encoder_alone(tmp_path, monkeypatch):
     clean = torch.from_numpy(pixels()).float().unique() / 255
     assert torch.isin(pairs[0][1], clean).all()
     assert not torch.equal(noise[0], noise[4])  # fresh noise at every visit
+
+
+def test_settings_reach_the_model_and_the_noise(tmp_path, monkeypatch):
+    seen, forward = [], CGM.forward
+
+    def recorded(self, x, labels=None, target=None, generator=None):
+        seen.append((self, x))
+        return forward(self, x, labels, target, generator)
+
+    monkeypatch.setattr(CGM, "forward", recorded)
+    run(
+        tmp_path,
+        max_steps=1,
+        prior_sampling="iid",
+        estimator="unbiased",
+        detach_prior=True,
+        negatives="mean",
+        normalize=True,
+        denoise_variance=0.5,
+        denoise_range="signed",
+        denoise_clip=True,
+    )
+    model, x = seen[0]
+    assert model.divergence == Divergence(prior_sampling="iid", estimator="unbiased")
+    assert (model.normalize, model.latent_loss.negatives) == (True, "mean")
+    assert model.latent_loss.detach_prior
+    assert (float(x.min()), float(x.max())) == (0, 1)
+    others = {"divergence": "energy", "conditional": False}, {"conditional": True}
+    for i, given in enumerate(others):
+        run(tmp_path, max_steps=1, out=str(tmp_path / str(i)), **given)
+        found = seen[-1][0].divergence
+        assert (found.kind, found.conditional) == (("energy", False), ("mmd2", True))[i]
 
 
 def test_bf16(tmp_path):
