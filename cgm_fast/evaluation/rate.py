@@ -26,10 +26,10 @@ def monte_carlo_rate(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> float:
     """
     n = len(r)
     # Only differences count, so one origin serves all; products in float64 are exact enough.
-    r = r.cpu().double()
+    r = (r.cpu() if r.device.type == "mps" else r).double()  # which has no float64
     r = r - r.mean(0)
     learned = isinstance(sigma2, Tensor)
-    variance = torch.as_tensor(sigma2).cpu().double().expand(r.shape)
+    variance = torch.as_tensor(sigma2).to(r).expand(r.shape)
     precision = 1 / variance
     # |z − r_j|² / v_j = z²·(1/v_j) − 2 z·(r_j/v_j) + Σ r_j²/v_j
     ones = precision if learned else precision[:1]
@@ -39,13 +39,19 @@ def monte_carlo_rate(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> float:
     total = 0.0
     for i in range(0, n, ROWS):
         own = r[i : i + ROWS]
-        noise = torch.randn(own.shape, dtype=torch.float64, generator=generator)
+        noise = torch.randn(own.shape, dtype=torch.float64, generator=generator).to(r.device)
         z = own + variance[i : i + ROWS].sqrt() * noise
         squares = z.square() @ ones.T + offset - 2 * z @ scaled.T
         log_mixture = torch.logsumexp(-0.5 * squares - log_scale, 1) - math.log(n)
         log_own = -0.5 * noise.square().sum(1) - log_scale[i : i + ROWS]
         total += float((log_own - log_mixture).sum())
     return total / n / math.log(2)
+
+
+def with_known_noise(r: Tensor, variance: Tensor) -> tuple[Tensor, float | Tensor]:
+    """Codes [n, N] with the variance of their noise: as a number where it is fixed."""
+    fixed = float(variance[0, 0])
+    return r, fixed if bool((variance == fixed).all()) else variance
 
 
 def rates(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> dict[str, float]:

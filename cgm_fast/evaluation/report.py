@@ -13,7 +13,7 @@ from cgm_fast.evaluation.clustering import clustering_scores
 from cgm_fast.evaluation.codes import codes_and_posteriors, prepared_batches, with_labels
 from cgm_fast.evaluation.nll import likelihoods
 from cgm_fast.evaluation.probe import PROBES, probe_error
-from cgm_fast.evaluation.rate import rates
+from cgm_fast.evaluation.rate import rates, with_known_noise
 from cgm_fast.models.base import LatentModel
 from cgm_fast.models.likelihoods import bits_per_dim
 from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
@@ -71,9 +71,7 @@ def evaluate(
         report["mean_squared_error"] = _mse(model, shown, binarization, seed + 1, test_seen)
         report["mean_squared_error_images"] = len(shown)
     mean, variance = (part[:RATE_CODES] for part in of_train)
-    fixed = float(variance[0, 0])
-    known = fixed if bool((variance == fixed).all()) else variance
-    report["rate_bits"] = rates(mean, known, seed)
+    report["rate_bits"] = rates(*with_known_noise(mean, variance), seed)
     priors: dict[str, Mixture] = {"paper": model.prior("uniform")}
     priors |= model.fitted_priors(train, variance.mean(0))
     report["nats_per_image"] = {}

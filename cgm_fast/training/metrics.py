@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgm_fast.evaluation.rate import rates, with_known_noise
 from cgm_fast.extras import require
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.latent import gaussian_rate_bound
@@ -25,11 +27,16 @@ COLUMNS = (
     "margin_weighted",
     "kl",
     "rate_bits",
+    "nominal_rate_bits",
+    "monte_carlo_rate_bits",
     "usage_bits",
     "within_variance",
     "grad_norm",
     "images_per_second",
 )
+
+
+RATE_CODES = 1024  # of the latest ones, for the Monte-Carlo rate: log2 of that is its ceiling
 
 
 class Window:
@@ -45,6 +52,8 @@ class Window:
         self.moments = torch.zeros(4, latent_dim, dtype=torch.float64)
         # Of the codes of each category, their sum and their number.
         self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64)
+        # The latest codes with their noise's variances, where they were computed: no copies.
+        self.latest: deque[tuple[Tensor, Tensor]] = deque()
         self.steps = 0
         self.images = 0
 
@@ -66,6 +75,9 @@ class Window:
         self.moments += torch.stack(
             (r.sum(0), r.square().sum(0), variance.sum(0), variance.log().sum(0))
         )
+        self.latest.append((output.r, output.variance))
+        while sum(len(r) for r, _ in self.latest) - len(self.latest[0][0]) >= RATE_CODES:
+            self.latest.popleft()
         counted = torch.cat((r, r.new_ones(len(r), 1)), 1)
         self.of_category.index_add_(0, output.assignment.cpu(), counted)
         self.steps += 1
@@ -77,6 +89,11 @@ class Window:
             return math.nan
         mean, square, noise, log_noise = self.moments / self.images
         return gaussian_rate_bound((square - mean.square()).clamp_min(0), noise, log_noise)
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """The latest codes and the variances of their noise, both [at most RATE_CODES, N]."""
+        r, variance = (torch.cat(parts)[-RATE_CODES:] for parts in zip(*self.latest, strict=True))
+        return r, variance
 
     def within_variance(self) -> float:
         """s²: of the codes of a category, per dimension; the mean over the window's codes."""
@@ -90,6 +107,9 @@ class Window:
         names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "kl", "grad_norm")
         row = dict(zip(names, (self.sums / self.steps).tolist(), strict=True))
         row["rate_bits"] = self.rate_bits()
+        found = rates(*with_known_noise(*self.codes()))
+        row["nominal_rate_bits"] = found.get("nominal", math.nan)  # none of a learned variance
+        row["monte_carlo_rate_bits"] = found["monte_carlo"]
         usage = model.usage.cpu().double()
         usage = usage / usage.sum()
         row["within_variance"] = self.within_variance()
@@ -102,6 +122,7 @@ class Window:
             "sums": self.sums,
             "moments": self.moments,
             "of_category": self.of_category,
+            "codes": [part.cpu() for part in self.codes()] if self.latest else None,
             "steps": self.steps,
             "images": self.images,
         }
@@ -110,6 +131,10 @@ class Window:
         """From a checkpoint."""
         self.sums, self.moments = state["sums"].clone(), state["moments"].clone()
         self.of_category = state["of_category"].clone()
+        self.latest.clear()
+        if state["codes"] is not None:
+            r, variance = state["codes"]
+            self.latest.append((r.clone(), variance.clone()))
         self.steps, self.images = state["steps"], state["images"]
 
 

@@ -6,6 +6,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import linear_model, run
 
+from cgm_fast.evaluation.rate import monte_carlo_rate
+from cgm_fast.training import metrics
 from cgm_fast.training.metrics import COLUMNS, MetricsLog, Window, all_finite
 
 X = torch.linspace(0, 1, 12 * 64).reshape(12, 1, 8, 8)
@@ -38,6 +40,34 @@ def test_a_window_averages_its_steps():
     rate = 0.5 * float(torch.log2(1 + r.var(0, correction=0) / model.sigma2).sum())
     assert row["rate_bits"] == pytest.approx(rate, rel=1e-6)  # variances are told in float32
     assert math.isnan(Window(model).rate_bits())
+    assert row["nominal_rate_bits"] == pytest.approx(1.5 * math.log2(1 / 0.02))
+    assert row["monte_carlo_rate_bits"] == monte_carlo_rate(r.float(), model.sigma2)
+    assert row["monte_carlo_rate_bits"] < row["rate_bits"]
+
+
+def test_a_learned_noise_has_no_nominal_rate(tmp_path):
+    run(tmp_path, model="vae", max_steps=2)
+    (row,) = _rows(tmp_path / "run" / "metrics.csv")
+    assert row["nominal_rate_bits"] == "nan"
+    assert 0 < float(row["monte_carlo_rate_bits"]) <= math.log2(16)
+
+
+def test_the_latest_codes_are_kept(monkeypatch):
+    monkeypatch.setattr(metrics, "RATE_CODES", 30)
+    model = linear_model()
+    window, outputs = Window(model), [model(X * i) for i in range(7)]
+    for output in outputs:
+        window.add(model, output, 0.0)
+    assert len(window.latest) == 3  # of 12 codes each: no more than it takes
+    r, variance = window.codes()
+    assert torch.equal(r, torch.cat([output.r for output in outputs])[-30:])
+    assert variance.shape == r.shape
+    other = Window(model)
+    other.load_state_dict(window.state_dict())
+    for each in (window, other):
+        each.add(model, outputs[0], 0.0)
+    assert torch.equal(window.codes()[0], other.codes()[0])
+    assert window.row(model) == other.row(model)
 
 
 @pytest.mark.parametrize(
