@@ -36,7 +36,7 @@ COLUMNS = (
 )
 
 
-RATE_CODES = 1024  # of the latest ones, for the Monte-Carlo rate: log2 of that is its ceiling
+RATE_CODES = 512  # of the latest ones, for the Monte-Carlo rate: its ceiling is 9 bits
 
 
 class Window:
