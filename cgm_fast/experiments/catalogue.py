@@ -54,6 +54,7 @@ class Experiment:
         "sweep-margin",
         "sweep-prior-variance",
         "sweep-batch-size",
+        "sweep-num-prototypes",
         "sweep-latent-dim",
         "sweep-descriptor",
         "few-shot",

@@ -20,9 +20,9 @@ COLUMNS = (
     "setting", "NLL", "NLL, own prior", "MSE", "linear error %", "MLP error %",
     "nearest prototype %", *RATES, "epochs", "steps", "seeds", "seconds a run",
 )  # fmt: skip
-NOTES = """CGM2 on dynamically binarised MNIST: −log p(x) in nats under the prior with weights,
-means and covariances fitted to training codes, mean squared error per pixel, errors of probes on r
-and of the nearest prototype."""
+NOTES = """on dynamically binarised MNIST: −log p(x) in nats under the prior with weights, means
+and covariances fitted to training codes, mean squared error per pixel, errors of probes on r and of
+the nearest prototype, where categories are labels."""
 
 
 class Sweep(NamedTuple):
@@ -30,6 +30,7 @@ class Sweep(NamedTuple):
 
     settings: dict[str, dict[str, Any]]
     claim: str
+    supervised: bool = True
 
 
 EPOCHS = "epochs"  # in a sweep's settings: times the study's
@@ -79,6 +80,11 @@ SWEEPS = {
         "Either the number of epochs is the same, or, with fewer or more of them, that of steps "
         f"as with {BATCH} images.",
     ),
+    "num-prototypes": Sweep(
+        _over("K", "num_prototypes", (5, 10, 20, 50)),
+        f"The same claim: with fewer categories each has more of a batch's {BATCH} images.",
+        supervised=False,
+    ),
     "latent-dim": Sweep(
         _over("N", "latent_dim", (2, 5, 10, 20, 50)),
         "The paper's claim (IV-B2): more dimensions disentangle better.",
@@ -93,17 +99,18 @@ SWEEPS = {
 def sweep(name: str, study: Study) -> None:
     """A table with a row for each setting of one of `SWEEPS`."""
     rows = []
+    settings_of, claim, supervised = SWEEPS[name]
     whole = study.base.epochs or PRESETS["mnist"].epochs
-    for label, changes in SWEEPS[name].settings.items():
-        settings = {"data": "mnist", "supervised": True} | changes
+    for label, changes in settings_of.items():
+        settings = {"data": "mnist", "supervised": supervised} | changes
         if EPOCHS in changes:
             settings[EPOCHS] = max(1, round(whole * changes[EPOCHS]))
         folder = label.replace(" = ", "-").replace(",", "").replace(" ", "-")
         found = [study.train(f"{folder}-{seed}", **settings, seed=seed) for seed in study.seeds]
         rows.append(_row(label, found))
-    study.write_table(
-        f"sweep-{name}", COLUMNS, rows, f"{SWEEPS[name].claim}\n\n{NOTES}\n\n{RATE_NOTE}"
-    )
+    model = "CGM2" if supervised else "CGM1"
+    notes = f"{claim}\n\n{model} {NOTES}\n\n{RATE_NOTE}"
+    study.write_table(f"sweep-{name}", COLUMNS, rows, notes)
 
 
 def _row(label: str, found: Sequence[Trained]) -> dict[str, Any]:
