@@ -76,9 +76,10 @@ def evaluate(
     priors |= model.fitted_priors(train, variance.mean(0))
     report["nats_per_image"] = {}
     explained = _subset(len(data.test), nll_images)
-    given = None  # the images' categories, where labels are that
+    given = None  # the images' categories, where labels are that, and all have been seen
     if supervised and not model.sees_labels and data.test_labels is not None:
-        given = data.test_labels[explained]
+        known = int(data.test_labels.max()) < model.num_prototypes
+        given = data.test_labels[explained] if known else None
     for name, prior in priors.items():
         found = likelihoods(
             model,

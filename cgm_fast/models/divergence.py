@@ -29,8 +29,8 @@ class Divergence:
 
     Attributes:
         kind: "mmd2" (eq. 5), "mmd" (its root; λ is then of another scale), "energy" (the energy
-            distance, 2 E|z − z'| − E|z − y| − E|z' − y'|), or a function of encoded and prior
-            samples, both [B, N], to [].
+            distance: twice the mean distance between encoded and prior samples, less those within
+            each), or a function of both, [B, N], to [].
         prior_sampling: A prior sample is drawn around the prototype of its image ("assigned"), or
             around any at random ("iid").
         estimator: "biased" or "unbiased"; assigned samples are no draws of the prior's own, and

@@ -79,6 +79,8 @@ def test_likelihoods_given_the_label_where_categories_are_labels():
         report = _evaluate(supervised=supervised)
         for part in report["nats_per_image"].values():
             assert ("nll_given_category" in part) == supervised
+    report = _evaluate(data=_data(classes=4), supervised=True)  # of which the model has three
+    assert "nll_given_category" not in report["nats_per_image"]["prior_full"]
 
 
 def test_bits_per_dim_of_densities():
