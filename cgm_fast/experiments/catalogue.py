@@ -62,7 +62,8 @@ class Experiment:
     ]
     """Which table, figure or claim."""
     preset: Literal["small", "full"] = "small"
-    """small: some minutes on two processor cores; full: the paper's size, for a GPU."""
+    """small: one to four minutes a run on two processor cores (table1 has 24 runs, fig2 two);
+    full: the paper's size, for a GPU."""
     data_root: str = "data"
     """Folder that holds torchvision's data sets, or NAME-train.npz and NAME-test.npz for one."""
     download: bool = False
