@@ -39,11 +39,28 @@ _EMULATED = cuda_launch.EMULATION in os.environ
 
 def _why_no_triton() -> str | None:
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         return f"triton cannot be imported ({error}); pip install triton"
-    if not (_INTERPRETED or torch.cuda.is_available()):
+    if _INTERPRETED:
+        return _why_not_interpreted(triton.__version__)
+    if not torch.cuda.is_available():
         return "torch finds no GPU; TRITON_INTERPRET=1 interprets the kernels on the CPU"
+    return None
+
+
+def _why_not_interpreted(triton: str) -> str | None:
+    import numpy
+
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in version.split(".")[:2])
+
+    # triton-lang/triton 9171: it made integers of arrays of one number, which numpy now refuses.
+    if number(triton) < (3, 7) and number(numpy.__version__) >= (2, 4):
+        return (
+            f"the interpreter of Triton {triton} cannot run with numpy {numpy.__version__}; "
+            "pip install 'numpy<2.4', or a newer Triton"
+        )
     return None
 
 

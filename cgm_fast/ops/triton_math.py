@@ -137,7 +137,8 @@ def add_weighted(total, w, z, PARTS: tl.constexpr, PRECISION: tl.constexpr):
         head = cut(w)
         return total + product(head, w - head, z, PRECISION)
     else:
-        return tl.dot(w, z, total, input_precision=PRECISION)
+        # Told the type: Triton 3.6 takes a running sum for float32 otherwise.
+        return tl.dot(w, z, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit

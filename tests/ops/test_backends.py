@@ -122,3 +122,21 @@ def test_before_its_first_call_an_op_has_no_last_implementation(monkeypatch):
     cgm_fast.mmd(R, G)
     assert cgm_fast.last_backend() == cgm_fast.last_backend("mmd") is not None
     assert cgm_fast.last_backend("cgm_step") is None
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "runs"),
+    [
+        ("3.6.0", "2.3.5", True),
+        ("3.6.0", "2.4.0", False),
+        ("3.2.0", "3.0.0", False),
+        ("3.7.0", "2.5.2", True),
+        ("3.10.0+git1234", "2.4.0rc1", True),
+    ],
+)
+def test_an_interpreter_that_this_numpy_breaks(triton, numpy, runs, monkeypatch):
+    monkeypatch.setattr("numpy.__version__", numpy)
+    reason = backends._why_not_interpreted(triton)
+    assert (reason is None) == runs
+    if not runs:
+        assert f"Triton {triton} cannot run with numpy {numpy}; pip install 'numpy<2.4'" in reason

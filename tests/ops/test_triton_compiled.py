@@ -13,6 +13,8 @@ from cgm_fast.ops import backends
 if backends.availability()["triton"] is not None:
     pytest.skip(backends.availability()["triton"], allow_module_level=True)
 
+import triton
+
 from cgm_fast.ops import triton_tiles
 
 if not triton_tiles.PIPELINES:
@@ -22,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
 from benchmarks.compiled import SHARED, TARGETS, target_of  # noqa: E402
+
+# Bytes. None of the table's tiles spills with the Triton that it was made with; an older one's
+# compiler, which came with other versions of LLVM and ptxas, may use some registers more.
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+SPILLED = 0 if VERSION >= (3, 8) else 256
 
 
 def compile_for(target):
@@ -46,7 +53,7 @@ def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(targe
     for row in found:
         assert row["shared"] <= SHARED[target_of(target)[1]], row
         # A division of float64 numbers, one for each row in the end, is a call with a stack.
-        allowed = 0 if row["features"] is not None else 32
+        allowed = SPILLED + (0 if row["features"] is not None else 32)
         assert (row["spilled"] or 0) <= allowed, row  # None where triton brings no cuobjdump
         if row["features"] is not None:
             assert row["tensor"] > 0, row

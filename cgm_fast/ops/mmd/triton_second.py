@@ -66,9 +66,9 @@ def mmd_bwd_kernel(
             at_j = j.to(tl.int64)[:, None] * features + f[None, :]
             z_i, t_i = tl.load(rows + at_i), tl.load(tangents + at_i)
             z_j, t_j = tl.trans(tl.load(rows + at_j)), tl.trans(tl.load(tangents + at_j))
-            e = tl.dot(z_i, z_j, e, input_precision=PRECISION)
-            e_dot = tl.dot(z_i, t_j, e_dot, input_precision=PRECISION)
-            e_dot = tl.dot(t_i, z_j, e_dot, input_precision=PRECISION)
+            e = tl.dot(z_i, z_j, e, input_precision=PRECISION, out_dtype=e.dtype)
+            e_dot = tl.dot(z_i, t_j, e_dot, input_precision=PRECISION, out_dtype=e_dot.dtype)
+            e_dot = tl.dot(t_i, z_j, e_dot, input_precision=PRECISION, out_dtype=e_dot.dtype)
         e += tl.load(bias + j)[None, :] + b_i[:, None]
         e_dot -= tl.load(along + j)[None, :] + along_i[:, None]
         own = i[:, None] == j[None, :]
