@@ -171,7 +171,8 @@ class MetricsLog:
                      for name in COLUMNS]
                 )  # fmt: skip
             for name in COLUMNS[2:]:
-                self.events.add_scalar(name, row[name], row["step"])
+                if not math.isnan(row[name]):
+                    self.events.add_scalar(name, row[name], row["step"])
         except OSError as error:
             raise RunError(f"{self.file} could not be written: {error.strerror}") from error
 
