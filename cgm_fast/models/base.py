@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cgm_fast.models.descriptor import category_counts
 from cgm_fast.models.likelihoods import Likelihood, make_likelihood
 from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
 from cgm_fast.models.prior import Mixture, MixturePrior
@@ -209,5 +210,5 @@ class LatentModel(nn.Module):
             output: What `forward` returned for the step's batch.
             decay: Weight of the past in the running usage.
         """
-        counts = torch.bincount(output.assignment, minlength=self.num_prototypes)
+        counts = category_counts(output.assignment, self.num_prototypes)
         self.usage.lerp_(counts / counts.sum(), 1 - decay)

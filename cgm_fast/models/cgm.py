@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cgm_fast.losses import CGMLoss
 from cgm_fast.models.base import LatentModel, Output
-from cgm_fast.models.descriptor import Descriptor, make_descriptor
+from cgm_fast.models.descriptor import Descriptor, category_counts, make_descriptor
 from cgm_fast.models.divergence import Divergence, OfSamples
 from cgm_fast.models.latent import UnitPower, resolve_sigma2
 from cgm_fast.models.likelihoods import Likelihood
@@ -273,7 +273,7 @@ class CGM(LatentModel):
             decay: Weight of the past in the running usage.
         """
         super().after_step(output, decay)
-        counts = torch.bincount(output.assignment, minlength=self.num_prototypes)
+        counts = category_counts(output.assignment, self.num_prototypes)
         self.descriptor.update(output.r, output.assignment)
         self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
         if not self.reseed_dead:

@@ -117,13 +117,17 @@ class AttentionDescriptor(BatchMeanDescriptor):
         weights = (scores - highest[labels]).exp()  # the highest of a category weighs 1
         total = weights.new_zeros(k).index_add(0, labels, weights)
         summed = r.new_zeros(k, r.shape[1]).index_add(0, labels, weights.unsqueeze(1) * r)
-        counts = torch.bincount(labels, minlength=k)
-        return summed / total.clamp_min(1).unsqueeze(1), counts
+        return summed / total.clamp_min(1).unsqueeze(1), category_counts(labels, k)
+
+
+def category_counts(categories: Tensor, k: int) -> Tensor:
+    """How many of categories [B] are each of k, [k]; bincount would wait for a GPU."""
+    return categories.new_zeros(k).scatter_add_(0, categories, torch.ones_like(categories))
 
 
 def category_means(r: Tensor, categories: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Mean of the rows of r [B, N] in each of k categories [k, N], and their number [k]."""
-    counts = torch.bincount(categories, minlength=k)
+    counts = category_counts(categories, k)
     summed = r.new_zeros(k, r.shape[1]).index_add(0, categories, r)
     return summed / counts.clamp_min(1).unsqueeze(1).to(r.dtype), counts
 

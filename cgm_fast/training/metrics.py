@@ -37,11 +37,13 @@ COLUMNS = (
 
 
 RATE_CODES = 512  # of the latest ones, for the Monte-Carlo rate: its ceiling is 9 bits
+STEPS_HELD = 64  # where they were computed, before a GPU is waited for
 
 
 class Window:
     """Sums since the last row: losses, and moments of the codes for rate and spread.
 
+    Steps are held as they come and summed many at once, so that a step need not wait for a GPU.
     Its state is part of a checkpoint, so that a resumed run logs what an uninterrupted one does.
     """
 
@@ -54,39 +56,51 @@ class Window:
         self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64)
         # The latest codes with their noise's variances, where they were computed: no copies.
         self.latest: deque[tuple[Tensor, Tensor]] = deque()
+        self.held: list[tuple[Tensor, ...]] = []
         self.steps = 0
         self.images = 0
 
-    def add(self, model: LatentModel, output: Output, grad_norm: float) -> None:
+    def add(self, model: LatentModel, output: Output, grad_norm: Tensor) -> None:
         """Count one step."""
         mmd_weight, margin_weight = model.weights
-        terms = torch.stack(
-            (
-                output.loss.detach(),
-                output.reconstruction,
-                mmd_weight * output.mmd,
-                margin_weight * output.margin,
-                output.kl,
-            )
+        terms = (
+            output.loss.detach(),
+            output.reconstruction,
+            mmd_weight * output.mmd,
+            margin_weight * output.margin,
+            output.kl,
+            grad_norm,
         )
-        self.sums[:5] += terms.cpu().double()
-        self.sums[5] += grad_norm
-        r, variance = output.r.cpu().double(), output.variance.cpu().double()
-        self.moments += torch.stack(
-            (r.sum(0), r.square().sum(0), variance.sum(0), variance.log().sum(0))
-        )
+        self.held.append((torch.stack(terms), output.r, output.variance, output.assignment))
         self.latest.append((output.r, output.variance))
         while sum(len(r) for r, _ in self.latest) - len(self.latest[0][0]) >= RATE_CODES:
             self.latest.popleft()
-        counted = torch.cat((r, r.new_ones(len(r), 1)), 1)
-        self.of_category.index_add_(0, output.assignment.cpu(), counted)
         self.steps += 1
-        self.images += len(r)
+        self.images += len(output.r)
+        if len(self.held) == STEPS_HELD:
+            self._sum()
+
+    def _sum(self) -> None:
+        """Add the steps that are held, one after another."""
+        if not self.held:
+            return
+        terms, *codes = zip(*self.held, strict=True)
+        self.held = []
+        sizes = [len(r) for r in codes[0]]
+        parts = (torch.cat(part).cpu().split(sizes) for part in codes)
+        for step, r, variance, assignment in zip(torch.stack(terms).cpu(), *parts, strict=True):
+            self.sums += step.double()
+            r, variance = r.double(), variance.double()
+            self.moments += torch.stack(
+                (r.sum(0), r.square().sum(0), variance.sum(0), variance.log().sum(0))
+            )
+            self.of_category.index_add_(0, assignment, torch.cat((r, r.new_ones(len(r), 1)), 1))
 
     def rate_bits(self) -> float:
         """The Gaussian bound of the rate over the window's codes, in bits."""
         if self.images == 0:
             return math.nan
+        self._sum()
         mean, square, noise, log_noise = self.moments / self.images
         return gaussian_rate_bound((square - mean.square()).clamp_min(0), noise, log_noise)
 
@@ -97,6 +111,7 @@ class Window:
 
     def within_variance(self) -> float:
         """s²: of the codes of a category, per dimension; the mean over the window's codes."""
+        self._sum()
         sums, counts = self.of_category[:, :-1], self.of_category[:, -1:]
         between = (sums.square() / counts.clamp_min(1)).sum()
         square = self.moments[1].sum()
@@ -105,6 +120,7 @@ class Window:
     def row(self, model: LatentModel) -> dict[str, float]:
         """Averages of the window, to be logged; the caller adds step, epoch and speed."""
         names = ("loss", "reconstruction", "mmd_weighted", "margin_weighted", "kl", "grad_norm")
+        self._sum()
         row = dict(zip(names, (self.sums / self.steps).tolist(), strict=True))
         row["rate_bits"] = self.rate_bits()
         found = rates(*with_known_noise(*self.codes()))
@@ -118,6 +134,7 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
+        self._sum()
         return {
             "sums": self.sums,
             "moments": self.moments,
@@ -132,6 +149,7 @@ class Window:
         self.sums, self.moments = state["sums"].clone(), state["moments"].clone()
         self.of_category = state["of_category"].clone()
         self.latest.clear()
+        self.held.clear()
         if state["codes"] is not None:
             r, variance = state["codes"]
             self.latest.append((r.clone(), variance.clone()))

@@ -139,7 +139,7 @@ class Trainer:
         while self.step < self.total_steps:
             epoch = self.step // self.steps_per_epoch
             if epoch != order_epoch:
-                order, order_epoch = self._order(epoch), epoch
+                order, order_epoch = self._order(epoch).to(self.images.device), epoch
             output, grad_norm = self._train_step(order)
             self.step += 1
             self.window.add(self.model, output, grad_norm)
@@ -188,11 +188,11 @@ class Trainer:
         order = torch.randperm(len(self.images), generator=generator)
         return order[self.workers.rank :: self.workers.count]
 
-    def _train_step(self, order: Tensor) -> tuple[Output, float]:
+    def _train_step(self, order: Tensor) -> tuple[Output, Tensor]:
         self._set_rate()
         before = self._changed_by_forward()
         position = self.step % self.steps_per_epoch * self._batch
-        index = order[position : position + self._batch].to(self.images.device)
+        index = order[position : position + self._batch]
         x, target = self._prepare(self.images[index].to(self.workers.device))
         labels = None
         if self.labels is not None:
@@ -202,17 +202,15 @@ class Trainer:
             self.workers.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         ):
             output: Output = self.network(x, labels, target)
-        self._stop_if(self._non_finite_term(output), before)
         output.loss.backward()
         limit = self.config.clip_grad_norm
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), math.inf if limit is None else limit
         )
-        reason = None if all_finite(norm) else f"the gradient's norm is {float(norm)}"
-        self._stop_if(reason, before)
+        self._stop_unless_finite(output, norm, before)  # all that a step waits for a GPU
         self.optimizer.step()
         self._after_step(output)
-        return output, float(norm)
+        return output, norm
 
     def _after_step(self, output: Output) -> None:
         """Update what the model counts from all processes' batches, so that it stays the same."""
@@ -231,8 +229,16 @@ class Trainer:
         noise = self.config.noise
         return (noise.add(target) if noise.variance else target), target
 
-    def _non_finite_term(self, output: Output) -> str | None:
-        """Which part of the objective is NaN or infinite, in words; None if none is."""
+    def _changed_by_forward(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Copies of what a forward pass changes: running statistics and random state."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        return buffers, _random_state(self.workers.device)
+
+    @torch.no_grad()
+    def _stop_unless_finite(
+        self, output: Output, norm: Tensor, before: tuple[list[Tensor], dict[str, Tensor]]
+    ) -> None:
+        """Save the state before this step and stop in every process, if any met NaN or infinity."""
         terms = {
             "the reconstruction term": output.reconstruction,
             "the MMD term": output.mmd,
@@ -240,31 +246,22 @@ class Trainer:
             "the KL term": output.kl,
             "the loss": output.loss,
         }
-        if all_finite(*terms.values()):
-            return None
-        for name, value in terms.items():
-            if not math.isfinite(float(value.detach())):
-                return f"{name} is {float(value.detach())}"
-        return None
-
-    def _changed_by_forward(self) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Copies of what a forward pass changes: running statistics and random state."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        return buffers, _random_state(self.workers.device)
-
-    @torch.no_grad()
-    def _stop_if(self, reason: str | None, before: tuple[list[Tensor], dict[str, Tensor]]) -> None:
-        """Save the state before this step and stop, in every process, if any has a reason."""
-        if not self.workers.any(reason is not None):
+        if not self.workers.any(not all_finite(*terms.values(), norm)):
             return
         buffers, random = before
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         _set_random_state(random, self.workers.device)
         self._save()
+        values = {name: float(value) for name, value in terms.items()}
+        found = [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]
+        if not self.workers.any(bool(found)):
+            found = [f"the gradient's norm is {float(norm)}"]
+        elif not found:  # though the gradient, of all processes' batches, is not finite here either
+            found = ["another process met a value that is not finite"]
         raise NonFiniteError(
-            f"step {self.step + 1}: {reason or 'another process met a value that is not finite'}; "
-            f"the step was not applied and the state before it is in {self.path / CHECKPOINT}"
+            f"step {self.step + 1}: {found[0]}; the step was not applied and the state before it "
+            f"is in {self.path / CHECKPOINT}"
         )
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ def test_a_window_averages_its_steps():
     window = Window(model)
     outputs = [model(X) for _ in range(3)]
     for i, output in enumerate(outputs):
-        window.add(model, output, grad_norm=i)
+        window.add(model, output, grad_norm=torch.tensor(float(i)))
     row = window.row(model)
     expected = {
         "loss": sum(float(o.loss.detach()) for o in outputs) / 3,
@@ -57,7 +57,7 @@ def test_the_latest_codes_are_kept(monkeypatch):
     model = linear_model()
     window, outputs = Window(model), [model(X * i) for i in range(7)]
     for output in outputs:
-        window.add(model, output, 0.0)
+        window.add(model, output, torch.tensor(0.0))
     assert len(window.latest) == 3  # of 12 codes each: no more than it takes
     r, variance = window.codes()
     assert torch.equal(r, torch.cat([output.r for output in outputs])[-30:])
@@ -65,9 +65,24 @@ def test_the_latest_codes_are_kept(monkeypatch):
     other = Window(model)
     other.load_state_dict(window.state_dict())
     for each in (window, other):
-        each.add(model, outputs[0], 0.0)
+        each.add(model, outputs[0], torch.tensor(0.0))
     assert torch.equal(window.codes()[0], other.codes()[0])
     assert window.row(model) == other.row(model)
+
+
+def test_held_steps_are_summed_as_if_one_by_one(monkeypatch):
+    model = linear_model()
+    batches = [X[: 3 + i] * (i + 1) for i in range(7)]
+    outputs = [model(x) for x in batches]
+    rows = []
+    for held in (1, 3, 7, 64):
+        monkeypatch.setattr(metrics, "STEPS_HELD", held)
+        window = Window(model)
+        for i, output in enumerate(outputs):
+            window.add(model, output, torch.tensor(float(i)))
+            assert len(window.held) == (i + 1) % held
+        rows.append(window.row(model))
+    assert all(row == rows[0] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +91,7 @@ def test_the_latest_codes_are_kept(monkeypatch):
 def test_usage_bits(usage, bits):
     model = linear_model()
     window = Window(model)
-    window.add(model, model(X), 0.0)
+    window.add(model, model(X), torch.tensor(0.0))
     model.usage.copy_(torch.tensor(usage) / sum(usage))
     assert window.row(model)["usage_bits"] == pytest.approx(bits, abs=1e-6)
 
@@ -86,7 +101,7 @@ def test_within_variance_is_about_each_categorys_mean_over_the_window():
     window = Window(model)
     outputs = [model(X, torch.arange(12) % 2 + i) for i in range(2)]  # of 3 categories
     for output in outputs:
-        window.add(model, output, 0.0)
+        window.add(model, output, torch.tensor(0.0))
     r = torch.cat([output.r for output in outputs]).double()
     own = torch.cat([output.assignment for output in outputs])
     squares = [(r[own == k] - r[own == k].mean(0)).square().sum() for k in range(3)]
@@ -98,10 +113,10 @@ def test_within_variance_is_about_each_categorys_mean_over_the_window():
 def test_a_windows_state():
     model = linear_model()
     window, other = Window(model), Window(model)
-    window.add(model, model(X), 1.0)
+    window.add(model, model(X), torch.tensor(1.0))
     other.load_state_dict(window.state_dict())
     assert other.row(model) == window.row(model)
-    other.add(model, model(X), 2.0)
+    other.add(model, model(X), torch.tensor(2.0))
     assert window.steps == 1  # the state was copied
 
 

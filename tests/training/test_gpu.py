@@ -1,0 +1,26 @@
+"""Training on a GPU."""
+
+import warnings
+
+import pytest
+import torch
+from tiny import run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_a_step_waits_for_the_gpu_once(tmp_path, supervised):
+    """To see that the step is finite; torch warns each time that the processor waits."""
+
+    def report(step, total, latest):
+        torch.cuda.set_sync_debug_mode("warn" if 2 <= step < 7 else "default")
+
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            run(tmp_path, report, device="cuda", supervised=supervised, max_steps=9, log_every=9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = [str(each.message) for each in waits if "synchroniz" in str(each.message)]
+    assert len(found) == 5, found
