@@ -85,11 +85,7 @@ def assert_matches(inputs, option, backend, of_loss=LOSS_TOLERANCE, of_rest=GRAD
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["nearest", "labelled"])
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
-def test_loss_gradients_and_hessian_product_in_float32(
-    shape, labelled, backend, device, interpreted
-):
-    if interpreted and labelled and max(shape) >= 100:
-        pytest.skip("a quarter of a minute in the interpreter; smaller shapes have labels")
+def test_loss_gradients_and_hessian_product_in_float32(shape, labelled, backend, device):
     assert_matches(case(shape, device=device, labelled=labelled), {}, backend)
 
 

@@ -11,7 +11,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch fin
 
 @pytest.mark.parametrize("supervised", [True, False])
 def test_a_step_waits_for_the_gpu_once(tmp_path, supervised):
-    """To see that the step is finite; torch warns each time that the processor waits."""
+    """To see that the step is finite; torch warns each time that the processor waits.
+
+    A run of one epoch, one checkpoint and one row: beginning or writing these waits too.
+    """
+    once = {"batch_size": 4, "max_steps": 9, "log_every": 9, "checkpoint_every": 9}
 
     def report(step, total, latest):
         torch.cuda.set_sync_debug_mode("warn" if 2 <= step < 7 else "default")
@@ -19,7 +23,7 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, supervised):
     try:
         with warnings.catch_warnings(record=True) as waits:
             warnings.simplefilter("always")
-            run(tmp_path, report, device="cuda", supervised=supervised, max_steps=9, log_every=9)
+            run(tmp_path, report, device="cuda", supervised=supervised, **once)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     found = [str(each.message) for each in waits if "synchroniz" in str(each.message)]
