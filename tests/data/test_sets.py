@@ -1,5 +1,6 @@
 """Data sets of others: the embedded digits, and the files that torchvision's consist of."""
 
+import errno
 import gzip
 import struct
 
@@ -106,3 +107,31 @@ def test_a_failed_download(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.MNIST.download", refuse)
     with pytest.raises(DataError, match=r"mnist could not be downloaded to .*: Error downloading"):
         load("mnist", root=tmp_path, download=True)
+
+
+def test_no_room_to_unpack(tmp_path, monkeypatch):
+    """A full disk is not an absent data set."""
+    _write_mnist(tmp_path, packed=True)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(DataError, match=r"mnist could not be unpacked to .*: No space .*TMPDIR"):
+        load("mnist", root=tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_may_not_be_read_are_not_absent(tmp_path, monkeypatch, packed):
+    raw = _write_mnist(tmp_path, packed=packed)
+    refused = raw / f"t10k-labels-idx1-ubyte{'.gz' if packed else ''}"
+    real = open
+
+    def limited(file, *args, **options):
+        if str(file) == str(refused):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, *args, **options)
+
+    monkeypatch.setattr("builtins.open", limited)
+    with pytest.raises(DataError, match=r"mnist in .* cannot be read: .*denied.*t10k-labels"):
+        load("mnist", root=tmp_path)
