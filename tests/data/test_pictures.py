@@ -154,7 +154,7 @@ def test_the_centre_is_cut_out_and_resized_as_torchvision_does(tmp_path, shape):
     path = save(tmp_path / "a.png", pixels)
     square = functional.center_crop(Image.fromarray(pixels), [min(shape)] * 2)
     for side in (8, 12):
-        expected = np.asarray(functional.resize(square, [side] * 2))
+        expected = np.array(functional.resize(square, [side] * 2))
         assert torch.equal(read(path, 3, (side, side)), torch.from_numpy(expected).permute(2, 0, 1))
 
 
