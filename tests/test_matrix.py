@@ -74,11 +74,7 @@ def test_the_closing_line_of_the_tests_is_the_cell(body, closing, tmp_path, monk
     with pytest.raises(matrix.Failed) as found:
         matrix.tests(Path(sys.executable), tmp_path / "log")
     assert str(found.value).startswith(closing)
-    assert (
-        "SyntaxError" in (tmp_path / "log").read_text()
-        or "passed" in closing
-        or "1 failed" in closing
-    )
+    assert "test_it.py" in (tmp_path / "log").read_text()
 
 
 def test_a_pair_is_python_and_torch(tmp_path, monkeypatch, capsys):
