@@ -23,7 +23,7 @@ from cgm_fast.experiments import run as experiments
 from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, command_of, run_experiment
 from cgm_fast.experiments.study import RATES, StoppedError, Study, Trained, interval
 from cgm_fast.training.config import ConfigError, TrainConfig
-from cgm_fast.training.runs import RunError
+from cgm_fast.files import RunError
 
 FILES = {
     "table1": {"table1.csv", "table1.md"},

@@ -10,7 +10,7 @@ from cgm_fast.data import DataError
 from cgm_fast.experiments.run import train
 from cgm_fast.extras import MissingExtraError
 from cgm_fast.training.config import ConfigError
-from cgm_fast.training.runs import RunError
+from cgm_fast.files import RunError
 
 BAD = [
     ({"sigma2": 0.1, "rate_bits": 3.0}, "give sigma2 or rate_bits, not both"),

@@ -5,10 +5,10 @@ import signal
 import time
 
 import pytest
-from tiny import arguments, checkpoint, metrics, run, same
+from tiny import arguments, checkpoint, listed, metrics, run, same
 
 from cgm_fast.training import trainer
-from cgm_fast.training.trainer import StopSignals
+from cgm_fast.training.signals import StopSignals
 
 ENDLESS = {"epochs": 10**6, "max_steps": 10**6}
 
@@ -22,7 +22,7 @@ def _assert_resumes(folder, **options):
     run(folder, out=str(folder / "whole"), **options)
     assert same(checkpoint(folder), checkpoint(folder, "whole"))
     assert metrics(folder) == metrics(folder, "whole")
-    assert sorted(os.listdir(folder / "run")) == sorted(os.listdir(folder / "whole"))
+    assert listed(folder / "run") == listed(folder / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -94,7 +94,7 @@ def test_no_room_for_a_start(tmp_path, launch):
     child = launch(*arguments(tmp_path), first=LIMIT.format(600))
     assert child.wait() == 1
     assert "config.json could not be written: no space left" in child.log.read_text()
-    assert os.listdir(tmp_path / "run") == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

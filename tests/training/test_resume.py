@@ -52,6 +52,9 @@ def test_a_lost_step_is_made_again(tmp_path):
         file.unlink()
         if content is not None:
             file.write_bytes(content)
+        else:  # rows come after the first checkpoint
+            (tmp_path / "run" / "metrics.csv").unlink()
+            (tmp_path / "run" / "model.safetensors").unlink()
         run(tmp_path, resume=True)
         _assert_equal(tmp_path, "run", "whole")
 
