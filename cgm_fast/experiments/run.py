@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cgm_fast import figures
 from cgm_fast.data import DataError, ImageData, draw_once, load, prepare
-from cgm_fast.evaluation.codes import codes_and_posteriors, encode_images
+from cgm_fast.evaluation.codes import BATCH, codes_and_posteriors, encode_images, with_labels
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.extras import require
 from cgm_fast.files import RunError, locked
@@ -265,17 +265,40 @@ def draw_reconstructions(
     seen_labels: Tensor | None = None,
 ) -> None:
     """Rows of images, each above the row of their reconstructions."""
+    rows = -(-len(images) // COLUMNS)
+    figures.check_grid(path, 2 * rows * COLUMNS, COLUMNS, images.shape[-2:])
     x = test_batch(model, images, config)
-    if seen_labels is not None:
-        seen_labels = seen_labels.to(x.device)
+    reconstructed = torch.cat(
+        [
+            model.reconstruct(part, own)
+            for part, own in with_labels(iter(x.split(BATCH)), seen_labels)
+        ]
+    )
     pairs, labels = [], []
-    for original, decoded in zip(
-        x.split(COLUMNS), model.reconstruct(x, seen_labels).split(COLUMNS), strict=True
-    ):
+    for original, decoded in zip(x.split(COLUMNS), reconstructed.split(COLUMNS), strict=True):
         blank = original.new_ones(COLUMNS - len(original), *original.shape[1:])  # fills the row
         pairs += [original, blank, decoded, blank]
         labels += ["input", "decoded"]
     figures.save_grid(path, torch.cat(pairs), COLUMNS, row_labels=labels, title="Test images")
+
+
+def generated(model: LatentModel, count: int, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of generated images [b, c, h, w] in [0, 1] and their categories [b], on the CPU.
+
+    Args:
+        model: In evaluation mode.
+        count: How many in all; memory is for a batch.
+        **options: As `LatentModel.generate` takes them.
+
+    Raises:
+        RunError: images hold NaN or infinity.
+        ValueError: as `LatentModel.generate`.
+    """
+    for first in range(0, count, BATCH):
+        images, categories = model.generate(min(BATCH, count - first), **options)
+        if not bool(images.isfinite().all()):
+            raise RunError("the model's images hold NaN or infinity")
+        yield images.cpu(), categories.cpu()
 
 
 def fitted_prior(model: LatentModel, images: Tensor, config: RunConfig) -> Mixture:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cgm_fast.evaluation.rate import rates, with_known_noise
 from cgm_fast.extras import require
+from cgm_fast.files import RunError, reason, write_whole
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.latent import gaussian_rate_bound
-from cgm_fast.files import RunError, reason, write_whole
 from cgm_fast.training.runs import EVENTS, METRICS
 
 COLUMNS = (

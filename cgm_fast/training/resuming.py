@@ -62,7 +62,7 @@ def _option(value: object) -> str:
 
 def absolute(config: TrainConfig) -> TrainConfig:
     """The same with whole paths, which mean the same from wherever the run is looked at later."""
-    found = {"data_root": os.path.abspath(config.data_root)}
+    found: dict[str, Any] = {"data_root": os.path.abspath(config.data_root)}
     for name in ("data", "test_data", "init"):
         value = getattr(config, name)
         if value is not None and value not in PRESETS and Path(value).exists():

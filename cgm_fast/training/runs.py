@@ -53,9 +53,7 @@ def default_out(config: TrainConfig) -> Path:
     return Path("runs") / f"{Path(config.data).stem or 'data'}-{kind}"
 
 
-def open_run(
-    config: TrainConfig, given: Collection[str] | None = None
-) -> tuple[Path, TrainConfig]:
+def open_run(config: TrainConfig, given: Collection[str] | None = None) -> tuple[Path, TrainConfig]:
     """Decide on the run folder before anything is written to it.
 
     Args:

@@ -211,9 +211,7 @@ def restore_optimizer(file: Path, optimizer: torch.optim.Optimizer, state: Any) 
 
 def _check_tensor(name: str, value: Any, like: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
-        raise ValueError(
-            f"{name} must be {list(like.shape)} {like.dtype}, got {_shown(value)}"
-        )
+        raise ValueError(f"{name} must be {list(like.shape)} {like.dtype}, got {_shown(value)}")
     if not bool(value.isfinite().all()):
         raise ValueError(f"{name} holds NaN or infinity")
 

@@ -36,9 +36,7 @@ def read_group() -> Group:
     count = _variable("WORLD_SIZE", 1, None) or 1
     if count == 1:
         return Group()
-    absent = [
-        name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)
-    ]
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if absent:
         raise ConfigError(
             f"WORLD_SIZE is {count} and {' and '.join(absent)} must be set too, as torchrun does; "
@@ -52,7 +50,11 @@ def _variable(name: str, least: int, end: int | None) -> int | None:
     text = os.environ.get(name, "").strip()
     if not text:
         return None
-    if not (text.isascii() and text.isdecimal()) or int(text) < least or int(text) >= (end or 2**31):
+    if (
+        not (text.isascii() and text.isdecimal())
+        or int(text) < least
+        or int(text) >= (end or 2**31)
+    ):
         limits = f"in [{least}, {end})" if end is not None else f">= {least}"
         raise ConfigError(f"{name} must be an integer {limits}, got {text!r}")
     return int(text)

@@ -114,9 +114,7 @@ def test_overwrite_removes_the_runs_own_files_alone(tmp_path):
     (folder / "notes.txt").write_text("mine")
     (folder / f".{CHECKPOINT}.99999.tmp").write_bytes(b"half a checkpoint")
     run(tmp_path, overwrite=True, max_steps=2, seed=3)
-    assert listed(folder) == sorted(
-        [CHECKPOINT, CONFIG, METRICS, MODEL, "events", "notes.txt"]
-    )
+    assert listed(folder) == sorted([CHECKPOINT, CONFIG, METRICS, MODEL, "events", "notes.txt"])
     assert runs.read_config(folder).seed == 3
     assert len(os.listdir(folder / "events")) == 1
 

@@ -3,9 +3,9 @@ import torch
 from tiny import IMAGES, checkpoint, metrics, pixels, run
 
 from cgm_fast.data import load
+from cgm_fast.files import RunError
 from cgm_fast.models import CGM, Descriptor
 from cgm_fast.models.divergence import Divergence
-from cgm_fast.files import RunError
 from cgm_fast.training.runs import load_run
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import arguments, checkpoint, metrics, run, same
 
-from cgm_fast.training.config import ConfigError
 from cgm_fast.files import RunError
+from cgm_fast.training.config import ConfigError
 from cgm_fast.training.states import load_checkpoint
 from cgm_fast.training.workers import Workers, pick_device
 
