@@ -13,7 +13,7 @@ import torch
 
 from cgm_fast import figures
 from cgm_fast.cli_options import Denoise, Evaluate, Generate, Latents, Reconstruct
-from cgm_fast.data import Noise, load
+from cgm_fast.data import Noise, load_images
 from cgm_fast.evaluation.denoising import denoise, psnr
 from cgm_fast.experiments import run as experiments
 from cgm_fast.files import write_whole
@@ -110,9 +110,7 @@ def reconstruct(command: Reconstruct) -> None:
         raise UsageError(f"data must be left out with a {config.model}, which needs labels")
     else:
         root = command.data_root or config.data_root
-        data = load(command.data, root=root, image_size=config.image_shape[-1])
-        experiments.check_shape(data.image_shape, config)
-        images = torch.cat((data.test, data.train))
+        images = load_images(command.data, config.image_shape, count=command.count, root=root)
     experiments.draw_reconstructions(model, images[: command.count], config, out, labels)
     print(out)
 

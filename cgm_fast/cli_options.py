@@ -58,7 +58,7 @@ class Reconstruct(OnRun):
     count: int = 50
     """How many images."""
     data: str | None = None
-    """An npz or a folder of images of the same size; default: the run's own test images."""
+    """An npz, a folder of images or one image; default: the run's own test images."""
     data_root: str | None = None
     """Folder that holds torchvision's data sets; default: as in training."""
     out: str = "reconstructed.png"

@@ -47,7 +47,7 @@ def _assert_one_line(capsys, message):
         (["reconstruct", "{run}", "--count", "-2"], "count must be at least 1, got -2"),
         (
             ["reconstruct", "{run}", "--data", "large.npz"],
-            r"run's shape \[1, 8, 8\], got \[1, 9, 9\]",
+            r"images in large\.npz must be \[1, 8, 8\], got \[1, 9, 9\]",
         ),
         (["denoise", "{run}", "--variance", "0"], "variance must be a finite number > 0, got 0"),
         (["denoise", "{run}", "--variance", "inf"], "variance must be a finite number > 0"),

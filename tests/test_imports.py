@@ -17,7 +17,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 # The only modules outside torch, numpy and the standard library that may be looked for.
 EXTRAS = (
     "tyro", "rich", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "torchmetrics",
-    "torchvision",
+    "torchvision", "PIL",
 )  # fmt: skip
 
 OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
@@ -38,7 +38,7 @@ LAYERS = {
     "models": (r"cgm_fast\.models(\..+)?", MODEL_SIDE | {"models"}),
     "losses": (r"cgm_fast\.losses", MODEL_SIDE - {"losses"}),
     "figures": (r"cgm_fast\.figures", {"extras", "files"}),
-    "data": (r"cgm_fast\.data", {"extras"}),
+    "data": (r"cgm_fast\.data(\..+)?", {"data", "extras"}),
     "extras": (r"cgm_fast\.extras", set()),
     "files": (r"cgm_fast\.files", set()),
     "testing": (r"cgm_fast\.testing", set()),
@@ -154,6 +154,7 @@ def test_imports_go_down_the_layers(name):
         ("cgm_fast.evaluation.nll", "cgm_fast.training.trainer"),
         ("cgm_fast.training.trainer", "cgm_fast.cli"),
         ("cgm_fast.data", "cgm_fast.models"),
+        ("cgm_fast.data.npz", "cgm_fast.training.config"),
         ("cgm_fast.testing", "cgm_fast.ops.mmd.api"),
     ],
 )

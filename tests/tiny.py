@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from cgm_fast.experiments.run import TrainResult, train
@@ -32,6 +33,15 @@ def write_npz(path, n=IMAGES, channels=1, side=SIDE, labels=True, seed=0):
         arrays["labels"] = np.arange(n) % CLASSES
     np.savez(path, **arrays)
     return path
+
+
+def write_pictures(folder, counts, size=(10, 8), mode="RGB"):
+    """A folder per class, of so many one-coloured images."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            colour = (20 * i, 100, 200) if mode == "RGB" else 20 * i
+            Image.new(mode, size, colour).save(folder / name / f"{i}.png")
 
 
 def settings(folder: Path, **changes) -> TrainConfig:

@@ -140,9 +140,9 @@ def run_experiment(
     """
     if given.seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {given.seeds}")
-    if (group := read_group()).count > 1:
+    if (group := read_group()).size > 1:
         raise ConfigError(
-            f"an experiment runs in one process, got WORLD_SIZE {group.count}: start it without "
+            f"an experiment runs in one process, got WORLD_SIZE {group.size}: start it without "
             "torchrun"
         )
     out = Path(given.out or Path("results") / f"{given.name}-{given.preset}")

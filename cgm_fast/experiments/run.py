@@ -57,6 +57,7 @@ def load_data(config: TrainConfig) -> ImageData:
         download=config.download,
         test=config.test_data,
         image_size=config.image_size,
+        skip_broken=config.skip_broken,
     )
     return draw_once(data) if config.binarization == "static" else data
 
@@ -123,8 +124,10 @@ def train(
         model = build_model(settings)
         if settings.init is not None and not settings.resume:
             runs.load_weights(settings.init, model)
-        if warn is not None and workers.first and (text := _too_close(model, settings)):
-            warn(text)
+        if warn is not None and workers.first:
+            for text in (*data.notes, _too_close(model, settings)):
+                if text is not None:
+                    warn(text)
         trainer = Trainer(model, data, settings, path, workers, report, warn)
         with _held(path, workers):
             workers.on_first(lambda: _check_unchanged(runs.open_run(config, given), path, begun))

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cgm_fast.data import ImageData, Noise
+from torch import Tensor
+
+from cgm_fast.data import UNLABELLED, ImageData, Noise
 from cgm_fast.models.divergence import Divergence
 from cgm_fast.models.latent import DEFAULT_SIGMA2, resolve_sigma2
 from cgm_fast.ops.backends import AUTO, check_name
@@ -47,6 +49,8 @@ class TrainConfig:
     """A second npz or folder to test on; without it a tenth is held out."""
     image_size: int | None = None
     """Side in pixels to which the images of a folder are resized; default: the first image's."""
+    skip_broken: bool = False
+    """Leave out images of a folder that cannot be read."""
 
     model: Literal["cgm", "vae", "cvae", "infovae", "bir-vae"] = "cgm"
     """What to train: the paper's model, or one that it is compared with, whose prior is N(0, I):
@@ -256,14 +260,19 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
             f"data must hold images of at least {LEAST_SIDE} x {LEAST_SIDE} pixels, got "
             f"{data.image_shape[1]} x {data.image_shape[2]}"
         )
-    if resolved.model == "cvae" and data.test_labels is None:
+    if resolved.model == "cvae" and (lacking := _unlabelled(data.test, data.test_labels)):
         raise ConfigError(
-            f"model cvae needs labels of the test images too, and {config.test_data or data.name} "
-            "has none"
+            f"model cvae needs labels of the test images too, and {lacking} of those of "
+            f"{config.test_data or data.name} have none"
         )
     if resolved.supervised:
         if data.train_labels is None:
             raise ConfigError(f"supervised needs labels, and {data.name} has none")
+        if lacking := _unlabelled(data.train, data.train_labels):
+            raise ConfigError(
+                f"supervised needs a label for each image, and {lacking} of those of {data.name} "
+                "have none"
+            )
         classes = int(data.train_labels.max()) + 1
         if classes > resolved.num_prototypes:
             raise ConfigError(
@@ -286,6 +295,11 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
             f"got {resolved.binarization}"
         )
     return resolved
+
+
+def _unlabelled(images: Tensor, labels: Tensor | None) -> int:
+    """How many images have no label."""
+    return len(images) if labels is None else int((labels == UNLABELLED).sum())
 
 
 def _sigma2(config: TrainConfig, preset: Preset) -> float:

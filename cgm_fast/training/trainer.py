@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cgm_fast.data import ImageData, prepare
+from cgm_fast.data import ImageData, fingerprint, prepare
 from cgm_fast.files import RunError
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.cgm import CGM
@@ -77,6 +77,7 @@ class Trainer:
         # Convolutions take up to a fifth less time where channels come last.
         self.model = model.to(workers.device).to(memory_format=torch.channels_last)
         self.network: nn.Module = workers.wrap(self.model)
+        self.fingerprint = fingerprint(data)
         self.images = workers.place(data.train)
         self.labels = (
             workers.place(data.train_labels)
@@ -304,6 +305,7 @@ class Trainer:
                 "window": self.window.state_dict(),
                 "latest": self.latest,
                 "random": states,
+                "data": self.fingerprint,
             },
         )
 
@@ -314,6 +316,11 @@ class Trainer:
             raise RunError(
                 f"{self.path} is at step {step}, and epochs or max_steps ask for {self.total_steps}"
                 " in all: ask for more, or pass --out for another run"
+            )
+        if content.get("data", self.fingerprint) != self.fingerprint:  # older ones have none
+            raise RunError(
+                f"{self.path} was trained on other images than those of {self.config.data}: their "
+                "content or class names changed; pass --data with those of the run"
             )
         self._warn_of_other_processes(len(content["random"]))
         restore_model(file, self.model, content["model"])

@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Group(NamedTuple):
     """Which of how many processes this one is."""
 
-    count: int = 1
+    size: int = 1
     rank: int = 0
     local_rank: int | None = None
     """Among those on this machine; None if nobody said."""
@@ -79,7 +79,7 @@ class Workers:
             group = Group(distributed.get_world_size(), distributed.get_rank(), local)
         else:
             group = read_group()
-        self.count, self.rank = group.count, group.rank
+        self.count, self.rank = group.size, group.rank
         self.device = pick_device(device)
         if self.count == 1:
             return

@@ -64,7 +64,7 @@ def test_more_epochs_continue_a_finished_run(tmp_path):
     for epochs in (1, 3):
         run(tmp_path, max_steps=None, epochs=epochs, resume=epochs > 1)
     _assert_equal(tmp_path, "run", "whole")
-    assert run(tmp_path, resume=True).stopped_by is None  # nothing is left to do
+    assert run(tmp_path, max_steps=None, epochs=3, resume=True).stopped_by is None  # nothing to do
     _assert_equal(tmp_path, "run", "whole")
 
 
