@@ -22,7 +22,7 @@ EXTRAS = (
 
 OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
 MODEL_SIDE = {"losses", "api", "checks", "backends"}
-TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras"}
+TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras", "files"}
 
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
@@ -30,16 +30,17 @@ LAYERS = {
     "package": (r"cgm_fast", {"losses", "api", "backends"}),
     "compiled": (r"cgm_fast\._native", set()),
     "main": (r"cgm_fast\.__main__", {"cli"}),
-    "cli": (r"cgm_fast\.cli", TRAINING_SIDE | {"experiments", "training", "doctor"}),
-    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled"}),
+    "cli": (r"cgm_fast\.cli(_\w+)?", TRAINING_SIDE | {"cli", "experiments", "training", "doctor"}),
+    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled", "extras"}),
     "experiments": (r"cgm_fast\.experiments(\..+)?", TRAINING_SIDE | {"experiments", "training"}),
     "training": (r"cgm_fast\.training(\..+)?", TRAINING_SIDE | {"training"}),
     "evaluation": (r"cgm_fast\.evaluation(\..+)?", TRAINING_SIDE),
     "models": (r"cgm_fast\.models(\..+)?", MODEL_SIDE | {"models"}),
     "losses": (r"cgm_fast\.losses", MODEL_SIDE - {"losses"}),
-    "figures": (r"cgm_fast\.figures", {"extras"}),
+    "figures": (r"cgm_fast\.figures", {"extras", "files"}),
     "data": (r"cgm_fast\.data(\..+)?", {"data", "extras"}),
     "extras": (r"cgm_fast\.extras", set()),
+    "files": (r"cgm_fast\.files", set()),
     "testing": (r"cgm_fast\.testing", set()),
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),

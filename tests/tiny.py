@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 from torch import nn
 
 from cgm_fast.experiments.run import TrainResult, train
+from cgm_fast.files import LOCK
 from cgm_fast.models import CGM
 from cgm_fast.training.config import TrainConfig
-from cgm_fast.training.runs import load_checkpoint
+from cgm_fast.training.states import load_checkpoint
 
 IMAGES, SIDE, CLASSES = 40, 8, 3  # of which a tenth is held out for testing
 
@@ -116,6 +118,11 @@ def same(a, b) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
         return math.isnan(b)  # a rate that a model does not have
     return a == b
+
+
+def listed(folder) -> list[str]:
+    """Names in a folder, but for the lock, which some versions of filelock leave there."""
+    return sorted(set(os.listdir(folder)) - {LOCK})
 
 
 def checkpoint(folder, name="run"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from cgm_fast.data import prepare
 from cgm_fast.models.base import LatentModel
 
-BATCH = 512
+BATCH = 512  # images that are encoded, decoded or generated at a time
 
 
 def prepared_batches(
