@@ -161,7 +161,7 @@ def _run(command: Any, given: set[str]) -> int:
 def _train(config: TrainConfig, given: set[str]) -> int:
     first = read_group().rank == 0
     with progress(first) as report:
-        result = experiments.train(config, report, _warn, given)
+        result = experiments.train(config, report, _warn, given, note=say)
     if result.stopped_by:
         if first:
             print(f"stopped by signal {result.stopped_by} after saving; go on with --resume")

@@ -110,7 +110,13 @@ def reconstruct(command: Reconstruct) -> None:
         raise UsageError(f"data must be left out with a {config.model}, which needs labels")
     else:
         root = command.data_root or config.data_root
-        images = load_images(command.data, config.image_shape, count=command.count, root=root)
+        images = load_images(
+            command.data,
+            config.image_shape,
+            count=command.count,
+            root=root,
+            skip_broken=command.skip_broken,
+        )
     experiments.draw_reconstructions(model, images[: command.count], config, out, labels)
     print(out)
 

@@ -40,7 +40,8 @@ class TrainConfig:
 
     data: str = "digits"
     """Data set: digits (embedded, 8 x 8), mnist, fashion-mnist, cifar10, the path of an npz with
-    `images` [n, h, w, c] uint8 and optional `labels` [n], or a folder of one folder per class."""
+    `images` [n, h, w, c] uint8 and optional `labels` [n], or arrays as MedMNIST or Keras name them;
+    or a folder of images, or of one folder per class, or of such folders named train and test."""
     data_root: str = "data"
     """Folder that holds torchvision's data sets, or NAME-train.npz and NAME-test.npz for one."""
     download: bool = False
@@ -49,6 +50,8 @@ class TrainConfig:
     """A second npz or folder to test on; without it a tenth is held out."""
     image_size: int | None = None
     """Side in pixels to which the images of a folder are resized; default: the first image's."""
+    channels: Literal[1, 3] | None = None
+    """Of a folder's images: 1 makes them grey, 3 coloured; default: grey if all of them are."""
     skip_broken: bool = False
     """Leave out images of a folder that cannot be read."""
 
@@ -57,7 +60,8 @@ class TrainConfig:
     vae; cvae, with labels; infovae (MMD², a learned variance, or a fixed one if sigma2 or
     rate_bits is given); bir-vae (the same at the data set's rate)."""
     supervised: bool = False
-    """CGM2: an image's category is its label. Otherwise CGM1: its nearest prototype."""
+    """CGM2: an image's category is its label, or its nearest prototype where the label is -1.
+    Otherwise CGM1: its nearest prototype."""
     latent_dim: int | None = None
     """N, the number of latent dimensions."""
     num_prototypes: int | None = None
@@ -268,9 +272,10 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
     if resolved.supervised:
         if data.train_labels is None:
             raise ConfigError(f"supervised needs labels, and {data.name} has none")
-        if lacking := _unlabelled(data.train, data.train_labels):
+        lacking = _unlabelled(data.train, data.train_labels)
+        if lacking and resolved.model == "cvae":
             raise ConfigError(
-                f"supervised needs a label for each image, and {lacking} of those of {data.name} "
+                f"model cvae needs a label for each image, and {lacking} of those of {data.name} "
                 "have none"
             )
         classes = int(data.train_labels.max()) + 1
