@@ -28,6 +28,23 @@ def emulate_cuda():
 
 emulate_cuda()
 
+
+def gpu():
+    """The type of device that GPUs' tests use: "cuda", a stand-in on request, or None."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if (wanted := os.environ.get("CGM_FAST_TEST_DEVICE")) is None:
+        return None
+    sys.path.append(str(Path(__file__).parent / "standin"))
+    import standin
+
+    if wanted != standin.NAME:
+        raise pytest.UsageError(f"CGM_FAST_TEST_DEVICE={wanted!r}: only {standin.NAME!r} is known")
+    return standin.register()
+
+
+GPU = gpu()
+
 from cgm_fast.ops import backends  # noqa: E402
 from cgm_fast.testing import poisoned_memory  # noqa: E402
 
@@ -57,9 +74,15 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.fixture(scope="module", params=["cpu", *([GPU] if GPU else [])])
 def device(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def kernels_device():
+    """Where the backends "cuda" and "triton" run: a GPU, or the CPU that stands in for one."""
+    return GPU or "cpu"
 
 
 @pytest.fixture(scope="module", params=list(backends.BACKENDS))
@@ -77,13 +100,13 @@ def backend(request, device):
 @pytest.fixture
 def interpreted(backend, device):
     """Whether the kernels run in Triton's interpreter, which is slow."""
-    return backend == "triton" and device == "cpu"
+    return backend == "triton" and device != "cuda"
 
 
 @pytest.fixture
 def emulated(backend, device):
     """Whether the CUDA kernels run on the CPU, a fiber for each thread."""
-    return backend == "cuda" and device == "cpu"
+    return backend == "cuda" and device != "cuda"
 
 
 @pytest.fixture
