@@ -4,6 +4,7 @@
 // asked for tensors of another device than its own: what a test gets wrong there is seen here.
 // Kernels that are emulated or interpreted read its memory through data_ptr() as it is.
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -31,14 +32,29 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<kKind> {
 
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
+  at::Generator getNewGenerator(c10::DeviceIndex) const override {
+    return at::detail::createCPUGenerator();
+  }
 };
 
-at::Tensor tensor_of(const c10::Storage& storage, c10::DispatchKey key, const at::Tensor& like) {
-  auto made = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
-                                                       c10::DispatchKeySet(key), like.dtype());
+at::Tensor shaped(at::Tensor made, const at::Tensor& like) {
   made.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(),
                                                     like.storage_offset());
   return made;
+}
+
+at::Tensor tensor_of(c10::Storage storage, c10::DispatchKey key, const at::Tensor& like) {
+  return shaped(at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
+                                                         c10::DispatchKeySet(key), like.dtype()),
+                like);
+}
+
+// With its base's keys, by which inference mode tells the two kinds of tensors apart.
+at::Tensor view_of(const at::Tensor& base, const at::Tensor& like) {
+  return shaped(
+      at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()),
+                                               base.key_set(), like.dtype()),
+      like);
 }
 
 // One call of an op: its tensors of this device as tensors of the CPU over the same memory.
@@ -114,7 +130,6 @@ class Call {
       c10::Storage alias(c10::Storage::use_byte_size_t{}, original->nbytes(), std::move(data),
                          c10::GetAllocator(c10::kCPU), true);
       found = storages_.emplace(original, alias).first;
-      originals_.emplace(alias.unsafeGetStorageImpl(), tensor.storage());
     }
     at::Tensor alias = tensor_of(found->second, c10::DispatchKey::CPU, tensor);
     pairs_.emplace_back(alias, tensor);
@@ -126,21 +141,19 @@ class Call {
     for (auto& [alias, original] : pairs_)
       if (alias.is_same(tensor)) return original;
     c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
-    auto found = originals_.find(storage);
-    if (found == originals_.end()) {
-      auto* kept = new c10::Storage(tensor.storage());
-      c10::DataPtr data(storage->mutable_data(), kept, release, kDevice);
-      c10::Storage made(c10::Storage::use_byte_size_t{}, storage->nbytes(), std::move(data),
-                        c10::GetAllocator(c10::kCPU), true);
-      found = originals_.emplace(storage, made).first;
-    }
-    return tensor_of(found->second, c10::DispatchKey::PrivateUse1, tensor);
+    for (auto& [alias, original] : pairs_)
+      if (alias.storage().unsafeGetStorageImpl() == storage) return view_of(original, tensor);
+    auto* kept = new c10::Storage(tensor.storage());
+    c10::DataPtr data(storage->mutable_data(), kept, release, kDevice);
+    c10::Storage made(c10::Storage::use_byte_size_t{}, storage->nbytes(), std::move(data),
+                      c10::GetAllocator(c10::kCPU), true);
+    return tensor_of(made, c10::DispatchKey::PrivateUse1, tensor);
   }
 
   std::string name_;
   bool elsewhere_ = false;
   std::vector<std::pair<at::Tensor, at::Tensor>> pairs_;
-  std::unordered_map<c10::StorageImpl*, c10::Storage> storages_, originals_;
+  std::unordered_map<c10::StorageImpl*, c10::Storage> storages_;
 };
 
 void on_the_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -200,6 +213,10 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_the_host>());
+}
+
+TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, library) {
+  library.fallback(torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
