@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -72,10 +73,8 @@ def run(
             except subprocess.TimeoutExpired:
                 late = True
                 kill(process.pid, signal.SIGINT)
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(grace)
-                except subprocess.TimeoutExpired:
-                    pass
         finally:  # also where this process itself is told to end
             kill(process.pid, signal.SIGKILL)
             process.wait()
@@ -97,7 +96,5 @@ def copy(process: subprocess.Popen[bytes], file: BinaryIO, tail: deque[bytes]) -
 
 def kill(group: int, number: signal.Signals) -> None:
     """Signal a process group that may have gone."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        pass

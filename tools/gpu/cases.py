@@ -108,7 +108,7 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def check(case: Case, backend: str, device: str, precision: str) -> dict[str, Any]:
     """Errors of loss, gradient and second derivatives, and whether a second call agrees."""
-    call, oracle, inputs, magnitude = _functions(case, backend, device)
+    call, oracle, inputs, magnitude = functions(case, backend, device)
     value, first, second = derivatives(call, inputs, order=case.order)
     again = derivatives(call, inputs, order=case.order)
     wide = [z.double() for z in inputs]
@@ -141,7 +141,7 @@ def bounds(case: Case, precision: str) -> tuple[float, float, float]:
     return loss, gradient + eps, gradient + eps
 
 
-def _functions(case: Case, backend: str, device: str) -> tuple[Any, Any, Any, Tensor | None]:
+def functions(case: Case, backend: str, device: str) -> tuple[Any, Any, Any, Tensor | None]:
     """The call, its float64 oracle, its inputs, and what the loss's error is over if not itself."""
     a, b, d = case.sizes
     dtype, options, how = DTYPES[case.kind], dict(case.options), dict(case.inputs)

@@ -109,9 +109,11 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     run = Run(options.out.resolve(), options.seconds)
     run.note(header=header(options.kit), limit=options.seconds)
+    found = run.rows[0]["header"]
+    commit = found["commit"] and found["commit"] + ("+changes" if found["dirty"] else "")
     plan = stages.plan(
         out=run.out, kit=options.kit.resolve(), site=options.site, python=options.python,
-        device=options.device, commit=run.rows[0]["header"]["commit"], scale=options.scale,
+        device=options.device, commit=commit, scale=options.scale,
     )  # fmt: skip
     env = {**os.environ, **stages.environment(options.site)}
     for stage in plan:

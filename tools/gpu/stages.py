@@ -81,7 +81,7 @@ def plan(
             name, seconds,
             (
                 *pytest, str(ROOT / "benchmarks"), "--benchmark-only", *of_device,
-                f"--rows={out / 'rows.jsonl'}", f"--commit={commit or ''}",
+                f"--rows={out / 'rows.jsonl'}", *([f"--commit={commit}"] if commit else []),
                 f"--stop-after={0.85 * scale * seconds:g}",
                 "--benchmark-max-time=0.05", "--slowest-call=1", "--most-memory=40",
                 "--benchmark-columns=median,rounds", "--benchmark-sort=name", "-k", expression,
