@@ -1,4 +1,4 @@
-.PHONY: install lint format test bench gpu sanitize-gpu tiles native sanitize instructions clean
+.PHONY: install lint format test test-all matrix bench gpu sanitize-gpu tiles native sanitize instructions clean
 
 SOURCES := $(shell find csrc tests/native tests/emulation -name '*.h' -o -name '*.cpp' \
   -o -name '*.cu' -o -name '*.cuh')
@@ -19,6 +19,12 @@ format:
 
 test:
 	pytest
+
+test-all:  ## with what takes long and rarely breaks, as CI runs it
+	pytest -m "slow or not slow" -n auto --dist worksteal
+
+matrix:  ## the ops' tests under other releases of torch and Python; ARGS="3.13:2.9" for one pair
+	python tools/matrix.py $(ARGS)
 
 bench:
 	pytest benchmarks --benchmark-only
