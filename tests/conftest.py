@@ -118,6 +118,23 @@ def tensor_cores(monkeypatch):
         tensor_cores.emulate(monkeypatch)
 
 
-def pytest_collection_modifyitems(items):
-    """The longest first: processes that share the tests then end together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With a GPU only pairs of implementation and device that can be; the longest first.
+
+    So processes that share the tests end together.
+    """
+    kept, left_out = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        backend, device = backends.BACKENDS.get(params.get("backend")), params.get("device")
+        cannot_be = GPU and backend and device and not backend.serves(device)
+        (left_out if cannot_be else kept).append(item)
+        if GPU and (device == GPU or {"kernels_device", "gpu_backend"} & set(item.fixturenames)):
+            item.add_marker("gpu")
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None)

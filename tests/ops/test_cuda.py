@@ -15,6 +15,7 @@ from cgm_fast.testing import derivatives, prototypes, relative_l2, samples
 if not torch.cuda.is_available():
     pytest.skip("torch finds no CUDA GPU", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
 GPU_BACKENDS = [
     name
     for name, backend in backends.BACKENDS.items()

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-from benchmarks import report
+from benchmarks import report  # noqa: E402
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
