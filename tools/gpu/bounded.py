@@ -87,11 +87,12 @@ def copy(process: subprocess.Popen[bytes], file: BinaryIO, tail: deque[bytes]) -
     """The command's output into the file, up to a size, and its last lines into the tail."""
     assert process.stdout is not None
     written = 0
-    for line in process.stdout:
-        tail.append(line)
-        if written <= MOST_BYTES:
-            written += len(line)
-            file.write(line if written <= MOST_BYTES else b"[the rest is left out]\n")
+    with suppress(ValueError), process.stdout as lines:  # the file is closed before the pipe is
+        for line in lines:
+            tail.append(line)
+            if written <= MOST_BYTES:
+                written += len(line)
+                file.write(line if written <= MOST_BYTES else b"[the rest is left out]\n")
 
 
 def kill(group: int, number: signal.Signals) -> None:
