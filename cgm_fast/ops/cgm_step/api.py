@@ -23,6 +23,7 @@ from cgm_fast.ops.checks import (
 )
 from cgm_fast.ops.mmd.api import KERNEL_AGGS, resolve_variances
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, check_labels, check_prototypes
+from cgm_fast.ops.watching import differentiates_itself
 
 
 class CGMLossResult(NamedTuple):
@@ -117,7 +118,11 @@ def cgm_loss(
         for name, value in (("r", r), ("g", g), ("noise", noise)):
             check_all_finite(name, value)
     constants = (*scalars, variances, kernel_weights, detach_prior)
-    if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad):
+    if (
+        torch.is_grad_enabled()
+        and (r.requires_grad or g.requires_grad)
+        and differentiates_itself()
+    ):
         loss, terms, assignment, z = CGMStep.apply(r, g, labels, noise, *constants, backend)
     else:
         loss, terms, assignment, z, *_ = cgm_step_fwd(

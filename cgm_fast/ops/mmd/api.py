@@ -22,6 +22,7 @@ from cgm_fast.ops.checks import (
 )
 from cgm_fast.ops.mmd.autograd import MMD
 from cgm_fast.ops.mmd.ops import mmd_fwd
+from cgm_fast.ops.watching import differentiates_itself
 
 Bandwidth = str | float | Sequence[float] | Tensor
 
@@ -102,12 +103,16 @@ def mmd(
     inputs = (x, y, x_weights, y_weights, cross, variance)
     constants = (variances, kernel_weights, x_scale, y_scale, cross_scale)
     # None of the inputs can require a gradient that x, y, the weights and the bandwidth do not.
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or y.requires_grad
-        or (x_weights is not None and x_weights.requires_grad)
-        or (y_weights is not None and y_weights.requires_grad)
-        or (variance is not None and variance.requires_grad)
+    if (
+        torch.is_grad_enabled()
+        and (
+            x.requires_grad
+            or y.requires_grad
+            or (x_weights is not None and x_weights.requires_grad)
+            or (y_weights is not None and y_weights.requires_grad)
+            or (variance is not None and variance.requires_grad)
+        )
+        and differentiates_itself()
     ):
         loss = MMD.apply(*inputs, *constants, backend)
     else:
