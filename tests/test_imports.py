@@ -56,11 +56,12 @@ LAYERS = {
     "op": (OP, {"api"}),
     "api": (
         OP + r"\.api",
-        {"api", "autograd", "definition", "checks", "backends", "watching"},
+        {"api", "autograd", "blind", "definition", "checks", "backends", "watching"},
     ),
     "autograd": (OP + r"\.autograd", {"definition", "scaling", "derivatives", "watching"}),
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
+    "blind": (OP + r"\.blind", {"watching"}),
     "kernels": (OP + r"\.triton_(kernels|second)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
     "implementation": (

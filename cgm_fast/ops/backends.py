@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -163,7 +164,7 @@ def choose(backend: str, device: torch.device) -> str:
     source = "backend"
     if backend == AUTO:
         source = ENVIRONMENT
-        backend = os.environ.get(ENVIRONMENT) or AUTO
+        backend = _automatic()
     if backend == AUTO:
         return next(
             name
@@ -186,9 +187,22 @@ def choose(backend: str, device: torch.device) -> str:
     return backend
 
 
+# What `os.environ.get` looks into; to ask it for a name that is not there costs a caught KeyError, a
+# twentieth of a small call.
+_VARIABLES: Any = getattr(os.environ, "_data", {ENVIRONMENT: None})
+_VARIABLE: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
+
+
+def _automatic() -> str:
+    """What "auto" means."""
+    if _VARIABLE not in _VARIABLES:
+        return AUTO
+    return os.environ.get(ENVIRONMENT) or AUTO
+
+
 def implementation(op: str, backend: str, device: torch.device) -> ModuleType:
     """The module `cgm_fast.ops.<op>.<implementation>` for this call; imported at first use."""
-    wanted = (os.environ.get(ENVIRONMENT) or AUTO) if backend == AUTO else backend
+    wanted = _automatic() if backend == AUTO else backend
     found = _found.get((op, wanted, device))
     if found is None or found[2] is not _availability:
         from importlib import import_module

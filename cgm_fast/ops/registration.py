@@ -30,7 +30,11 @@ _LIBRARIES: dict[str, library.Library] = vars(torch.ops.cgm_fast).setdefault("_l
 
 
 def register(
-    op: str, step: str, schema: str, fake: Callable[..., Any]
+    op: str,
+    step: str,
+    schema: str,
+    fake: Callable[..., Any],
+    finish: Callable[..., None] | None = None,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Define `cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
@@ -39,12 +43,18 @@ def register(
         step: "fwd" or "bwd"; implementations have a function `<op>_<step>`.
         schema: Arguments and results; the first argument is a tensor, the last `str backend`.
         fake: Shapes and dtypes of the results.
+        finish: Given the results and then the arguments, changes the results in place, whichever
+            implementation computed them; derivatives do not see it.
     """
     function = f"{op}_{step}"
     name = f"cgm_fast::{function}"
 
     def run(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        return getattr(implementation(op, args[-1], first.device), function)(first, *args[:-1])
+        module = implementation(op, args[-1], first.device)
+        results: tuple[Tensor, ...] = getattr(module, function)(first, *args[:-1])
+        if finish is not None:
+            finish(results, first, *args)
+        return results
 
     if function in _LIBRARIES:
         _LIBRARIES.pop(function)._destroy()

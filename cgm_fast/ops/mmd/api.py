@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import (
+    bounds,
     cached,
     check_all_finite,
     check_choice,
@@ -21,14 +24,16 @@ from cgm_fast.ops.checks import (
     match,
 )
 from cgm_fast.ops.mmd.autograd import MMD
+from cgm_fast.ops.mmd.blind import Seen, seen_before, warn_if_blind
 from cgm_fast.ops.mmd.ops import mmd_fwd
 from cgm_fast.ops.watching import differentiates_itself
 
-Bandwidth = str | float | Sequence[float] | Tensor
+Bandwidth = str | float | Sequence[float] | Sequence[Tensor] | Tensor
 
 BANDWIDTHS = ("paper", "infovae")
 ESTIMATORS = ("biased", "unbiased")
 KERNEL_AGGS = ("mean", "sum")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def mmd(
@@ -81,17 +86,20 @@ def mmd(
                 check_all_finite(name, value)
     n, d = x.shape[-2:]
     m = y.shape[-2]
-    variance: Tensor | None
-    variances: tuple[float, ...]
-    if isinstance(bandwidth, Tensor):
-        variance, variances = _tensor_variance(bandwidth, x), ()
-        scales = variance.shape[-1]
-    else:
-        variance, variances = None, resolve_variances(bandwidth, d, x.dtype)
-        scales = len(variances)
-    kernel_weights, x_scale, y_scale, cross_scale = cached(
-        _constants, estimator, kernel_agg, scales, n, m, x_weights is None, y_weights is None
-    )
+    variance: Tensor | None = None
+    if not isinstance(bandwidth, (str, float, int)):
+        bandwidth = as_numbers(bandwidth, x)
+        if isinstance(bandwidth, Tensor):
+            variance = _tensor_variance(bandwidth, x)
+            bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
+    *constants, seen = cached(
+        _constants, bandwidth, d, x.dtype, estimator, kernel_agg, n, m,
+        x_weights is None, y_weights is None,
+    )  # fmt: skip
+    if variance is not None:
+        constants[0] = ()
+    elif seen is not None and seen.due():
+        warn_if_blind(x, y, constants[0], seen)
     cross: Tensor | None = None
     x_mass = y_mass = None
     if x_weights is not None:
@@ -101,7 +109,6 @@ def mmd(
         cross = ratio if cross is None or ratio is None else cross * ratio
 
     inputs = (x, y, x_weights, y_weights, cross, variance)
-    constants = (variances, kernel_weights, x_scale, y_scale, cross_scale)
     # None of the inputs can require a gradient that x, y, the weights and the bandwidth do not.
     if (
         torch.is_grad_enabled()
@@ -120,30 +127,48 @@ def mmd(
     if x_mass is not None or y_mass is not None:
         # The op sums k - 1; what that leaves out vanishes when both samples have the same mass.
         difference: Any = (1.0 if x_mass is None else x_mass) - (1.0 if y_mass is None else y_mass)
-        loss = loss + sum(kernel_weights) * difference * difference
+        loss = loss + sum(constants[1]) * difference * difference
+        if estimator == "biased":
+            # As the op does without weights: up to zero, with the gradient that it has.
+            loss = loss - loss.detach().clamp_max(0)
     return loss
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
 def _constants(
-    estimator: str, kernel_agg: str, scales: int, n: int, m: int, equal_x: bool, equal_y: bool
-) -> tuple[tuple[float, ...], float, float, float]:
-    """Kernel weights, what rows weigh unless they have weights of their own, and `cross_scale`.
+    bandwidth: str | float | tuple[float, ...],
+    d: int,
+    dtype: torch.dtype,
+    estimator: str,
+    kernel_agg: str,
+    n: int,
+    m: int,
+    equal_x: bool,
+    equal_y: bool,
+) -> tuple[tuple[float, ...], tuple[float, ...], float, float, float, Seen | None]:
+    """σ², kernel weights, what rows weigh unless they have weights of their own, `cross_scale`,
+    and how often the bandwidth has been met.
 
     The unbiased estimator leaves out i = j and divides by what remains: see `_row_weights`.
     """
+    if isinstance(bandwidth, (float, int)):
+        check_number("bandwidth", bandwidth, above=0)
+    variances = cached(_variances, bandwidth, d, dtype)
+    scales = len(variances)
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     kernel_weights = (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
+    seen = None if is_compiling() else seen_before(variances, d)
     if estimator == "biased":
-        return kernel_weights, 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0, 1.0
+        x_scale, y_scale = 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0
+        return variances, kernel_weights, x_scale, y_scale, 1.0, seen
     if n < 2 or m < 2:
         raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
     x_scale = 1.0 / math.sqrt(n * (n - 1)) if equal_x else 1.0
     y_scale = 1.0 / math.sqrt(m * (m - 1)) if equal_y else 1.0
     cross = math.sqrt((n - 1) / n) if equal_x else 1.0
     cross *= math.sqrt((m - 1) / m) if equal_y else 1.0
-    return kernel_weights, x_scale, y_scale, cross
+    return variances, kernel_weights, x_scale, y_scale, cross, seen
 
 
 def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,9 +176,10 @@ def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     check_float_tensor("y", y)
     of_x, of_y = x.shape, y.shape
     if len(of_x) not in (2, 3) or len(of_x) != len(of_y):
+        more = "; x.flatten(1) makes a row of each image" if max(len(of_x), len(of_y)) > 3 else ""
         raise ValueError(
             "x and y must be [n, d] and [m, d], or [b, n, d] and [b, m, d], "
-            f"got {list(of_x)} and {list(of_y)}"
+            f"got {list(of_x)} and {list(of_y)}{more}"
         )
     if of_x[-1] != of_y[-1]:
         raise ValueError(
@@ -167,15 +193,70 @@ def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return match(("x", "y"), x, y)
 
 
-def resolve_variances(
-    bandwidth: str | float | Sequence[float], d: int, dtype: torch.dtype
-) -> tuple[float, ...]:
+def resolve_variances(bandwidth: Any, d: int, dtype: torch.dtype) -> tuple[float, ...]:
     """σ² [s] as plain numbers, of a bandwidth that is not a tensor."""
-    if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str):
-        bandwidth = tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
-    elif not isinstance(bandwidth, str):
-        bandwidth = check_number("bandwidth", bandwidth, above=0)
+    if not isinstance(bandwidth, str):
+        bandwidth = as_numbers(bandwidth)
+        if isinstance(bandwidth, Tensor):
+            raise TypeError(f"bandwidth must be {takes_bandwidth(tensors=False)} here, got a tensor")
     return cached(_variances, bandwidth, d, dtype)
+
+
+def takes_bandwidth(*, tensors: bool = True) -> str:
+    """What a bandwidth may be, for errors."""
+    names = ", ".join(map(repr, BANDWIDTHS))
+    end = ", or a tensor of shape [], [s] or [b, s]" if tensors else ""
+    return f"{names}, a number, or a sequence or 1-dimensional array of numbers{end}"
+
+
+def as_numbers(bandwidth: Any, like: Tensor | None = None) -> float | tuple[float, ...] | Tensor:
+    """Bandwidths that are no string, as a number, numbers, or a tensor where one of them is one.
+
+    Args:
+        bandwidth: A number, a sequence or a NumPy array of numbers, a tensor, or a sequence with
+            tensors of shape [] in it.
+        like: A tensor on the device where a bandwidth with tensors is to be; None for their own.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it is empty, or a number is not positive.
+    """
+    if isinstance(bandwidth, Tensor):
+        return bandwidth
+    kind = type(bandwidth).__name__
+    if hasattr(bandwidth, "__array__") and hasattr(bandwidth, "tolist"):  # of NumPy, or a number
+        if getattr(bandwidth, "ndim", 0) > 1:
+            raise ValueError(
+                f"bandwidth must be {takes_bandwidth()}, got an array of shape "
+                f"{list(bandwidth.shape)}"
+            )
+        bandwidth = bandwidth.tolist()
+    if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, (str, bytes)):
+        if not len(bandwidth):
+            raise ValueError("bandwidth must hold at least one number, got an empty sequence")
+        if any(isinstance(sigma, Tensor) for sigma in bandwidth):
+            return _stacked(bandwidth, like)
+        return tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
+    if isinstance(bandwidth, bool) or not isinstance(bandwidth, Real):
+        raise TypeError(f"bandwidth must be {takes_bandwidth()}, got {kind}")
+    return check_number("bandwidth", bandwidth, above=0)
+
+
+def _stacked(bandwidth: Sequence[Any], like: Tensor | None) -> Tensor:
+    first = next(sigma for sigma in bandwidth if isinstance(sigma, Tensor))
+    like = first if like is None else like
+    dtype = compute_dtype(like.dtype) if like.is_floating_point() else torch.get_default_dtype()
+    parts = []
+    for sigma in bandwidth:
+        if not isinstance(sigma, Tensor):
+            sigma = like.new_tensor(check_number("bandwidth", sigma, above=0), dtype=dtype)
+        elif sigma.numel() != 1:
+            raise ValueError(
+                "bandwidth must be a sequence of numbers or tensors of shape [], got one of shape "
+                f"{list(sigma.shape)}"
+            )
+        parts.append(sigma.reshape(()).to(dtype))
+    return torch.stack(parts)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
@@ -195,6 +276,8 @@ def _variances(
 
 def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
     """σ² of a bandwidth tensor, [s], or [b, s] beside samples with a batch."""
+    if bandwidth.dtype in INTEGERS:
+        bandwidth = bandwidth.to(compute_dtype(x.dtype))
     check_float_tensor("bandwidth", bandwidth)
     if bandwidth.device != x.device:
         raise ValueError(
@@ -208,9 +291,8 @@ def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
             f"bandwidth must have shape [], [s] or [b, s] with b={b}, got {list(bandwidth.shape)}"
         )
     dtype = compute_dtype(x.dtype)
-    if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling():
-        for bound in bandwidth.detach().to(torch.float64).aminmax():
-            _variance(float(bound), dtype)
+    for bound in bounds(bandwidth) or ():
+        _variance(bound, dtype)
     sigma = bandwidth.to(dtype)
     if not batch:
         sigma = sigma.reshape(-1)
@@ -221,6 +303,11 @@ def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
 
 def _variance(sigma: Any, dtype: torch.dtype) -> float:
     """σ²; raise unless σ is a positive number and σ² one that `dtype` holds."""
+    if sigma == 0:
+        raise ValueError(
+            "bandwidth must be a finite number > 0, got 0; a median of distances is 0 where most "
+            "rows coincide: clamp it, bandwidth.clamp(min=1e-3)"
+        )
     sigma = check_number("bandwidth", sigma, above=0)
     variance = sigma * sigma
     if not torch.finfo(dtype).tiny <= variance <= torch.finfo(dtype).max:
@@ -253,5 +340,11 @@ def _row_weights(
     mass = weights.sum(-1)
     if estimator == "biased":
         return weights, None, mass
-    ratio = (mass * mass - (weights * weights).sum(-1)).sqrt() / mass
+    rest = mass * mass - (weights * weights).sum(-1)
+    if (least := bounds(rest)) is not None and not least[0] > 0:
+        raise ValueError(
+            f"{name} must leave at least two rows with a weight for estimator='unbiased', got "
+            f"(Σw)² - Σw² = {least[0]:g}"
+        )
+    ratio = rest.sqrt() / mass
     return weights / ratio.unsqueeze(-1), ratio, mass
