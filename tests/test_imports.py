@@ -27,7 +27,7 @@ TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
 LAYERS = {
-    "package": (r"cgm_fast", {"losses", "api", "backends"}),
+    "package": (r"cgm_fast", {"losses", "api", "backends", "blind"}),
     "compiled": (r"cgm_fast\._native", set()),
     "main": (r"cgm_fast\.__main__", {"cli"}),
     "cli": (r"cgm_fast\.cli", TRAINING_SIDE | {"experiments", "training", "doctor"}),

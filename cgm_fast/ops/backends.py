@@ -118,9 +118,7 @@ BACKENDS: dict[str, Backend] = {
 
 _availability: dict[str, str | None] = {}
 # What a call gets: name and module, and the availability that the choice rests on.
-_found: dict[
-    tuple[str, str, torch.device], tuple[str, ModuleType, dict[str, str | None]]
-] = {}
+_found: dict[tuple[str, str, torch.device], tuple[str, ModuleType, dict[str, str | None]]] = {}
 _last: dict[str, str] = {}
 
 
@@ -187,8 +185,8 @@ def choose(backend: str, device: torch.device) -> str:
     return backend
 
 
-# What `os.environ.get` looks into; to ask it for a name that is not there costs a caught KeyError, a
-# twentieth of a small call.
+# What `os.environ.get` looks into; to ask it for a name that is not there costs a caught KeyError,
+# a twentieth of a small call.
 _VARIABLES: Any = getattr(os.environ, "_data", {ENVIRONMENT: None})
 _VARIABLE: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
 

@@ -131,7 +131,7 @@ def differentiate(function: str, formula: Formula) -> None:
         both = reverse and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         asked = formula.asked(wide if both else args)
         with enable_single_level_autograd_function():
-            results = Level.apply(keyset, asked, *wide)
+            results = Level.apply(keyset, asked, *wide)  # type: ignore[attr-defined]
         return formula.narrowed(args, wide, results)
 
     lib.impl(op._schema.name.split("::")[1], kernel, "Autograd", with_keyset=True)
@@ -195,6 +195,8 @@ class OfPair:
         wanted: frozenset[int],
     ) -> dict[int, Tensor | None]:
         """The gradients scaled, the Hessian's product, and what reached the latents."""
+        if wanted - {0, 1}:
+            raise RuntimeError(f"{self.op._name} has no derivative in its constants; detach() them")
         of_gradients = cotangents[self.gradients :]
         parts: list[list[Tensor]] = [[], []]
         for i in (0, 1):
@@ -216,6 +218,8 @@ class OfPair:
         asked: tuple[bool, ...],
     ) -> Tensors:
         """The loss by its gradients, the latents with r, the gradients by the Hessian."""
+        if tangents.keys() - {0, 1}:
+            raise NotImplementedError(f"{self.op._name} has no derivative in its constants")
         out: list[Tensor | None] = [None] * len(results)
         given = tangents.get(0), tangents.get(1)
         terms = [
@@ -245,12 +249,13 @@ class OfProduct:
     """The derivatives of a product with the Hessian: itself, for it is linear and symmetric.
 
     Args:
-        inputs: How many arguments the Hessian depends on; a derivative in one is a third.
-        tangents: The first of the arguments that are vectors; as many as there are results.
+        op: `cgm_fast::<op>_bwd`.
+        tangents: The first of the arguments that are vectors; as many as there are results. On
+            those before them the Hessian depends: a derivative in one is a third.
     """
 
-    def __init__(self, op: Any, inputs: int, tangents: int) -> None:
-        self.op, self.inputs, self.tangents = op, inputs, tangents
+    def __init__(self, op: Any, tangents: int) -> None:
+        self.op, self.tangents = op, tangents
 
     def widened(self, args: tuple[Any, ...], wanted: frozenset[int]) -> tuple[Any, ...]:
         """The same: the product holds nothing that is needed."""
@@ -274,7 +279,7 @@ class OfProduct:
         wanted: frozenset[int],
     ) -> dict[int, Tensor | None]:
         """The product with what came from above."""
-        if any(i < self.inputs for i in wanted):
+        if any(i < self.tangents for i in wanted):
             raise RuntimeError(THIRD)
         return dict(enumerate(self.product(args, results, cotangents), self.tangents))
 
@@ -286,7 +291,7 @@ class OfProduct:
         asked: tuple[bool, ...],
     ) -> Tensors:
         """The product with the tangents' tangents."""
-        if any(i < self.inputs for i in tangents):
+        if any(i < self.tangents for i in tangents):
             raise NotImplementedError(THIRD)
         vectors = tuple(tangents.get(self.tangents + i) for i in range(len(results)))
         return tuple(self.product(args, results, vectors))

@@ -82,9 +82,7 @@ def register(
             return dispatched(first, *args)
         for arg in args:
             # What has no address of its own, or not the address of its values, is dispatched.
-            if isinstance(arg, Tensor) and (
-                type(arg) not in PLAIN or arg.is_neg() or hidden(arg)
-            ):
+            if isinstance(arg, Tensor) and (type(arg) not in PLAIN or arg.is_neg() or hidden(arg)):
                 return dispatched(first, *args)
         try:
             return run(first, *args)

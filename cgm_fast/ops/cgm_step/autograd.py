@@ -94,6 +94,6 @@ derivatives.differentiate(
     "cgm_step_fwd",
     derivatives.OfPair(_BWD, flags=13, assignment=2, latents=3, gradients=4, constant=(1, 2)),
 )
-derivatives.differentiate("cgm_step_bwd", derivatives.OfProduct(_BWD, 2, 13))
+derivatives.differentiate("cgm_step_bwd", derivatives.OfProduct(_BWD, 13))
 derivatives.map_items("cgm_step_fwd")
 derivatives.map_items("cgm_step_bwd")

@@ -54,29 +54,40 @@ def mmd(
     k(a, b) = exp(−|a − b|² / 2σ²), w = 1/n and v = 1/m. Value and gradient come from one pass
     over the pairs of rows; memory is O((n + m) d).
 
+    The bandwidth has to fit the data. "paper" is for features of unit variance, whose distances
+    are about √(2d); on data of another scale k is 0 or 1 everywhere, and the loss has no gradient
+    (`BandwidthWarning` says so, on the CPU). Scale the data, or take σ from it:
+
+        sigma = torch.pdist(torch.cat((x, y))[:1000]).median()  # once; several: sigma * [.5, 1, 2]
+        loss = cgm_fast.mmd(x, y, bandwidth=float(sigma))
+
     Args:
-        x: [n, d] or [b, n, d], float16, bfloat16, float32 or float64.
+        x: [n, d], or [b, n, d] for b discrepancies, each between x[i] and y[i]; float16, bfloat16,
+            float32 or float64. Rows that are images or sequences: x.flatten(1).
         y: [m, d] or [b, m, d], of the same dtype and device (under autocast, dtypes may differ).
-        bandwidth: σ, in units of the data: a number, a sequence of numbers or a tensor of shape
-            [], [s] or [b, s] (which may require a gradient); several are averaged or added.
+        bandwidth: σ, in units of the data: a number, a sequence or array of numbers, or a tensor of
+            shape [], [s] or [b, s] (which may require a gradient); several are averaged or added.
             "paper": σ² = d (eq. 7). "infovae": 2σ² = d².
         estimator: "biased" (V-statistic, eq. 5, never negative) or "unbiased" (U-statistic:
             pairs i = j left out, n and m at least 2).
         x_weights: [n] or [b, n], in place of 1/n. Used as they are: a probability sums to one.
         y_weights: [m] or [b, m], in place of 1/m.
         kernel_agg: "mean" or "sum" over several bandwidths.
-        check_finite: Raise if an input holds NaN or infinity (synchronises with a GPU).
+        check_finite: Raise if an input holds NaN or infinity (synchronises with a GPU; compiled
+            code raises RuntimeError).
         backend: "auto", or the name of an implementation, which then runs or raises.
 
     Returns:
         [] or [b], float32 (float64 for float64 inputs). Differentiable twice in x, y, both
-        weights and a tensor bandwidth.
+        weights and a tensor bandwidth, also under `torch.func`, vmap and in forward mode.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        TypeError: an argument is not a dense floating-point tensor, or dtypes differ.
         ValueError: shapes or devices do not match, n, m or d is 0, a bandwidth is not positive,
-            an option is unknown, an input is not finite (with `check_finite`).
-        RuntimeError: the implementation asked for cannot run here.
+            weights leave the unbiased estimator one row, an option is unknown, an input is not
+            finite (with `check_finite`).
+        RuntimeError: the implementation asked for cannot run here, or a third derivative is asked
+            for.
     """
     x, y = _check_samples(x, y)
     check_name(backend)
@@ -198,7 +209,9 @@ def resolve_variances(bandwidth: Any, d: int, dtype: torch.dtype) -> tuple[float
     if not isinstance(bandwidth, str):
         bandwidth = as_numbers(bandwidth)
         if isinstance(bandwidth, Tensor):
-            raise TypeError(f"bandwidth must be {takes_bandwidth(tensors=False)} here, got a tensor")
+            raise TypeError(
+                f"bandwidth must be {takes_bandwidth(tensors=False)} here, got a tensor"
+            )
     return cached(_variances, bandwidth, d, dtype)
 
 

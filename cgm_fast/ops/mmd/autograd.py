@@ -145,9 +145,7 @@ class MMDGradient(torch.autograd.Function):
         inputs, gradient = rest[:_TENSORS], rest[_TENSORS:]
         wanted = ctx.needs_input_grad
         tangent = _gather(inputs, tangents, ctx.constants)
-        begin, end, with_a, with_p = plan = _plan(
-            wanted[1 : 1 + _TENSORS], inputs[0].shape[-2], inputs[1].shape[-2]
-        )
+        begin, *_ = plan = _plan(wanted[1 : 1 + _TENSORS], inputs[0].shape[-2], inputs[1].shape[-2])
         product = mmd_bwd(*inputs, *ctx.constants, *plan, *tangent, ctx.backend)
         scaled = [product[0] * grad_loss[..., None, None]]
         scaled += [part * grad_loss[..., None] if part.numel() else part for part in product[1:]]
@@ -314,7 +312,7 @@ class _Product(derivatives.OfProduct):
         wanted: frozenset[int],
     ) -> dict[int, Tensor | None]:
         """The product with what came from above, whole, for every vector there is."""
-        if any(i < _TENSORS for i in wanted):
+        if any(i < self.tangents for i in wanted):
             raise RuntimeError(derivatives.THIRD)
         of_z, of_a, of_p = (i in wanted for i in range(_PLAN.stop, _PLAN.stop + 3))
         rows = args[0].shape[-2] + args[1].shape[-2]
@@ -360,6 +358,6 @@ def _batched(op: Any) -> Any:
 
 
 derivatives.differentiate("mmd_fwd", _Loss())
-derivatives.differentiate("mmd_bwd", _Product(_BWD, _TENSORS, _PLAN.stop))
+derivatives.differentiate("mmd_bwd", _Product(_BWD, _PLAN.stop))
 derivatives.map_items("mmd_fwd", _batched(_FWD))
 derivatives.map_items("mmd_bwd", _batched(_BWD))

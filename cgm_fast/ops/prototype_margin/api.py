@@ -82,11 +82,7 @@ def prototype_margin(
     negative_scale = 1.0 if negatives == "sum" else 1.0 / (g.shape[0] - 1)
     scale = 1.0 / r.shape[0] if reduction == "mean" else 1.0
     constants = (margin, negative_scale, scale)
-    if (
-        torch.is_grad_enabled()
-        and (r.requires_grad or g.requires_grad)
-        and differentiates_itself()
-    ):
+    if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
         loss, assignment = PrototypeMargin.apply(r, g, labels, *constants, backend)
     else:
         loss, assignment, *_ = prototype_margin_fwd(r, g, labels, *constants, False, False, backend)

@@ -83,6 +83,6 @@ derivatives.differentiate(
     "prototype_margin_fwd",
     derivatives.OfPair(_BWD, flags=6, assignment=1, latents=None, gradients=2, constant=(1,)),
 )
-derivatives.differentiate("prototype_margin_bwd", derivatives.OfProduct(_BWD, 2, 6))
+derivatives.differentiate("prototype_margin_bwd", derivatives.OfProduct(_BWD, 6))
 derivatives.map_items("prototype_margin_fwd")
 derivatives.map_items("prototype_margin_bwd")
