@@ -17,6 +17,9 @@ from cgm_fast.testing import (
     sample_weights,
 )
 
+# That a kernel is so narrow is said once; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore::cgm_fast.BandwidthWarning")
+
 
 def unit_samples(n, m, d, device, *, batch=None, seed=0):
     """Standard normal ones of the same distribution."""

@@ -153,7 +153,7 @@ def mmd_fwd(
                 grad = 4 * chunk.a_rows[:, keep, None] * pull
                 grad_z[c, begin - row_begin : end - row_begin] = grad
     coefficients = Coefficients.of(
-        x, y, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
+        n, rows - n, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
     )
     for s, weight in enumerate(kernel_weights):
         loss += weight * coefficients.constant(*near[:, :, s])
