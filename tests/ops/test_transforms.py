@@ -117,9 +117,7 @@ EAGER = {
     "grad": lambda f: func.grad(f, argnums=(0, 1))(X[0], Y),
     "grad_of_one": lambda f: func.grad(f, argnums=1)(X[0], Y),
     "vmap_of_grad": lambda f: torch.vmap(func.grad(f), (0, None))(X, Y),
-    "grad_of_vmap": lambda f: func.grad(
-        lambda x: torch.vmap(f, (0, None))(x, Y).square().sum()
-    )(X),
+    "grad_of_vmap": lambda f: func.grad(lambda x: torch.vmap(f, (0, None))(x, Y).square().sum())(X),
     "jvp": lambda f: func.jvp(f, (X[0], Y), (ALONG, Y)),
     "jvp_of_one": lambda f: func.jvp(lambda x: f(x, Y), (X[0],), (ALONG,)),
     "jacrev": lambda f: func.jacrev(f)(X[0], Y),
