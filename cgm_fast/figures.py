@@ -116,7 +116,7 @@ def save_latents(
         path: The PNG file.
         r: [n, N] codes.
         prototypes: [K, N].
-        categories: [n] integers that colour the codes.
+        categories: [n] integers that colour the codes; -1 for none.
         names: Of the categories, for the legend; without them numbers.
         title: Above the scatter.
     """
@@ -143,7 +143,8 @@ def save_latents(
     for position, category in enumerate(present):
         chosen = (found == category).numpy()
         colour = colours(position if len(present) <= 10 else position / len(present))
-        label = names[category] if category < len(names) else str(category)
+        label = names[category] if 0 <= category < len(names) else str(category)
+        label = "unlabelled" if category < 0 else label
         axes.scatter(
             codes[chosen, 0], codes[chosen, 1], s=7, alpha=0.6, color=colour, linewidths=0,
             label=plain(label) if len(present) <= 20 else None,

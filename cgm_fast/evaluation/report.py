@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgm_fast.data import ImageData
+from cgm_fast.data import UNLABELLED, ImageData
 from cgm_fast.evaluation.clustering import clustering_scores
 from cgm_fast.evaluation.codes import codes_and_posteriors, prepared_batches, with_labels
 from cgm_fast.evaluation.nll import likelihoods
@@ -78,7 +78,7 @@ def evaluate(
     explained = _subset(len(data.test), nll_images)
     given = None  # the images' categories, where labels are that, and all have been seen
     if supervised and not model.sees_labels and data.test_labels is not None:
-        known = int(data.test_labels.max()) < model.num_prototypes
+        known = bool(((data.test_labels >= 0) & (data.test_labels < model.num_prototypes)).all())
         given = data.test_labels[explained] if known else None
     for name, prior in priors.items():
         found = likelihoods(
@@ -100,13 +100,15 @@ def evaluate(
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
     report["within_variance"] = _within_variance(test, assignment, model.num_prototypes)
     if data.train_labels is not None and data.test_labels is not None:
-        if probes and len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
+        kept = [labels != UNLABELLED for labels in (data.train_labels, data.test_labels)]
+        # Without two classes there is nothing to tell apart.
+        if probes and kept[1].any() and len(data.train_labels[kept[0]].unique()) > 1:
             report["probe_error"] = _probe_errors(data, (train, test), (of_train, of_test), seed)
-        if model.num_prototypes > 1 and not model.sees_labels:
-            report["clustering"] = clustering_scores(assignment, data.test_labels)
+        if kept[1].any() and model.num_prototypes > 1 and not model.sees_labels:
+            own, labels = assignment.cpu()[kept[1]], data.test_labels[kept[1]]
+            report["clustering"] = clustering_scores(own, labels)
             if supervised:
-                wrong = assignment.cpu() != data.test_labels
-                report["nearest_prototype_error"] = float(wrong.float().mean())
+                report["nearest_prototype_error"] = float((own != labels).float().mean())
     report["warnings"] = _warnings(model, report["rate_bits"]["monte_carlo"])
     return report
 
@@ -152,7 +154,7 @@ def _probe_errors(
     posterior: tuple[list[Tensor], list[Tensor]],
     seed: int,
 ) -> dict[str, float]:
-    """Probe errors on the means r and on noisy latents z, of training and test images."""
+    """Probe errors on the means r and on noisy latents z, of images that have a label."""
     assert data.train_labels is not None
     assert data.test_labels is not None
     generator = torch.Generator().manual_seed(seed)
@@ -160,8 +162,12 @@ def _probe_errors(
     for mean, variance in posterior:
         noise = torch.randn(mean.shape, generator=generator)
         latents.append(mean.cpu() + variance.cpu().sqrt() * noise)
-    return {
-        f"{kind}_{name}": probe_error(kind, fit, data.train_labels, judge, data.test_labels, seed)
-        for name, (fit, judge) in (("r", codes), ("z", latents))
-        for kind in PROBES
-    }
+    labels = data.train_labels, data.test_labels
+    kept = [each != UNLABELLED for each in labels]
+    known = [each[which] for each, which in zip(labels, kept, strict=True)]
+    found = {}
+    for name, both in (("r", codes), ("z", latents)):
+        fit, judge = (part.cpu()[which] for part, which in zip(both, kept, strict=True))
+        for kind in PROBES:
+            found[f"{kind}_{name}"] = probe_error(kind, fit, known[0], judge, known[1], seed)
+    return found

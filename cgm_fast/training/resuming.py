@@ -49,6 +49,8 @@ def differences(
         old, new = getattr(saved, name), getattr(config, name)
         if name in MAY_CHANGE or (name in ("data", "test_data") and old is not None):
             changes[name] = new
+        elif name == "init" and None not in (old, new) and Path(old).name == Path(new).name:
+            continue  # it may have moved, and has been used
         elif old != new:
             raise ConfigError(
                 f"{name} must stay {_option(old)} with resume, got {_option(new)}: leave it out, "
