@@ -13,9 +13,9 @@ from cgm_fast.training.config import PRESETS, ConfigError, RunConfig, TrainConfi
 # Settings that may be given anew with resume: they change how far and how a run goes, or what is
 # logged and looked at, and not what the weights mean.
 MAY_CHANGE = (
-    "epochs", "max_steps", "lr", "lr_schedule", "clip_grad_norm", "data_root", "skip_broken",
-    "backend",
-    "log_every", "checkpoint_every", "probes", "pictures", "evaluate", "nll_images", "nll_samples",
+    "epochs", "max_steps", "lr", "lr_schedule", "clip_grad_norm", "backend", "data_root",
+    "skip_broken", "log_every", "checkpoint_every", "evaluate", "probes", "pictures", "nll_images",
+    "nll_samples",
 )  # fmt: skip
 # Settings of a call, of which a run's config.json holds none, or an older one.
 OF_CALL = ("out", "resume", "overwrite", "download", "device")
