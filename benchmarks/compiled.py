@@ -4,10 +4,16 @@ For every tile that a launch can pick, and every way its kernel can be called: r
 spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
 capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plain takes of each tile
 the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
+
+--record writes the rows, with the version of Triton whose compiler made them, to
+`results/triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
+where the version is the same. Of the targets but 9.0 it holds the plainest ways: all ways of all
+take ten minutes.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -34,6 +40,12 @@ from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 TARGETS = ("80", "90", "100", "gfx942")
 SHARED = {"8.0": 99 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "amd": 64 << 10}
 """Bytes that one program may have; 8.0 also stands for 8.6, 8.9 and 12.0, which have the least."""
+
+RECORD = Path(__file__).parent / "results" / "triton-compiled.csv"
+RECORDED = (
+    "triton", "target", "kernel", "features", "numbers", "precision", "tile", "registers",
+    "spilled", "shared", "tensor",
+)  # fmt: skip
 
 F16, F32, F64 = torch.float16, torch.float32, torch.float64
 TYPES = {F16: "fp16", torch.bfloat16: "bf16", F32: "fp32", F64: "fp64"}
@@ -217,22 +229,43 @@ def describe(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     }
 
 
+def rows(name: str, plain: bool) -> Iterator[dict[str, Any]]:
+    """What every kernel for a target takes; of each tile the plainest ways alone, or all."""
+    target, device = target_of(name)
+    for key, blocks in table().items():
+        if key.device == device:
+            for variant in variants(key, blocks):
+                if plain and ("," in variant.name or variant.held.precision == "tf32"):
+                    continue
+                yield {"features": key.features, **describe(variant, target)}
+    for numbers in ("half", "float32", "float64"):
+        for variant in other_variants(numbers, device):
+            yield {"features": None, **describe(variant, target)}
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is about, as text: the same from the compiler and from the file."""
+    return tuple(str(row[column]) for column in RECORDED[1:-4])
+
+
+def record() -> None:
+    """Write what the compiler at hand makes of the kernels in place of the last record."""
+    with RECORD.open("w", newline="") as file:
+        writer = csv.DictWriter(file, RECORDED, lineterminator="\n")
+        writer.writeheader()
+        for target in TARGETS:
+            for row in rows(target, plain=target != "90"):
+                writer.writerow({"triton": triton.__version__, **row})
+
+
 def main() -> None:
-    """Print a line for each variant of each tile."""
-    plain = "--plain" in sys.argv
+    """Print a line for each variant of each tile, or write the record."""
+    if "--record" in sys.argv:
+        return record()
     for name in [given for given in sys.argv[1:] if given != "--plain"] or TARGETS:
-        target, device = target_of(name)
-        for key, blocks in table().items():
-            if key.device == device:
-                for variant in variants(key, blocks):
-                    if plain and ("," in variant.name or variant.held.precision == "tf32"):
-                        continue
-                    row = {"features": key.features, **describe(variant, target)}
-                    print(json.dumps(row), flush=True)
-        for numbers in ("half", "float32", "float64"):
-            for variant in other_variants(numbers, device):
-                row = {"features": None, **describe(variant, target)}
-                print(json.dumps(row), flush=True)
+        for row in rows(name, "--plain" in sys.argv):
+            print(json.dumps(row), flush=True)
+    return None
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from cgm_fast.experiments.catalogue import Experiment, run_experiment
 from cgm_fast.experiments.study import StoppedError
 from cgm_fast.extras import MissingExtraError, installed_version, require
 from cgm_fast.files import RunError
-from cgm_fast.training.config import ConfigError, TrainConfig, check_path
+from cgm_fast.training.config import ConfigError, TrainConfig
+from cgm_fast.training.limits import check_path
 from cgm_fast.training.signals import BROKEN_PIPE
 from cgm_fast.training.trainer import NonFiniteError
 from cgm_fast.training.workers import read_group
@@ -161,7 +162,7 @@ def _run(command: Any, given: set[str]) -> int:
 def _train(config: TrainConfig, given: set[str]) -> int:
     first = read_group().rank == 0
     with progress(first) as report:
-        result = experiments.train(config, report, _warn, given)
+        result = experiments.train(config, report, _warn, given, note=say)
     if result.stopped_by:
         if first:
             print(f"stopped by signal {result.stopped_by} after saving; go on with --resume")

@@ -18,7 +18,8 @@ from cgm_fast.evaluation.denoising import denoise, psnr
 from cgm_fast.experiments import run as experiments
 from cgm_fast.files import write_whole
 from cgm_fast.training import runs
-from cgm_fast.training.config import MAX_SEED, check_range
+from cgm_fast.training.config import MAX_SEED
+from cgm_fast.training.limits import check_range
 from cgm_fast.training.workers import pick_device
 
 
@@ -110,7 +111,13 @@ def reconstruct(command: Reconstruct) -> None:
         raise UsageError(f"data must be left out with a {config.model}, which needs labels")
     else:
         root = command.data_root or config.data_root
-        images = load_images(command.data, config.image_shape, count=command.count, root=root)
+        images = load_images(
+            command.data,
+            config.image_shape,
+            count=command.count,
+            root=root,
+            skip_broken=command.skip_broken,
+        )
     experiments.draw_reconstructions(model, images[: command.count], config, out, labels)
     print(out)
 

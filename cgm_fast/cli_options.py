@@ -59,6 +59,8 @@ class Reconstruct(OnRun):
     """How many images."""
     data: str | None = None
     """An npz, a folder of images or one image; default: the run's own test images."""
+    skip_broken: bool = False
+    """Leave out images of a folder that cannot be read."""
     data_root: str | None = None
     """Folder that holds torchvision's data sets; default: as in training."""
     out: str = "reconstructed.png"

@@ -116,7 +116,7 @@ def save_latents(
         path: The PNG file.
         r: [n, N] codes.
         prototypes: [K, N].
-        categories: [n] integers that colour the codes; -1 for none.
+        categories: [n] integers that colour the codes; below 0 they have none.
         names: Of the categories, for the legend; without them numbers.
         title: Above the scatter.
     """
@@ -143,8 +143,9 @@ def save_latents(
     for position, category in enumerate(present):
         chosen = (found == category).numpy()
         colour = colours(position if len(present) <= 10 else position / len(present))
-        label = names[category] if 0 <= category < len(names) else str(category)
-        label = "unlabelled" if category < 0 else label
+        label = names[category] if category < len(names) else str(category)
+        if category < 0:
+            colour, label = "lightgrey", "no label"
         axes.scatter(
             codes[chosen, 0], codes[chosen, 1], s=7, alpha=0.6, color=colour, linewidths=0,
             label=plain(label) if len(present) <= 20 else None,

@@ -27,7 +27,7 @@ TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
 LAYERS = {
-    "package": (r"cgm_fast", {"losses", "api", "backends"}),
+    "package": (r"cgm_fast", {"losses", "api", "backends", "blind"}),
     "compiled": (r"cgm_fast\._native", set()),
     "main": (r"cgm_fast\.__main__", {"cli"}),
     "cli": (r"cgm_fast\.cli(_\w+)?", TRAINING_SIDE | {"cli", "experiments", "training", "doctor"}),
@@ -44,19 +44,26 @@ LAYERS = {
     "testing": (r"cgm_fast\.testing", set()),
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
-    "checks": (r"cgm_fast\.ops\.checks", set()),
+    "watching": (r"cgm_fast\.ops\.watching", set()),
+    "checks": (r"cgm_fast\.ops\.checks", {"watching"}),
     "scaling": (r"cgm_fast\.ops\.scaling", set()),
-    "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
+    "registration": (r"cgm_fast\.ops\.registration", {"backends", "memory", "watching"}),
+    "derivatives": (r"cgm_fast\.ops\.derivatives", {"registration", "watching"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
-    "gpu": (r"cgm_fast\.ops\.gpu", set()),
+    "chunks": (r"cgm_fast\.ops\.chunks", set()),
+    "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
     "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled", "gpu"}),
     "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
     "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
     "op": (OP, {"api"}),
-    "api": (OP + r"\.api", {"api", "autograd", "definition", "checks", "backends"}),
-    "autograd": (OP + r"\.autograd", {"definition", "scaling"}),
+    "api": (
+        OP + r"\.api",
+        {"api", "autograd", "blind", "definition", "checks", "backends", "watching"},
+    ),
+    "autograd": (OP + r"\.autograd", {"definition", "scaling", "derivatives", "watching"}),
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
+    "blind": (OP + r"\.blind", {"watching"}),
     "kernels": (OP + r"\.triton_(kernels|second)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
     "implementation": (
@@ -66,6 +73,7 @@ LAYERS = {
             "common",
             "compiled",
             "memory",
+            "chunks",
             "kernels",
             "gpu",
             "cuda",

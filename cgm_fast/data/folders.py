@@ -154,7 +154,10 @@ def read_folder(
     if not asked and side > LARGE_SIDE and total > LARGE_TOTAL:
         raise DataError(f"{what}, the first one's size, would take {gigabytes(total)}: {hint}")
     require_memory(what, total, hint)
-    images = torch.empty((len(headers), channels, h, w), dtype=torch.uint8, device="cpu")
+    try:
+        images = torch.empty((len(headers), channels, h, w), dtype=torch.uint8, device="cpu")
+    except RuntimeError as error:  # a limit that only the allocator knows
+        raise DataError(f"{what} do not fit into the memory that is left: {hint}") from error
     kept: list[int] = []
     for index in headers:
         try:

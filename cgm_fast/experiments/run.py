@@ -50,13 +50,15 @@ class TrainResult(NamedTuple):
 
 
 def load_data(config: TrainConfig) -> ImageData:
-    """The data set that settings name."""
+    """The data set that settings name; a folder's as grey or coloured as a run's images were."""
+    channels = config.image_shape[0] if isinstance(config, RunConfig) else config.channels
     data = load(
         config.data,
         root=config.data_root,
         download=config.download,
         test=config.test_data,
         image_size=config.image_size,
+        channels=channels,
         skip_broken=config.skip_broken,
     )
     return draw_once(data) if config.binarization == "static" else data
@@ -90,6 +92,7 @@ def train(
     report: Report | None = None,
     warn: Callable[[str], None] | None = None,
     given: Collection[str] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train, evaluate and draw, as `cgm-fast train` does.
 
@@ -102,6 +105,7 @@ def train(
         warn: Called before training with what a user should know of unusual settings.
         given: Names of the settings that were given, which with `resume` must be the run's; None
             takes those that differ from their defaults.
+        note: Called before training with what was read, a line at a time.
 
     Raises:
         ConfigError, DataError, RunError: settings, data or folder cannot be used.
@@ -117,6 +121,9 @@ def train(
             load_data(begun)
         workers.barrier()  # the first process has fetched what was missing
         data = load_data(begun)
+        if note is not None and workers.first:
+            for line in data.notes:
+                note(line)
         settings = resolve(begun, data)
         _check_extras(settings)
         check_memory(settings)
@@ -124,10 +131,8 @@ def train(
         model = build_model(settings)
         if settings.init is not None and not settings.resume:
             runs.load_weights(settings.init, model)
-        if warn is not None and workers.first:
-            for text in (*data.notes, _too_close(model, settings)):
-                if text is not None:
-                    warn(text)
+        if warn is not None and workers.first and (text := _too_close(model, settings)):
+            warn(text)
         trainer = Trainer(model, data, settings, path, workers, report, warn)
         with _held(path, workers):
             workers.on_first(lambda: _check_unchanged(runs.open_run(config, given), path, begun))

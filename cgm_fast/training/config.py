@@ -7,7 +7,6 @@ those in and checks the rest, so that a run's config.json holds every number tha
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,10 +18,7 @@ from cgm_fast.models.divergence import Divergence
 from cgm_fast.models.latent import DEFAULT_SIGMA2, resolve_sigma2
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import check_number
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names it, what it got and what it takes."""
+from cgm_fast.training.limits import ConfigError, check_path, check_range
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,8 @@ class TrainConfig:
 
     data: str = "digits"
     """Data set: digits (embedded, 8 x 8), mnist, fashion-mnist, cifar10, the path of an npz with
-    `images` [n, h, w, c] uint8 and optional `labels` [n], or a folder of one folder per class."""
+    `images` [n, h, w, c] uint8 and optional `labels` [n], or arrays as MedMNIST or Keras name them;
+    or a folder of images, or of one folder per class, or of such folders named train and test."""
     data_root: str = "data"
     """Folder that holds torchvision's data sets, or NAME-train.npz and NAME-test.npz for one."""
     download: bool = False
@@ -49,6 +46,8 @@ class TrainConfig:
     """A second npz or folder to test on; without it a tenth is held out."""
     image_size: int | None = None
     """Side in pixels to which the images of a folder are resized; default: the first image's."""
+    channels: Literal[1, 3] | None = None
+    """Of a folder's images: 1 makes them grey, 3 coloured; default: grey if all of them are."""
     skip_broken: bool = False
     """Leave out images of a folder that cannot be read."""
 
@@ -57,7 +56,8 @@ class TrainConfig:
     vae; cvae, with labels; infovae (MMD², a learned variance, or a fixed one if sigma2 or
     rate_bits is given); bir-vae (the same at the data set's rate)."""
     supervised: bool = False
-    """CGM2: an image's category is its label. Otherwise CGM1: its nearest prototype."""
+    """CGM2: an image's category is its label, or its nearest prototype where the label is -1.
+    Otherwise CGM1: its nearest prototype."""
     latent_dim: int | None = None
     """N, the number of latent dimensions."""
     num_prototypes: int | None = None
@@ -268,9 +268,10 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
     if resolved.supervised:
         if data.train_labels is None:
             raise ConfigError(f"supervised needs labels, and {data.name} has none")
-        if lacking := _unlabelled(data.train, data.train_labels):
+        lacking = _unlabelled(data.train, data.train_labels)
+        if lacking and resolved.model == "cvae":
             raise ConfigError(
-                f"supervised needs a label for each image, and {lacking} of those of {data.name} "
+                f"model cvae needs a label for each image, and {lacking} of those of {data.name} "
                 "have none"
             )
         classes = int(data.train_labels.max()) + 1
@@ -408,36 +409,6 @@ def check(config: TrainConfig) -> None:
 
 
 PATHS = ("data", "data_root", "test_data", "init", "out")  # settings that are, or may be, paths
-LARGEST = 2**31 - 1  # of integers: beyond it are no sizes, and torch's own errors
-# Of numbers other than 0: what float32, in which losses are computed, holds without loss.
-SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, 2.0**127
-
-
-def check_range(name: str, value: float) -> None:
-    """Raise ConfigError unless a number is one that torch can take: an int32, or a float32."""
-    if isinstance(value, int):
-        if value > LARGEST and name != "seed":
-            raise ConfigError(f"{name} must be at most {LARGEST}, got {value}")
-    elif value != 0 and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
-        raise ConfigError(
-            f"{name} must lie in what float32 holds, {SMALLEST_FLOAT:.3g} to {LARGEST_FLOAT:.3g}, "
-            f"got {value:g}"
-        )
-
-
-def check_path(name: str, value: str | None) -> None:
-    """Raise ConfigError if the system cannot have a file of this name."""
-    if value is None:
-        return
-    try:
-        encoded = os.fsencode(value)
-    except UnicodeError as error:
-        raise ConfigError(
-            f"{name} must be a path that the file system can encode, got {value!a}"
-        ) from error
-    if b"\0" in encoded:
-        raise ConfigError(f"{name} must be a path without null characters, got {value!r}")
-
 
 # Settings of the mixture of prototypes, which other models lack.
 OF_CGM = {

@@ -50,11 +50,12 @@ class Window:
 
     def __init__(self, model: LatentModel) -> None:
         k, latent_dim = model.num_prototypes, model.latent_dim
-        self.sums = torch.zeros(6, dtype=torch.float64)  # loss, its four terms, gradient norm
+        # Loss, its four terms, gradient norm.
+        self.sums = torch.zeros(6, dtype=torch.float64, device="cpu")
         # Of codes, their squares, the noise's variance, and its logarithm.
-        self.moments = torch.zeros(4, latent_dim, dtype=torch.float64)
+        self.moments = torch.zeros(4, latent_dim, dtype=torch.float64, device="cpu")
         # Of the codes of each category, their sum and their number.
-        self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64)
+        self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64, device="cpu")
         # The latest codes with their noise's variances, where they were computed: no copies.
         self.latest: deque[tuple[Tensor, Tensor]] = deque()
         self.held: list[tuple[Tensor, ...]] = []

@@ -189,7 +189,7 @@ class Trainer:
     def _order(self, epoch: int) -> Tensor:
         """This process's images of an epoch, in order; the same whoever asks, whenever."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)
+        order = torch.randperm(len(self.images), generator=generator, device="cpu")
         return order[self.workers.rank :: self.workers.count]
 
     def _train_step(self, order: Tensor) -> tuple[Output, Tensor]:
@@ -280,7 +280,8 @@ class Trainer:
         cluster = require("sklearn.cluster", "prototype_init=kmeans++")
         count = min(len(self.images), max(4096, 10 * self.model.num_prototypes))
         generator = torch.Generator().manual_seed(self.config.seed)
-        chosen = torch.randperm(len(self.images), generator=generator)[:count].sort().values
+        order = torch.randperm(len(self.images), generator=generator, device="cpu")
+        chosen = order[:count].sort().values
         images = self.images[chosen.to(self.images.device)]
         self.model.eval()
         r = encode_images(self.model, images, self.config.binarization or "none")

@@ -197,3 +197,10 @@ def test_sizes_are_questioned_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(folders, "LARGE_TOTAL", 600_000)
     assert load(str(tmp_path), image_size=300).image_shape == (3, 300, 300)  # it was asked for
+
+    def refuse(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(DataError, match="do not fit into the memory that is left: pass --image"):
+        load(str(tmp_path), image_size=300)

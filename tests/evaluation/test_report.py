@@ -173,5 +173,3 @@ def test_images_without_a_label_are_left_out_where_labels_count():
     assert report["nearest_prototype_error"] == pytest.approx(wrong)
     assert report["clustering"] == clustering_scores(found, some.test_labels[kept])
     assert 0 <= report["probe_error"]["linear_r"] <= 1
-    none = dataclasses.replace(some, test_labels=torch.full((20,), -1))
-    assert "probe_error" not in _evaluate(model, none, supervised=True)

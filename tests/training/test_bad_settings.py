@@ -147,10 +147,12 @@ def test_a_model_that_sees_labels_needs_those_of_test_images_before_it_is_traine
     assert not (tmp_path / "run").exists()
 
 
-def test_supervised_needs_every_label(tmp_path):
-    np.savez(tmp_path / "some.npz", images=pixels(), labels=np.arange(40) % 4 - 1)
-    with pytest.raises(
-        ConfigError, match=r"a label for each image, and \d of those of .*some\.npz"
-    ):
-        run(tmp_path, data=str(tmp_path / "some.npz"), supervised=True, num_prototypes=4)
-    assert run(tmp_path, data=str(tmp_path / "some.npz"), evaluate=True, max_steps=1).evaluation
+def test_a_model_that_sees_labels_needs_every_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = str(tmp_path / "some.npz")
+    np.savez(data, images=pixels(), labels=np.arange(40) % 4 - 1)
+    with pytest.raises(ConfigError, match=r"a label for each image, and \d of those of .*some"):
+        run(
+            tmp_path, data=data, model="cvae", supervised=True, test_data=str(tmp_path / "tiny.npz")
+        )
+    assert run(tmp_path, data=data, evaluate=True, max_steps=1).evaluation
