@@ -6,6 +6,7 @@ from cgm_fast.losses import CGMLoss, MMDLoss, PrototypeLoss
 from cgm_fast.ops.backends import availability, last_backend
 from cgm_fast.ops.cgm_step.api import CGMLossResult, cgm_loss
 from cgm_fast.ops.mmd.api import mmd
+from cgm_fast.ops.mmd.blind import BandwidthWarning
 from cgm_fast.ops.prototype_margin.api import PrototypeMarginResult, prototype_margin
 
 try:
@@ -14,6 +15,7 @@ except PackageNotFoundError:  # a source tree on the path, not an installed pack
     __version__ = "0+unknown"
 
 __all__ = [
+    "BandwidthWarning",
     "CGMLoss",
     "CGMLossResult",
     "MMDLoss",

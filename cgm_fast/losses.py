@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +11,30 @@ from torch import Tensor, nn
 from cgm_fast.ops.backends import AUTO, check_name, last_backend
 from cgm_fast.ops.cgm_step.api import CGMLossResult, cgm_loss
 from cgm_fast.ops.checks import check_choice, check_float_tensor, check_number
-from cgm_fast.ops.mmd.api import BANDWIDTHS, ESTIMATORS, KERNEL_AGGS, mmd
+from cgm_fast.ops.mmd.api import (
+    BANDWIDTHS,
+    ESTIMATORS,
+    INTEGERS,
+    KERNEL_AGGS,
+    Bandwidth,
+    as_numbers,
+    mmd,
+    takes_bandwidth,
+)
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, REDUCTIONS, prototype_margin
 
 
 class MMDLoss(nn.Module):
     """Squared maximum mean discrepancy with a Gaussian kernel; see `cgm_fast.mmd`.
 
+    The bandwidth has to fit the data: the default is for features of unit variance. On others take
+    it from the data, once, and warnings of class `BandwidthWarning` say where to:
+
+        loss = cgm_fast.MMDLoss(bandwidth=torch.pdist(sample).median())
+
     Args:
-        bandwidth: σ: a number, a sequence of numbers, a tensor (kept as a buffer; a Parameter is
-            trained), "paper" (σ² = d, eq. 7) or "infovae" (2σ² = d²).
+        bandwidth: σ: a number, a sequence or array of numbers, a tensor (kept as a buffer; a
+            Parameter is trained), "paper" (σ² = d, eq. 7) or "infovae" (2σ² = d²).
         estimator: "biased" or "unbiased".
         kernel_agg: "mean" or "sum" over several bandwidths.
         check_finite: Raise if an input holds NaN or infinity.
@@ -34,7 +49,7 @@ class MMDLoss(nn.Module):
 
     def __init__(
         self,
-        bandwidth: str | float | Sequence[float] | Tensor = "paper",
+        bandwidth: Bandwidth = "paper",
         *,
         estimator: str = "biased",
         kernel_agg: str = "mean",
@@ -42,7 +57,13 @@ class MMDLoss(nn.Module):
         backend: str = AUTO,
     ) -> None:
         super().__init__()
+        if not isinstance(bandwidth, str):
+            if isinstance(bandwidth, Sequence) and any(map(_trained, bandwidth)):
+                raise TypeError("bandwidth must be one Parameter where it is trained, not several")
+            bandwidth = as_numbers(bandwidth)
         if isinstance(bandwidth, Tensor):
+            if bandwidth.dtype in INTEGERS:
+                bandwidth = bandwidth.to(torch.get_default_dtype())
             check_float_tensor("bandwidth", bandwidth)
             if bandwidth.device.type == "cpu" and bandwidth.numel():
                 check_number("bandwidth", float(bandwidth.detach().min()), above=0)
@@ -51,7 +72,7 @@ class MMDLoss(nn.Module):
             else:
                 self.register_buffer("bandwidth", bandwidth.detach().clone())
         else:
-            self.bandwidth = _checked_bandwidth(bandwidth)
+            self.bandwidth = _known(bandwidth)
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
         self.kernel_agg = check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
         self.check_finite = check_finite
@@ -66,10 +87,20 @@ class MMDLoss(nn.Module):
         self,
         x: Tensor,
         y: Tensor,
+        *labels: Any,
         x_weights: Tensor | None = None,
         y_weights: Tensor | None = None,
     ) -> Tensor:
-        """MMD² of x [n, d] and y [m, d], [], or of [b, n, d] and [b, m, d], [b]."""
+        """MMD² of x [n, d] and y [m, d], [], or of [b, n, d] and [b, m, d], [b].
+
+        Weights have names, so that a third argument, which other losses take for labels, is not
+        taken for weights.
+        """
+        if labels:
+            raise TypeError(
+                f"MMDLoss takes two samples, got {2 + len(labels)} arguments; it has no labels, "
+                "and weights are given by name: x_weights=, y_weights="
+            )
         return mmd(
             x,
             y,
@@ -84,23 +115,27 @@ class MMDLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for `print(loss)`."""
-        bandwidth = self.bandwidth
-        if isinstance(bandwidth, Tensor):
-            bandwidth = f"tensor{list(bandwidth.shape)}"
-        return f"bandwidth={bandwidth}, estimator={self.estimator}, backend={self.backend}"
+        return _options(self, "bandwidth", "estimator", "kernel_agg", "check_finite", "backend")
 
 
-def _checked_bandwidth(
-    bandwidth: str | float | Sequence[float],
-) -> str | float | tuple[float, ...]:
+def _trained(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _known(bandwidth: str | float | tuple[float, ...]) -> str | float | tuple[float, ...]:
     """Check a bandwidth that is no tensor, as far as that goes without the data."""
     if isinstance(bandwidth, str):
-        return check_choice("bandwidth", bandwidth, BANDWIDTHS)
-    if isinstance(bandwidth, Sequence):
-        if not bandwidth:
-            raise ValueError("bandwidth must hold at least one number, got an empty sequence")
-        return tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
-    return check_number("bandwidth", bandwidth, above=0)
+        check_choice("bandwidth", bandwidth, BANDWIDTHS)
+    return bandwidth
+
+
+def _options(module: nn.Module, *names: str) -> str:
+    """`name=value` of every option; of a tensor its shape."""
+
+    def shown(value: object) -> str:
+        return f"tensor{list(value.shape)}" if isinstance(value, Tensor) else str(value)
+
+    return ", ".join(f"{name}={shown(getattr(module, name))}" for name in names)
 
 
 class PrototypeLoss(nn.Module):
@@ -160,7 +195,9 @@ class PrototypeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for `print(loss)`."""
-        return f"margin={self.margin}, negatives={self.negatives}, backend={self.backend}"
+        return _options(
+            self, "margin", "negatives", "reduction", "normalize", "check_finite", "backend"
+        )
 
 
 class CGMLoss(nn.Module):
@@ -172,7 +209,7 @@ class CGMLoss(nn.Module):
         mmd_weight: λ.
         margin_weight: β.
         margin: On the squared distance.
-        bandwidth: Of the kernel: "paper", "infovae", a number or a sequence of numbers.
+        bandwidth: Of the kernel: "paper", "infovae", a number or a sequence or array of numbers.
         kernel_agg: "mean" or "sum" over several bandwidths.
         negatives: "sum" or "mean" over the other prototypes.
         detach_prior: Keep the MMD from moving the prototypes.
@@ -207,7 +244,10 @@ class CGMLoss(nn.Module):
         self.mmd_weight = check_number("mmd_weight", mmd_weight, at_least=0)
         self.margin_weight = check_number("margin_weight", margin_weight, at_least=0)
         self.margin = check_number("margin", margin, at_least=0)
-        self.bandwidth = _checked_bandwidth(bandwidth)
+        numbers = bandwidth if isinstance(bandwidth, str) else as_numbers(bandwidth)
+        if isinstance(numbers, Tensor):
+            raise TypeError(f"bandwidth must be {takes_bandwidth(tensors=False)} here, got Tensor")
+        self.bandwidth = _known(numbers)
         self.kernel_agg = check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
         self.negatives = check_choice("negatives", negatives, NEGATIVES)
         self.detach_prior = detach_prior
@@ -250,8 +290,7 @@ class CGMLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for `print(loss)`."""
-        return (
-            f"sigma2={self.sigma2}, mmd_weight={self.mmd_weight}, "
-            f"margin_weight={self.margin_weight}, margin={self.margin}, "
-            f"bandwidth={self.bandwidth}, backend={self.backend}"
-        )
+        return _options(
+            self, "sigma2", "prior_sigma2", "mmd_weight", "margin_weight", "margin", "bandwidth",
+            "kernel_agg", "negatives", "detach_prior", "check_finite", "backend",
+        )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import arguments, checkpoint
+from tiny import arguments, checkpoint, listed
 
 from cgm_fast import cli
 from cgm_fast.cli import COMMANDS, main
@@ -115,10 +115,10 @@ def test_unreadable_options_exit_with_two(capsys, words):
 
 
 def test_train(folder):
-    assert {path.name for path in (folder / "run").iterdir()} == {
+    assert listed(folder / "run") == [
         "checkpoint.pt", "config.json", "evaluation.json", "events", "latents.png", "metrics.csv",
         "model.safetensors", "reconstructions.png", "samples.png",
-    }  # fmt: skip
+    ]  # fmt: skip
     printed = (folder / "printed").read_text()
     for part in ("prior paper: NLL", "prior fitted: NLL", "S = 4", "rate: nominal", "linear probe"):
         assert part in printed
@@ -244,4 +244,6 @@ def test_progress_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(arguments(tmp_path, max_steps=2)) == 0
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
-    assert re.search(r"2/2 L_E \S+ +λ·MMD² \S+ +β·L_D \S+ nats +rate \S+ bit", shown)
+    # 80 columns wide: the count and the time are whole, and the terms go on in a second line.
+    assert re.search(r"2/2 0:00:00 L_E \S+ +λ·MMD² \S+ +β·L_D \S+ nats +rate \S+ bit", shown)
+    assert re.search(r"img/s", shown)

@@ -35,7 +35,11 @@ def _assert_one_line(capsys, message):
         (["generate", "{run}", "--category", "3"], r"category must lie in \[0, 3\), got 3"),
         (["generate", "{run}", "--category", "1", "--mixing", "uniform"], "category or mixing"),
         (["generate", "{run}", "--prior", "fitted", "--mixing", "uniform"], "must be empirical"),
-        (["generate", "{run}", "--count", "0"], "count must be at least 1, got 0"),
+        (
+            ["generate", "{run}", "--count", "0", "--category", "1"],
+            "count must be at least 1, got 0",
+        ),
+        (["generate", "{run}", "--count", "9"], "count must be left out of a picture of a row per"),
         (["generate", "{run}", "--out", "a.jpg"], r"out must end in \.png or \.npz, got 'a.jpg'"),
         (["generate", "{run}", "--out", "gone/a.png"], "out must be in an existing folder"),
         (["generate", "{run}", "--out", "folder.png"], "Is a directory"),
@@ -43,7 +47,7 @@ def _assert_one_line(capsys, message):
         (["reconstruct", "{run}", "--count", "-2"], "count must be at least 1, got -2"),
         (
             ["reconstruct", "{run}", "--data", "large.npz"],
-            r"run's shape \[1, 8, 8\], got \[1, 9, 9\]",
+            r"images in large\.npz must be \[1, 8, 8\], got \[1, 9, 9\]",
         ),
         (["denoise", "{run}", "--variance", "0"], "variance must be a finite number > 0, got 0"),
         (["denoise", "{run}", "--variance", "inf"], "variance must be a finite number > 0"),
@@ -67,7 +71,7 @@ def test_errors_are_one_line(folder, tmp_path, monkeypatch, capsys, words, messa
 @pytest.mark.parametrize(
     ("module", "words", "purpose"),
     [
-        ("tyro", ["doctor"], "the command line needs tyro"),
+        ("tyro", ["train"], "the command line needs tyro"),
         ("matplotlib.figure", ["generate", "{run}", "--out", "a.png"], "pictures needs matplotlib"),
         ("safetensors", ["generate", "{run}", "--out", "a.npz"], "needs safetensors"),
         ("rich.progress", ["train"], "the progress bar needs rich"),

@@ -17,45 +17,53 @@ CSRC = Path(__file__).parents[1] / "csrc"
 # The only modules outside torch, numpy and the standard library that may be looked for.
 EXTRAS = (
     "tyro", "rich", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "torchmetrics",
-    "torchvision",
+    "torchvision", "PIL",
 )  # fmt: skip
 
 OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
 MODEL_SIDE = {"losses", "api", "checks", "backends"}
-TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras"}
+TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras", "files"}
 
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
 LAYERS = {
-    "package": (r"cgm_fast", {"losses", "api", "backends"}),
+    "package": (r"cgm_fast", {"losses", "api", "backends", "blind"}),
     "compiled": (r"cgm_fast\._native", set()),
     "main": (r"cgm_fast\.__main__", {"cli"}),
-    "cli": (r"cgm_fast\.cli", TRAINING_SIDE | {"experiments", "training", "doctor"}),
-    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled"}),
+    "cli": (r"cgm_fast\.cli(_\w+)?", TRAINING_SIDE | {"cli", "experiments", "training", "doctor"}),
+    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled", "extras"}),
     "experiments": (r"cgm_fast\.experiments(\..+)?", TRAINING_SIDE | {"experiments", "training"}),
     "training": (r"cgm_fast\.training(\..+)?", TRAINING_SIDE | {"training"}),
     "evaluation": (r"cgm_fast\.evaluation(\..+)?", TRAINING_SIDE),
     "models": (r"cgm_fast\.models(\..+)?", MODEL_SIDE | {"models"}),
     "losses": (r"cgm_fast\.losses", MODEL_SIDE - {"losses"}),
-    "figures": (r"cgm_fast\.figures", {"extras"}),
-    "data": (r"cgm_fast\.data", {"extras"}),
+    "figures": (r"cgm_fast\.figures", {"extras", "files"}),
+    "data": (r"cgm_fast\.data(\..+)?", {"data", "extras"}),
     "extras": (r"cgm_fast\.extras", set()),
+    "files": (r"cgm_fast\.files", set()),
     "testing": (r"cgm_fast\.testing", set()),
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
-    "checks": (r"cgm_fast\.ops\.checks", set()),
+    "watching": (r"cgm_fast\.ops\.watching", set()),
+    "checks": (r"cgm_fast\.ops\.checks", {"watching"}),
     "scaling": (r"cgm_fast\.ops\.scaling", set()),
-    "registration": (r"cgm_fast\.ops\.registration", {"backends"}),
+    "registration": (r"cgm_fast\.ops\.registration", {"backends", "memory", "watching"}),
+    "derivatives": (r"cgm_fast\.ops\.derivatives", {"registration", "watching"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
-    "gpu": (r"cgm_fast\.ops\.gpu", set()),
+    "chunks": (r"cgm_fast\.ops\.chunks", set()),
+    "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
     "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled", "gpu"}),
     "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
     "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
     "op": (OP, {"api"}),
-    "api": (OP + r"\.api", {"api", "autograd", "definition", "checks", "backends"}),
-    "autograd": (OP + r"\.autograd", {"definition", "scaling"}),
+    "api": (
+        OP + r"\.api",
+        {"api", "autograd", "blind", "definition", "checks", "backends", "watching"},
+    ),
+    "autograd": (OP + r"\.autograd", {"definition", "scaling", "derivatives", "watching"}),
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
+    "blind": (OP + r"\.blind", {"watching"}),
     "kernels": (OP + r"\.triton_(kernels|second)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
     "implementation": (
@@ -65,6 +73,7 @@ LAYERS = {
             "common",
             "compiled",
             "memory",
+            "chunks",
             "kernels",
             "gpu",
             "cuda",
@@ -153,6 +162,7 @@ def test_imports_go_down_the_layers(name):
         ("cgm_fast.evaluation.nll", "cgm_fast.training.trainer"),
         ("cgm_fast.training.trainer", "cgm_fast.cli"),
         ("cgm_fast.data", "cgm_fast.models"),
+        ("cgm_fast.data.npz", "cgm_fast.training.config"),
         ("cgm_fast.testing", "cgm_fast.ops.mmd.api"),
     ],
 )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -73,10 +74,22 @@ class Backend:
     why_unavailable: Callable[[], str | None]
     on_request: tuple[str, ...] = ()
     """Device types of `devices` on which it runs only if asked for."""
+    capability: tuple[int, int] = (0, 0)
+    """The least compute capability of a CUDA GPU that it runs on."""
 
     def serves(self, device_type: str) -> bool:
         """Whether tensors on this type of device can be given to it; None in `devices` is any."""
         return self.devices is None or device_type in self.devices
+
+    def why_not_on(self, device: torch.device) -> str | None:
+        """Why this one of several GPUs is beyond it, or None."""
+        if device.type != "cuda" or torch.version.hip or self.capability == (0, 0):
+            return None
+        found = torch.cuda.get_device_capability(device)
+        if found >= self.capability:
+            return None
+        least, this = (".".join(map(str, version)) for version in (self.capability, found))
+        return f"{device} has compute capability {this}, and {least} is needed"
 
 
 # Fastest first.
@@ -90,12 +103,14 @@ BACKENDS: dict[str, Backend] = {
             ("cuda", "cpu") if _EMULATED else ("cuda",),
             cuda_launch.why_unavailable,
             on_request=("cuda", "cpu"),
+            capability=(8, 0),
         ),
         Backend(
             "triton",
             ("cuda", "cpu") if _INTERPRETED else ("cuda",),
             _why_no_triton,
             on_request=("cuda", "cpu"),
+            capability=(8, 0),
         ),
         Backend("reference", None, lambda: None),
     )
@@ -103,16 +118,21 @@ BACKENDS: dict[str, Backend] = {
 
 _availability: dict[str, str | None] = {}
 # What a call gets: name and module, and the availability that the choice rests on.
-_found: dict[tuple[str, str, str], tuple[str, ModuleType, dict[str, str | None]]] = {}
+_found: dict[tuple[str, str, torch.device], tuple[str, ModuleType, dict[str, str | None]]] = {}
 _last: dict[str, str] = {}
 
 
 def availability() -> dict[str, str | None]:
     """Every implementation's name, with None if it can run here or the reason why not."""
-    for name, backend in BACKENDS.items():
-        if name not in _availability:
-            _availability[name] = backend.why_unavailable()
-    return dict(_availability)
+    return {name: _why_unavailable(name) for name in BACKENDS}
+
+
+def _why_unavailable(name: str) -> str | None:
+    """Asked once, and only where it matters: to ask may import Triton, or start CUDA, after which
+    this process cannot fork."""
+    if name not in _availability:
+        _availability[name] = BACKENDS[name].why_unavailable()
+    return _availability[name]
 
 
 def last_backend(op: str = "mmd") -> str | None:
@@ -142,34 +162,51 @@ def choose(backend: str, device: torch.device) -> str:
     source = "backend"
     if backend == AUTO:
         source = ENVIRONMENT
-        backend = os.environ.get(ENVIRONMENT) or AUTO
-    reasons = _availability or availability()
+        backend = _automatic()
     if backend == AUTO:
         return next(
             name
             for name, candidate in BACKENDS.items()
             if candidate.serves(device.type)
             and device.type not in candidate.on_request
-            and reasons[name] is None
+            and _why_unavailable(name) is None
+            and candidate.why_not_on(device) is None
         )
     check_name(backend, source)
-    if reasons[backend] is not None:
-        raise RuntimeError(f"{source}={backend!r} cannot run here: {reasons[backend]}")
-    if not BACKENDS[backend].serves(device.type):
-        devices = ", ".join(BACKENDS[backend].devices or ())
+    chosen = BACKENDS[backend]
+    reason = _why_unavailable(backend)
+    if reason is None and chosen.serves(device.type):
+        reason = chosen.why_not_on(device)
+    if reason is not None:
+        raise RuntimeError(f"{source}={backend!r} cannot run here: {reason}")
+    if not chosen.serves(device.type):
+        devices = ", ".join(chosen.devices or ())
         raise ValueError(f"{source}={backend!r} runs on {devices} tensors, got {device.type}")
     return backend
 
 
+# What `os.environ.get` looks into; to ask it for a name that is not there costs a caught KeyError,
+# a twentieth of a small call.
+_VARIABLES: Any = getattr(os.environ, "_data", {ENVIRONMENT: None})
+_VARIABLE: Any = getattr(os.environ, "encodekey", str)(ENVIRONMENT)
+
+
+def _automatic() -> str:
+    """What "auto" means."""
+    if _VARIABLE not in _VARIABLES:
+        return AUTO
+    return os.environ.get(ENVIRONMENT) or AUTO
+
+
 def implementation(op: str, backend: str, device: torch.device) -> ModuleType:
     """The module `cgm_fast.ops.<op>.<implementation>` for this call; imported at first use."""
-    wanted = (os.environ.get(ENVIRONMENT) or AUTO) if backend == AUTO else backend
-    found = _found.get((op, wanted, device.type))
+    wanted = _automatic() if backend == AUTO else backend
+    found = _found.get((op, wanted, device))
     if found is None or found[2] is not _availability:
         from importlib import import_module
 
         name = choose(backend, device)
         found = name, import_module(f"cgm_fast.ops.{op}.{name}"), _availability
-        _found[op, wanted, device.type] = found
+        _found[op, wanted, device] = found
     _last[op] = found[0]
     return found[1]

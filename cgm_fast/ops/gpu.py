@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgm_fast.ops.memory import NoMemory
+
 
 @functools.cache
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -24,6 +26,9 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(first: Tensor, *args: Any) -> Any:
+        for value in (first, *args):
+            if isinstance(value, Tensor) and value._is_zerotensor():
+                raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
         with torch.cuda.device_of(first):
             return function(first, *args)
 

@@ -8,10 +8,17 @@ from torch import Tensor
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
+class NoMemory(TypeError):
+    """A tensor whose values do not lie in memory; the dispatcher may know what they are."""
+
+
 def samples(value: Tensor) -> tuple[int, int, int, int, int]:
     """Where samples [rows, d] or [b, rows, d] lie: kernels read any dtype with any strides."""
     *item, row, feature = value.stride()
-    return value.data_ptr(), _DTYPES[value.dtype], item[0] if item else 0, row, feature
+    begin = value.data_ptr()
+    if not begin:  # of zeros that torch has not written anywhere, or a subclass of Tensor
+        raise NoMemory(f"a {type(value).__name__} of shape {list(value.shape)} has no address")
+    return begin, _DTYPES[value.dtype], item[0] if item else 0, row, feature
 
 
 def compute_like(value: Tensor) -> tuple[torch.dtype, Tensor]:

@@ -1,8 +1,8 @@
 """How each op is registered with torch, and called where torch has nothing to add.
 
-torch's dispatcher serves torch.compile, tracing, fake tensors and profilers. A plain call
-gains nothing from it, and it costs more than a small batch's arithmetic: such a call goes straight
-to the implementation.
+torch's dispatcher serves torch.compile, tracing, torch.func, fake and meta tensors, subclasses of
+Tensor and profilers. A plain call gains nothing from it, and it costs more than a small batch's
+arithmetic: such a call goes straight to the implementation.
 """
 
 from __future__ import annotations
@@ -12,25 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, library
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from cgm_fast.ops import watching
 from cgm_fast.ops.backends import implementation
+from cgm_fast.ops.memory import NoMemory
+from cgm_fast.ops.watching import PLAIN
 
-# Whether anything watches the dispatcher. Not public; without one of them every call goes through.
-_WATCHERS = tuple(
-    getattr(owner, name, lambda: True)
-    for owner, name in (
-        (torch._C, "_len_torch_dispatch_stack"),
-        (torch._C, "_len_torch_function_stack"),
-        (torch._C, "_are_functorch_transforms_active"),
-        (torch.autograd, "_profiler_enabled"),
-    )
-)
-_modes, _function_modes, _transforms, _profiler = _WATCHERS
+# Names of this module: what a small call has looked up is what it waits for.
+_modes, _function_modes = watching.modes, watching.function_modes
+_transforms, _profiler, _tracing = watching.transforms, watching.profiler, watching.tracing
+
+# Registrations, kept beside the ops themselves: a module that is imported anew finds those of its
+# former self, and replaces them.
+_LIBRARIES: dict[str, library.Library] = vars(torch.ops.cgm_fast).setdefault("_libraries", {})
 
 
 def register(
-    op: str, step: str, schema: str, fake: Callable[..., Any]
+    op: str,
+    step: str,
+    schema: str,
+    fake: Callable[..., Any],
+    finish: Callable[..., None] | None = None,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Define `cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
@@ -39,28 +43,59 @@ def register(
         step: "fwd" or "bwd"; implementations have a function `<op>_<step>`.
         schema: Arguments and results; the first argument is a tensor, the last `str backend`.
         fake: Shapes and dtypes of the results.
+        finish: Given the results and then the arguments, changes the results in place, whichever
+            implementation computed them; derivatives do not see it.
     """
     function = f"{op}_{step}"
     name = f"cgm_fast::{function}"
 
     def run(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        return getattr(implementation(op, args[-1], first.device), function)(first, *args[:-1])
+        module = implementation(op, args[-1], first.device)
+        results: tuple[Tensor, ...] = getattr(module, function)(first, *args[:-1])
+        if finish is not None:
+            finish(results, first, *args)
+        return results
 
-    library.define(name, schema)
-    library.impl(name, "CompositeExplicitAutograd")(run)
-    library.register_fake(name)(fake)
+    if function in _LIBRARIES:
+        _LIBRARIES.pop(function)._destroy()
+    lib = _LIBRARIES[function] = library.Library("cgm_fast", "FRAGMENT")
+    library.define(name, schema, lib=lib)
+    library.impl(name, "CompositeExplicitAutograd", lib=lib)(run)
+    library.register_fake(name, lib=lib)(fake)
     dispatched = getattr(torch.ops.cgm_fast, function).default
+    # Nothing but the vectors of a second derivative comes in that form.
+    hidden = watching.legacy_batch if step == "bwd" else _no
 
     def call(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if (
             is_compiling()
-            or type(first) is not Tensor
             or _modes()
             or _function_modes()
             or _transforms()
             or _profiler()
+            or _tracing()
+            or forward_ad._current_level >= 0
+            or type(first) not in PLAIN
+            or first.is_meta
+            or first.is_neg()
         ):
             return dispatched(first, *args)
-        return run(first, *args)
+        for arg in args:
+            # What has no address of its own, or not the address of its values, is dispatched.
+            if isinstance(arg, Tensor) and (type(arg) not in PLAIN or arg.is_neg() or hidden(arg)):
+                return dispatched(first, *args)
+        try:
+            return run(first, *args)
+        except NoMemory:
+            return dispatched(first, *args)
 
     return call
+
+
+def _no(_: Tensor) -> bool:
+    return False
+
+
+def registered(function: str) -> tuple[Any, library.Library]:
+    """The registered op `cgm_fast::<function>`, and the library to register more of it with."""
+    return getattr(torch.ops.cgm_fast, function).default, _LIBRARIES[function]

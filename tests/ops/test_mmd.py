@@ -229,7 +229,7 @@ def test_any_memory_layout(layout, batch, backend, device):
 @pytest.mark.parametrize("pairs", [1, 500, 20_000], ids=["a_row", "some_rows", "some_items"])
 @pytest.mark.parametrize("option", ["unbiased_weights", "sum_of_three"])
 def test_the_reference_may_cut_anywhere(pairs, option, monkeypatch):
-    monkeypatch.setattr(reference, "PAIRS_PER_CHUNK", pairs)
+    monkeypatch.setattr(reference, "pairs_per_chunk", lambda *_: pairs)
     x, y = samples(63, 33, 4, batch=5, dtype=torch.float64)
     results = kernel_and_oracle(x, y, with_tensors(x, y, OPTIONS[option], 2.0), "reference")
     tolerance = rounding(63 + 33 + 4)

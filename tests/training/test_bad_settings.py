@@ -9,8 +9,8 @@ from tiny import run, settings, write_npz
 from cgm_fast.data import DataError
 from cgm_fast.experiments.run import train
 from cgm_fast.extras import MissingExtraError
+from cgm_fast.files import RunError
 from cgm_fast.training.config import ConfigError
-from cgm_fast.training.runs import RunError
 
 BAD = [
     ({"sigma2": 0.1, "rate_bits": 3.0}, "give sigma2 or rate_bits, not both"),

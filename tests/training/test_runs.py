@@ -6,18 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import run, same, settings
+from tiny import listed, run, same
 
-from cgm_fast.experiments.run import train
+from cgm_fast import files
+from cgm_fast.files import RunError
 from cgm_fast.training import runs
-from cgm_fast.training.runs import CHECKPOINT, CONFIG, FORMAT, METRICS, MODEL, RunError
+from cgm_fast.training.config import ConfigError
+from cgm_fast.training.runs import CONFIG, FILES, METRICS
+from cgm_fast.training.states import CHECKPOINT, FORMAT, MODEL
 
 # Writing
 
 
 def test_write_whole_replaces(tmp_path):
     for data in (b"old", b"newer"):
-        runs.write_whole(tmp_path / "file", data)
+        files.write_whole(tmp_path / "file", data)
         assert (tmp_path / "file").read_bytes() == data
     assert os.listdir(tmp_path) == ["file"]
 
@@ -35,10 +38,10 @@ def _refuse(number):
     [(errno.ENOSPC, "no space left"), (errno.EFBIG, "no space left"), (errno.EIO, "Input/output")],
 )
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, where, number, reason):
-    runs.write_whole(tmp_path / "file", b"old")
+    files.write_whole(tmp_path / "file", b"old")
     monkeypatch.setattr(where, _refuse(number))
     with pytest.raises(RunError, match=f"could not be written: {reason}.*; the old one stands"):
-        runs.write_whole(tmp_path / "file", b"new")
+        files.write_whole(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
 
@@ -49,7 +52,7 @@ def test_an_interrupted_write_leaves_no_temporary_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        runs.write_whole(tmp_path / "file", b"new")
+        files.write_whole(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == []
 
 
@@ -61,7 +64,7 @@ def test_json_has_no_nan(tmp_path):
 def test_a_full_disk_while_training_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     run(tmp_path, max_steps=6)
     folder, replace = tmp_path / "run", Path.replace
-    before, names = (folder / CHECKPOINT).read_bytes(), sorted(os.listdir(folder))
+    before, names = (folder / CHECKPOINT).read_bytes(), listed(folder)
 
     def replace_others(self, target):
         return _refuse(errno.ENOSPC)() if target.name == CHECKPOINT else replace(self, target)
@@ -70,7 +73,7 @@ def test_a_full_disk_while_training_keeps_the_last_checkpoint(tmp_path, monkeypa
     with pytest.raises(RunError, match=r"checkpoint\.pt could not be written: no space left"):
         run(tmp_path, resume=True, max_steps=20)
     monkeypatch.undo()
-    assert sorted(os.listdir(folder)) == names
+    assert listed(folder) == names
     assert (folder / CHECKPOINT).read_bytes() == before
     run(tmp_path, resume=True, max_steps=9)
     run(tmp_path, out=str(tmp_path / "other"))
@@ -111,9 +114,7 @@ def test_overwrite_removes_the_runs_own_files_alone(tmp_path):
     (folder / "notes.txt").write_text("mine")
     (folder / f".{CHECKPOINT}.99999.tmp").write_bytes(b"half a checkpoint")
     run(tmp_path, overwrite=True, max_steps=2, seed=3)
-    assert sorted(os.listdir(folder)) == sorted(
-        [CHECKPOINT, CONFIG, METRICS, MODEL, "events", "notes.txt"]
-    )
+    assert listed(folder) == sorted([CHECKPOINT, CONFIG, METRICS, MODEL, "events", "notes.txt"])
     assert runs.read_config(folder).seed == 3
     assert len(os.listdir(folder / "events")) == 1
 
@@ -122,7 +123,7 @@ def test_an_empty_folder_and_the_leftovers_of_a_killed_start_will_do(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / f".{CONFIG}.99999.tmp").write_bytes(b"{")
     run(tmp_path, max_steps=1)
-    assert not runs.leftovers(tmp_path / "run")
+    assert not files.leftovers(tmp_path / "run", FILES)
 
 
 def test_resume_without_a_run(tmp_path):
@@ -131,14 +132,76 @@ def test_resume_without_a_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_takes_the_runs_own_settings(tmp_path):
-    run(tmp_path, lr=0.005)
+def test_resume_takes_the_runs_own_settings_and_what_may_change(tmp_path):
+    run(tmp_path, lr=0.005, seed=5)
     (tmp_path / "run" / f".{MODEL}.99999.tmp").write_bytes(b"half a model")
-    train(settings(tmp_path, resume=True, lr=0.9, seed=5, max_steps=12))
+    anew = {"lr": 0.002, "lr_schedule": "cosine", "clip_grad_norm": 3.0, "log_every": 4}
+    run(tmp_path, resume=True, max_steps=12, seed=5, **anew)
     config = runs.read_config(tmp_path / "run")
-    assert (config.lr, config.seed, config.max_steps) == (0.005, 0, 12)
+    assert (config.lr, config.seed, config.max_steps) == (0.002, 5, 12)
+    assert (config.lr_schedule, config.clip_grad_norm, config.log_every) == ("cosine", 3.0, 4)
     assert torch.load(tmp_path / "run" / CHECKPOINT)["step"] == 12
-    assert not runs.leftovers(tmp_path / "run")
+    assert not files.leftovers(tmp_path / "run", FILES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed must stay 0 with resume, got 1: leave it out"),
+        ({"batch_size": 9}, "batch_size must stay 8 with resume, got 9"),
+        ({"supervised": True}, "supervised must stay false with resume, got true"),
+        ({"latent_dim": 4}, "latent_dim must stay 3 with resume, got 4"),
+        ({"clip_grad_norm": 1.0, "descriptor": "ema"}, "descriptor must stay learned with resume"),
+        ({"sigma2": 0.5}, "sigma2 must stay 0.02 with resume, got 0.5"),
+        ({"precision": "bf16"}, "precision must stay float32 with resume, got bf16"),
+    ],
+)
+def test_resume_refuses_settings_that_make_another_run(tmp_path, changes, message):
+    run(tmp_path)
+    before = (tmp_path / "run" / CONFIG).read_bytes()
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, resume=True, **changes)
+    assert (tmp_path / "run" / CONFIG).read_bytes() == before
+
+
+def test_a_longer_run_is_not_made_shorter(tmp_path):
+    run(tmp_path, max_steps=9)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(RunError, match=r"run is at step 9, and epochs or max_steps ask for 5"):
+        run(tmp_path, resume=True, max_steps=5)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_resume_without_a_checkpoint_loses_nothing(tmp_path):
+    run(tmp_path, evaluate=True)
+    (tmp_path / "run" / CHECKPOINT).unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(RunError, match=r"no checkpoint\.pt to resume from: put it back, or pass"):
+        run(tmp_path, resume=True, max_steps=20)
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "run" / MODEL).unlink()
+    with pytest.raises(RunError, match=r"holds metrics\.csv, evaluation\.json but no checkpoint"):
+        run(tmp_path, resume=True)
+
+
+def test_paths_are_kept_whole(tmp_path, monkeypatch):
+    """Or a run means other data where it is looked at from another folder."""
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path, data="tiny.npz", data_root="sets", out="run", max_steps=2)
+    config = runs.read_config(tmp_path / "run")
+    assert config.data == str(tmp_path / "tiny.npz")
+    assert config.data_root == str(tmp_path / "sets")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run(tmp_path, data="../tiny.npz", resume=True, max_steps=3)
+
+
+def test_a_run_says_what_it_was_made_with(tmp_path):
+    run(tmp_path, max_steps=1)
+    made_with = json.loads((tmp_path / "run" / CONFIG).read_text())["made_with"]
+    assert set(made_with) == {"cgm_fast", "torch", "python", "threads", "processes"}
+    assert made_with["torch"] == torch.__version__
+    assert (made_with["threads"], made_with["processes"]) == (torch.get_num_threads(), 1)
 
 
 def test_the_default_folder_is_named_after_the_data(tmp_path, monkeypatch):
@@ -178,6 +241,10 @@ def test_folders_that_hold_no_model(tmp_path):
         lambda text: text.replace('"image_shape"', '"picture_shape"'),
         lambda text: text.replace('"width": 4', '"width": null'),
         lambda text: text.replace('"width": 4', '"width": "four"'),
+        lambda text: text.replace('"mmd_weight": 100.0', '"mmd_weight": null'),
+        lambda text: text.replace('"margin": ', '"margin": null, "max_steps": '),
+        lambda text: text.replace('"sigma2": 0.02', '"sigma2": null'),
+        lambda text: "[" * 200_000 + "]" * 200_000,
         lambda text: text.replace("tiny.npz", "\udcff"),
     ],
 )
@@ -207,7 +274,7 @@ def test_a_model_of_other_settings(tmp_path):
     with pytest.raises(RunError, match=r"model\.safetensors does not fit this run's config.*size"):
         runs.load_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"checkpoint\.pt does not fit this run's config.*size"):
-        run(tmp_path, resume=True)
+        run(tmp_path, resume=True, latent_dim=4)
 
 
 # Checkpoints

@@ -21,8 +21,9 @@ from cgm_fast.ops.checks import (
     check_number,
     compute_dtype,
 )
-from cgm_fast.ops.mmd.api import KERNEL_AGGS, resolve_variances
+from cgm_fast.ops.mmd.api import KERNEL_AGGS, resolve_variances, takes_bandwidth
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, check_labels, check_prototypes
+from cgm_fast.ops.watching import differentiates_itself
 
 
 class CGMLossResult(NamedTuple):
@@ -89,14 +90,14 @@ def cgm_loss(
     Raises:
         TypeError: a dtype is not among those named above.
         ValueError: shapes or devices do not match, a number is out of range, an option is
-            unknown, an input is not finite (with `check_finite`).
+            unknown, `noise` requires a gradient, an input is not finite (with `check_finite`).
         RuntimeError: the implementation asked for cannot run here.
     """
     r, g = check_prototypes(r, g)
     labels = check_labels(labels, r, g)
     check_name(backend)
     if isinstance(bandwidth, Tensor):
-        raise TypeError("bandwidth must be a string, a number or a sequence of numbers here")
+        raise TypeError(f"bandwidth must be {takes_bandwidth(tensors=False)} here, got a tensor")
     b, d = r.shape
     variances = resolve_variances(bandwidth, d, r.dtype)
     scalars, kernel_weights = cached(
@@ -113,11 +114,13 @@ def cgm_loss(
             raise ValueError(f"noise must have shape [2, {b}, {d}], got {list(noise.shape)}")
         if noise.device != r.device:
             raise ValueError(f"noise must be on the samples' device {r.device}, got {noise.device}")
+        if noise.requires_grad:
+            raise ValueError("noise must not require a gradient, which would be lost; detach() it")
     if check_finite:
         for name, value in (("r", r), ("g", g), ("noise", noise)):
             check_all_finite(name, value)
     constants = (*scalars, variances, kernel_weights, detach_prior)
-    if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad):
+    if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
         loss, terms, assignment, z = CGMStep.apply(r, g, labels, noise, *constants, backend)
     else:
         loss, terms, assignment, z, *_ = cgm_step_fwd(

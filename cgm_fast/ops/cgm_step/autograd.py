@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgm_fast.ops import derivatives
 from cgm_fast.ops.cgm_step.ops import cgm_step_bwd, cgm_step_fwd
 from cgm_fast.ops.scaling import last_derivative, scale_each
+from cgm_fast.ops.watching import composed
 
 
 class CGMStep(torch.autograd.Function):
@@ -37,13 +39,16 @@ class CGMStep(torch.autograd.Function):
         of_r = of_g = None
         if grad_loss is None:  # only z is used
             pass
-        elif torch.is_grad_enabled():
+        elif not torch.is_grad_enabled():
+            of_r, of_g = scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
+        elif composed(grad_loss):  # the gradients of a batch, together
+            gradients = _FWD(r, g, assignment, noise, *ctx.constants, *needs, ctx.backend)[4:]
+            of_r, of_g = scale_each(grad_loss, (r, g), gradients, needs)
+        else:
             of_r, of_g = CGMStepGradient.apply(
                 grad_loss, r, g, assignment, noise, grad_r, grad_g, needs, ctx.constants,
                 ctx.backend,
             )  # fmt: skip
-        else:
-            of_r, of_g = scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
         if needs[0] and grad_z is not None:
             of_r = grad_z if of_r is None else of_r + grad_z
         return (of_r, of_g, *[None] * (3 + len(ctx.constants)))
@@ -71,9 +76,24 @@ class CGMStepGradient(torch.autograd.Function):
             for t, like in zip(tangents, (r, g), strict=True)
         )
         of_r, of_g = cgm_step_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
-        grad_grad_loss = torch.zeros_like(grad_loss)
+        terms = [torch.zeros_like(grad_loss)]
         for tangent, gradient in ((tangents[0], grad_r), (tangents[1], grad_g)):
             if tangent is not None:
-                grad_grad_loss += (tangent * gradient).sum()
+                terms.append((tangent * gradient).sum())
+        grad_grad_loss = sum(terms[1:], terms[0])
         out = scale_each(grad_loss, (r, g), (of_r, of_g), ctx.needs_input_grad[1:3])
         return (grad_grad_loss, *out, *[None] * 7)
+
+
+_FWD = torch.ops.cgm_fast.cgm_step_fwd.default
+_BWD = torch.ops.cgm_fast.cgm_step_bwd.default
+
+# Of the forward op: arguments 13 and 14 ask for gradients; results are the loss, its terms, the
+# assignment, the latents, and the gradients. Of the product: arguments 13 and 14 are the vectors.
+derivatives.differentiate(
+    "cgm_step_fwd",
+    derivatives.OfPair(_BWD, flags=13, assignment=2, latents=3, gradients=4, constant=(1, 2)),
+)
+derivatives.differentiate("cgm_step_bwd", derivatives.OfProduct(_BWD, 13))
+derivatives.map_items("cgm_step_fwd")
+derivatives.map_items("cgm_step_bwd")

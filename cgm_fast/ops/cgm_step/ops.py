@@ -33,12 +33,18 @@ def _bwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype)
 
 
+def _not_negative(results: tuple[Tensor, ...], *args: Any) -> None:
+    """MMD² as it is shown; the loss, which it has a gradient in, keeps its rounding."""
+    results[1].relu_()
+
+
 cgm_step_fwd = register(
     "cgm_step",
     "fwd",
     f"(Tensor r, Tensor g, Tensor? labels, Tensor noise, {_CONSTANTS}, bool with_r, bool with_g, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fwd_fake,
+    _not_negative,
 )
 cgm_step_bwd = register(
     "cgm_step",

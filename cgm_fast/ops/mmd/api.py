@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import (
+    bounds,
     cached,
     check_all_finite,
     check_choice,
@@ -21,13 +24,16 @@ from cgm_fast.ops.checks import (
     match,
 )
 from cgm_fast.ops.mmd.autograd import MMD
+from cgm_fast.ops.mmd.blind import Seen, seen_before, warn_if_blind
 from cgm_fast.ops.mmd.ops import mmd_fwd
+from cgm_fast.ops.watching import differentiates_itself
 
-Bandwidth = str | float | Sequence[float] | Tensor
+Bandwidth = str | float | Sequence[float] | Sequence[Tensor] | Tensor
 
 BANDWIDTHS = ("paper", "infovae")
 ESTIMATORS = ("biased", "unbiased")
 KERNEL_AGGS = ("mean", "sum")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def mmd(
@@ -48,29 +54,40 @@ def mmd(
     k(a, b) = exp(−|a − b|² / 2σ²), w = 1/n and v = 1/m. Value and gradient come from one pass
     over the pairs of rows; memory is O((n + m) d).
 
+    The bandwidth has to fit the data. "paper" is for features of unit variance, whose distances
+    are about √(2d); on data of another scale k is 0 or 1 everywhere, and the loss has no gradient
+    (`BandwidthWarning` says so, on the CPU). Scale the data, or take σ from it:
+
+        sigma = torch.pdist(torch.cat((x, y))[:1000]).median()  # once; several: sigma * [.5, 1, 2]
+        loss = cgm_fast.mmd(x, y, bandwidth=float(sigma))
+
     Args:
-        x: [n, d] or [b, n, d], float16, bfloat16, float32 or float64.
+        x: [n, d], or [b, n, d] for b discrepancies, each between x[i] and y[i]; float16, bfloat16,
+            float32 or float64. Rows that are images or sequences: x.flatten(1).
         y: [m, d] or [b, m, d], of the same dtype and device (under autocast, dtypes may differ).
-        bandwidth: σ, in units of the data: a number, a sequence of numbers or a tensor of shape
-            [], [s] or [b, s] (which may require a gradient); several are averaged or added.
+        bandwidth: σ, in units of the data: a number, a sequence or array of numbers, or a tensor of
+            shape [], [s] or [b, s] (which may require a gradient); several are averaged or added.
             "paper": σ² = d (eq. 7). "infovae": 2σ² = d².
         estimator: "biased" (V-statistic, eq. 5, never negative) or "unbiased" (U-statistic:
             pairs i = j left out, n and m at least 2).
         x_weights: [n] or [b, n], in place of 1/n. Used as they are: a probability sums to one.
         y_weights: [m] or [b, m], in place of 1/m.
         kernel_agg: "mean" or "sum" over several bandwidths.
-        check_finite: Raise if an input holds NaN or infinity (synchronises with a GPU).
+        check_finite: Raise if an input holds NaN or infinity (synchronises with a GPU; compiled
+            code raises RuntimeError).
         backend: "auto", or the name of an implementation, which then runs or raises.
 
     Returns:
         [] or [b], float32 (float64 for float64 inputs). Differentiable twice in x, y, both
-        weights and a tensor bandwidth.
+        weights and a tensor bandwidth, also under `torch.func`, vmap and in forward mode.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        TypeError: an argument is not a dense floating-point tensor, or dtypes differ.
         ValueError: shapes or devices do not match, n, m or d is 0, a bandwidth is not positive,
-            an option is unknown, an input is not finite (with `check_finite`).
-        RuntimeError: the implementation asked for cannot run here.
+            weights leave the unbiased estimator one row, an option is unknown, an input is not
+            finite (with `check_finite`).
+        RuntimeError: the implementation asked for cannot run here, or a third derivative is asked
+            for.
     """
     x, y = _check_samples(x, y)
     check_name(backend)
@@ -80,17 +97,20 @@ def mmd(
                 check_all_finite(name, value)
     n, d = x.shape[-2:]
     m = y.shape[-2]
-    variance: Tensor | None
-    variances: tuple[float, ...]
-    if isinstance(bandwidth, Tensor):
-        variance, variances = _tensor_variance(bandwidth, x), ()
-        scales = variance.shape[-1]
-    else:
-        variance, variances = None, resolve_variances(bandwidth, d, x.dtype)
-        scales = len(variances)
-    kernel_weights, x_scale, y_scale, cross_scale = cached(
-        _constants, estimator, kernel_agg, scales, n, m, x_weights is None, y_weights is None
-    )
+    variance: Tensor | None = None
+    if not isinstance(bandwidth, (str, float, int)):
+        bandwidth = as_numbers(bandwidth, x)
+        if isinstance(bandwidth, Tensor):
+            variance = _tensor_variance(bandwidth, x)
+            bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
+    *constants, seen = cached(
+        _constants, bandwidth, d, x.dtype, estimator, kernel_agg, n, m,
+        x_weights is None, y_weights is None,
+    )  # fmt: skip
+    if variance is not None:
+        constants[0] = ()
+    elif seen is not None and seen.due():
+        warn_if_blind(x, y, constants[0], seen)
     cross: Tensor | None = None
     x_mass = y_mass = None
     if x_weights is not None:
@@ -100,14 +120,17 @@ def mmd(
         cross = ratio if cross is None or ratio is None else cross * ratio
 
     inputs = (x, y, x_weights, y_weights, cross, variance)
-    constants = (variances, kernel_weights, x_scale, y_scale, cross_scale)
     # None of the inputs can require a gradient that x, y, the weights and the bandwidth do not.
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or y.requires_grad
-        or (x_weights is not None and x_weights.requires_grad)
-        or (y_weights is not None and y_weights.requires_grad)
-        or (variance is not None and variance.requires_grad)
+    if (
+        torch.is_grad_enabled()
+        and (
+            x.requires_grad
+            or y.requires_grad
+            or (x_weights is not None and x_weights.requires_grad)
+            or (y_weights is not None and y_weights.requires_grad)
+            or (variance is not None and variance.requires_grad)
+        )
+        and differentiates_itself()
     ):
         loss = MMD.apply(*inputs, *constants, backend)
     else:
@@ -115,30 +138,48 @@ def mmd(
     if x_mass is not None or y_mass is not None:
         # The op sums k - 1; what that leaves out vanishes when both samples have the same mass.
         difference: Any = (1.0 if x_mass is None else x_mass) - (1.0 if y_mass is None else y_mass)
-        loss = loss + sum(kernel_weights) * difference * difference
+        loss = loss + sum(constants[1]) * difference * difference
+        if estimator == "biased":
+            # As the op does without weights: up to zero, with the gradient that it has.
+            loss = loss - loss.detach().clamp_max(0)
     return loss
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
 def _constants(
-    estimator: str, kernel_agg: str, scales: int, n: int, m: int, equal_x: bool, equal_y: bool
-) -> tuple[tuple[float, ...], float, float, float]:
-    """Kernel weights, what rows weigh unless they have weights of their own, and `cross_scale`.
+    bandwidth: str | float | tuple[float, ...],
+    d: int,
+    dtype: torch.dtype,
+    estimator: str,
+    kernel_agg: str,
+    n: int,
+    m: int,
+    equal_x: bool,
+    equal_y: bool,
+) -> tuple[tuple[float, ...], tuple[float, ...], float, float, float, Seen | None]:
+    """σ², kernel weights, what rows weigh unless they have weights of their own, `cross_scale`,
+    and how often the bandwidth has been met.
 
     The unbiased estimator leaves out i = j and divides by what remains: see `_row_weights`.
     """
+    if isinstance(bandwidth, (float, int)):
+        check_number("bandwidth", bandwidth, above=0)
+    variances = cached(_variances, bandwidth, d, dtype)
+    scales = len(variances)
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     kernel_weights = (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
+    seen = None if is_compiling() else seen_before(variances, d)
     if estimator == "biased":
-        return kernel_weights, 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0, 1.0
+        x_scale, y_scale = 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0
+        return variances, kernel_weights, x_scale, y_scale, 1.0, seen
     if n < 2 or m < 2:
         raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
     x_scale = 1.0 / math.sqrt(n * (n - 1)) if equal_x else 1.0
     y_scale = 1.0 / math.sqrt(m * (m - 1)) if equal_y else 1.0
     cross = math.sqrt((n - 1) / n) if equal_x else 1.0
     cross *= math.sqrt((m - 1) / m) if equal_y else 1.0
-    return kernel_weights, x_scale, y_scale, cross
+    return variances, kernel_weights, x_scale, y_scale, cross, seen
 
 
 def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,9 +187,10 @@ def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     check_float_tensor("y", y)
     of_x, of_y = x.shape, y.shape
     if len(of_x) not in (2, 3) or len(of_x) != len(of_y):
+        more = "; x.flatten(1) makes a row of each image" if max(len(of_x), len(of_y)) > 3 else ""
         raise ValueError(
             "x and y must be [n, d] and [m, d], or [b, n, d] and [b, m, d], "
-            f"got {list(of_x)} and {list(of_y)}"
+            f"got {list(of_x)} and {list(of_y)}{more}"
         )
     if of_x[-1] != of_y[-1]:
         raise ValueError(
@@ -162,15 +204,72 @@ def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return match(("x", "y"), x, y)
 
 
-def resolve_variances(
-    bandwidth: str | float | Sequence[float], d: int, dtype: torch.dtype
-) -> tuple[float, ...]:
+def resolve_variances(bandwidth: Any, d: int, dtype: torch.dtype) -> tuple[float, ...]:
     """σ² [s] as plain numbers, of a bandwidth that is not a tensor."""
-    if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str):
-        bandwidth = tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
-    elif not isinstance(bandwidth, str):
-        bandwidth = check_number("bandwidth", bandwidth, above=0)
+    if not isinstance(bandwidth, str):
+        bandwidth = as_numbers(bandwidth)
+        if isinstance(bandwidth, Tensor):
+            raise TypeError(
+                f"bandwidth must be {takes_bandwidth(tensors=False)} here, got a tensor"
+            )
     return cached(_variances, bandwidth, d, dtype)
+
+
+def takes_bandwidth(*, tensors: bool = True) -> str:
+    """What a bandwidth may be, for errors."""
+    names = ", ".join(map(repr, BANDWIDTHS))
+    end = ", or a tensor of shape [], [s] or [b, s]" if tensors else ""
+    return f"{names}, a number, or a sequence or 1-dimensional array of numbers{end}"
+
+
+def as_numbers(bandwidth: Any, like: Tensor | None = None) -> float | tuple[float, ...] | Tensor:
+    """Bandwidths that are no string, as a number, numbers, or a tensor where one of them is one.
+
+    Args:
+        bandwidth: A number, a sequence or a NumPy array of numbers, a tensor, or a sequence with
+            tensors of shape [] in it.
+        like: A tensor on the device where a bandwidth with tensors is to be; None for their own.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it is empty, or a number is not positive.
+    """
+    if isinstance(bandwidth, Tensor):
+        return bandwidth
+    kind = type(bandwidth).__name__
+    if hasattr(bandwidth, "__array__") and hasattr(bandwidth, "tolist"):  # of NumPy, or a number
+        if getattr(bandwidth, "ndim", 0) > 1:
+            raise ValueError(
+                f"bandwidth must be {takes_bandwidth()}, got an array of shape "
+                f"{list(bandwidth.shape)}"
+            )
+        bandwidth = bandwidth.tolist()
+    if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, (str, bytes)):
+        if not len(bandwidth):
+            raise ValueError("bandwidth must hold at least one number, got an empty sequence")
+        if any(isinstance(sigma, Tensor) for sigma in bandwidth):
+            return _stacked(bandwidth, like)
+        return tuple(check_number("bandwidth", sigma, above=0) for sigma in bandwidth)
+    if isinstance(bandwidth, bool) or not isinstance(bandwidth, Real):
+        raise TypeError(f"bandwidth must be {takes_bandwidth()}, got {kind}")
+    return check_number("bandwidth", bandwidth, above=0)
+
+
+def _stacked(bandwidth: Sequence[Any], like: Tensor | None) -> Tensor:
+    first = next(sigma for sigma in bandwidth if isinstance(sigma, Tensor))
+    like = first if like is None else like
+    dtype = compute_dtype(like.dtype) if like.is_floating_point() else torch.get_default_dtype()
+    parts = []
+    for sigma in bandwidth:
+        if not isinstance(sigma, Tensor):
+            sigma = like.new_tensor(check_number("bandwidth", sigma, above=0), dtype=dtype)
+        elif sigma.numel() != 1:
+            raise ValueError(
+                "bandwidth must be a sequence of numbers or tensors of shape [], got one of shape "
+                f"{list(sigma.shape)}"
+            )
+        parts.append(sigma.reshape(()).to(dtype))
+    return torch.stack(parts)
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
@@ -190,6 +289,8 @@ def _variances(
 
 def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
     """σ² of a bandwidth tensor, [s], or [b, s] beside samples with a batch."""
+    if bandwidth.dtype in INTEGERS:
+        bandwidth = bandwidth.to(compute_dtype(x.dtype))
     check_float_tensor("bandwidth", bandwidth)
     if bandwidth.device != x.device:
         raise ValueError(
@@ -203,9 +304,8 @@ def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
             f"bandwidth must have shape [], [s] or [b, s] with b={b}, got {list(bandwidth.shape)}"
         )
     dtype = compute_dtype(x.dtype)
-    if bandwidth.device.type == "cpu" and not torch.compiler.is_compiling():
-        for bound in bandwidth.detach().to(torch.float64).aminmax():
-            _variance(float(bound), dtype)
+    for bound in bounds(bandwidth) or ():
+        _variance(bound, dtype)
     sigma = bandwidth.to(dtype)
     if not batch:
         sigma = sigma.reshape(-1)
@@ -216,6 +316,11 @@ def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
 
 def _variance(sigma: Any, dtype: torch.dtype) -> float:
     """σ²; raise unless σ is a positive number and σ² one that `dtype` holds."""
+    if sigma == 0:
+        raise ValueError(
+            "bandwidth must be a finite number > 0, got 0; a median of distances is 0 where most "
+            "rows coincide: clamp it, bandwidth.clamp(min=1e-3)"
+        )
     sigma = check_number("bandwidth", sigma, above=0)
     variance = sigma * sigma
     if not torch.finfo(dtype).tiny <= variance <= torch.finfo(dtype).max:
@@ -248,5 +353,11 @@ def _row_weights(
     mass = weights.sum(-1)
     if estimator == "biased":
         return weights, None, mass
-    ratio = (mass * mass - (weights * weights).sum(-1)).sqrt() / mass
+    rest = mass * mass - (weights * weights).sum(-1)
+    if (least := bounds(rest)) is not None and not least[0] > 0:
+        raise ValueError(
+            f"{name} must leave at least two rows with a weight for estimator='unbiased', got "
+            f"(Σw)² - Σw² = {least[0]:g}"
+        )
+    ratio = rest.sqrt() / mass
     return weights / ratio.unsqueeze(-1), ratio, mass

@@ -5,13 +5,16 @@ The gradient is itself differentiable once more, through `mmd_bwd` (Hessian time
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cgm_fast.ops import derivatives
 from cgm_fast.ops.mmd.ops import mmd_bwd, mmd_fwd
 from cgm_fast.ops.scaling import last_derivative
+from cgm_fast.ops.watching import composed
 
 # Tensor inputs, in order: x, y, x_weights, y_weights, cross, variance.
 _TENSORS = 6
@@ -44,9 +47,9 @@ def _split(
         of_x, of_y = of_z.split_with_sizes((n, y.shape[-2]), -2)
         out[0], out[1] = _like(x, of_x), _like(y, of_y)
     elif needs[0]:
-        out[0] = _like(x, of_z[..., :n, :])
+        out[0] = _like(x, of_z.narrow(-2, 0, n))
     elif needs[1]:
-        out[1] = _like(y, of_z[..., n - begin :, :])
+        out[1] = _like(y, of_z.narrow(-2, n - begin, y.shape[-2]))
     if needs[2] and x_weights is not None:
         out[2] = (x_scale * of_a[..., :n]).to(x_weights.dtype)
     if needs[3] and y_weights is not None:
@@ -88,6 +91,11 @@ class MMD(torch.autograd.Function):
         needs = ctx.needs_input_grad[:_TENSORS]
         rest = (None,) * (len(ctx.constants) + 1)
         if torch.is_grad_enabled():
+            if composed(grad_loss):  # the gradients of a batch, together
+                args = (*inputs, *ctx.constants, *ctx.plan, ctx.backend)
+                gradient = _FWD(*args)[1:]
+                scaled = _scaled(grad_loss, inputs, gradient, needs, ctx.plan, ctx.constants)
+                return (*scaled, *rest)
             static = (needs, ctx.plan, ctx.constants, ctx.backend)
             return (*MMDGradient.apply(grad_loss, *inputs, *gradient, *static), *rest)
         return (*_scaled(grad_loss, inputs, gradient, needs, ctx.plan, ctx.constants), *rest)
@@ -137,28 +145,38 @@ class MMDGradient(torch.autograd.Function):
         inputs, gradient = rest[:_TENSORS], rest[_TENSORS:]
         wanted = ctx.needs_input_grad
         tangent = _gather(inputs, tangents, ctx.constants)
-        begin, end, with_a, with_p = plan = _plan(
-            wanted[1 : 1 + _TENSORS], inputs[0].shape[-2], inputs[1].shape[-2]
-        )
+        begin, *_ = plan = _plan(wanted[1 : 1 + _TENSORS], inputs[0].shape[-2], inputs[1].shape[-2])
         product = mmd_bwd(*inputs, *ctx.constants, *plan, *tangent, ctx.backend)
         scaled = [product[0] * grad_loss[..., None, None]]
         scaled += [part * grad_loss[..., None] if part.numel() else part for part in product[1:]]
         out = _split(wanted[1 : 1 + _TENSORS], begin, ctx.constants[2:5], tuple(inputs), *scaled)
         grad_grad_loss = None
         if wanted[0]:
-            grad_grad_loss = torch.zeros_like(grad_loss)
-            begin, end, with_a, with_p = ctx.plan
-            if end > begin and tangent[0] is not None:
-                grad_grad_loss += (gradient[0] * tangent[0][..., begin:end, :]).sum((-2, -1))
-            if with_a and tangent[1] is not None:
-                grad_grad_loss += (gradient[1] * tangent[1]).sum(-1)
-            if with_p and tangent[2] is not None:
-                grad_grad_loss += (gradient[2] * tangent[2]).sum(-1)
+            grad_grad_loss = _along(gradient, tangent, ctx.plan)
+            if grad_grad_loss is None:
+                grad_grad_loss = torch.zeros_like(grad_loss)
         return (grad_grad_loss, *out, None, None, None, None, None, None, None)
 
 
+def _along(
+    gradient: tuple[Tensor, ...] | list[Tensor],
+    tangent: tuple[Tensor | None, ...],
+    plan: tuple[int, int, bool, bool],
+) -> Tensor | None:
+    """The derivative of L along a tangent of (z, a, p), of which `plan` says what is known."""
+    begin, end, with_a, with_p = plan
+    terms = []
+    if end > begin and tangent[0] is not None:
+        terms.append((gradient[0] * tangent[0].narrow(-2, begin, end - begin)).sum((-2, -1)))
+    if with_a and tangent[1] is not None:
+        terms.append((gradient[1] * tangent[1]).sum(-1))
+    if with_p and tangent[2] is not None:
+        terms.append((gradient[2] * tangent[2]).sum(-1))
+    return sum(terms[1:], terms[0]) if terms else None
+
+
 def _gather(
-    inputs: list[Tensor], tangents: tuple[Tensor | None, ...], constants: tuple[Any, ...]
+    inputs: Sequence[Any], tangents: tuple[Tensor | None, ...], constants: tuple[Any, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Tangents of the six inputs as tangents of z, a and (h, cross); None where all are."""
     x, y = inputs[0], inputs[1]
@@ -186,3 +204,160 @@ def _gather(
     dcross = None if dcross is None else cross_scale * dcross[..., None]
     p = joined(dh, dcross, ((*batch, s), (*batch, 1)), -1)
     return z, a, p
+
+
+# Of an op's arguments: constants behind the tensors, then the plan, then the rest.
+_CONSTANTS, _PLAN = slice(_TENSORS, _TENSORS + 5), slice(_TENSORS + 5, _TENSORS + 9)
+_FWD, _BWD = torch.ops.cgm_fast.mmd_fwd.default, torch.ops.cgm_fast.mmd_bwd.default
+
+
+class _Loss:
+    """The derivatives of `cgm_fast::mmd_fwd`: see `derivatives.Formula`."""
+
+    def widened(self, args: tuple[Any, ...], wanted: frozenset[int]) -> tuple[Any, ...]:
+        """The rows that are asked for and those that are wanted, and all between them."""
+        begin, end, with_a, with_p = args[_PLAN]
+        needs = tuple(i in wanted for i in range(_TENSORS))
+        first, last, of_a, of_p = _plan(needs, args[0].shape[-2], args[1].shape[-2])
+        if begin >= end:
+            begin, end = first, last
+        elif first < last:
+            begin, end = min(begin, first), max(end, last)
+        plan = begin, end, with_a or of_a, with_p or of_p
+        return (*args[: _PLAN.start], *plan, *args[_PLAN.stop :])
+
+    def narrowed(
+        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The rows asked for; empty what was not."""
+        loss, of_z, of_a, of_p = results
+        begin, end, with_a, with_p = args[_PLAN]
+        skip = begin - wide[_PLAN][0] if end > begin else 0
+        of_z = of_z.narrow(-2, skip, max(0, end - begin))
+        of_a = of_a if with_a else of_a.new_empty(0)
+        return loss, of_z, of_a, of_p if with_p else of_p.new_empty(0)
+
+    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
+        """The loss, and what the plan has."""
+        begin, end, with_a, with_p = args[_PLAN]
+        return True, end > begin, with_a, with_p
+
+    def backward(
+        self,
+        args: tuple[Any, ...],
+        results: tuple[Tensor, ...],
+        cotangents: tuple[Tensor | None, ...],
+        wanted: frozenset[int],
+    ) -> dict[int, Tensor | None]:
+        """The gradient scaled, and the Hessian's product with what reached the gradient."""
+        inputs = args[:_TENSORS]
+        needs = tuple(i in wanted for i in range(_TENSORS))
+        grad_loss, *vector = cotangents
+        begin = args[_PLAN][0]
+        parts: list[Any] = [None, None, None]
+        if grad_loss is not None:
+            of_rows = grad_loss[..., None]
+            scales = of_rows[..., None], of_rows, of_rows
+            parts = [scale * value for scale, value in zip(scales, results[1:], strict=True)]
+        if any(value is not None for value in vector):
+            product = _BWD(*args[: _PLAN.stop], *_whole(args, vector), args[-1])
+            parts = [
+                more if part is None else part + more
+                for part, more in zip(parts, product, strict=True)
+            ]
+        return dict(enumerate(_split(needs, begin, args[_CONSTANTS][2:], inputs, *parts)))
+
+    def along(
+        self,
+        args: tuple[Any, ...],
+        results: tuple[Tensor, ...],
+        tangents: dict[int, Tensor],
+        asked: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """The loss by its gradient, the gradient by the Hessian."""
+        given = tuple(tangents.get(i) for i in range(_TENSORS))
+        tangent = _gather(args[:_TENSORS], given, args[_CONSTANTS])
+        out: list[Tensor | None] = [_along(results[1:], tangent, args[_PLAN]), None, None, None]
+        if any(asked[1:]):
+            product = _BWD(*args[: _PLAN.stop], *tangent, args[-1])
+            out[1:] = [
+                value if ask else None for value, ask in zip(product, asked[1:], strict=True)
+            ]
+        return tuple(out)
+
+
+def _whole(args: tuple[Any, ...], vector: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Vectors over results of an op as vectors over all rows, as `mmd_bwd` takes them."""
+    begin, end, *with_rest = args[_PLAN]
+    of_z, *rest = vector
+    if of_z is not None:
+        rows = args[0].shape[-2] + args[1].shape[-2]
+        of_z = torch.nn.functional.pad(of_z, (0, 0, begin, rows - end)) if end > begin else None
+    return [of_z, *(v if has else None for v, has in zip(rest, with_rest, strict=True))]
+
+
+class _Product(derivatives.OfProduct):
+    """The derivatives of `cgm_fast::mmd_bwd`, whose results are parts of its vectors."""
+
+    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
+        """What the plan has."""
+        begin, end, with_a, with_p = args[_PLAN]
+        return end > begin, with_a, with_p
+
+    def backward(
+        self,
+        args: tuple[Any, ...],
+        results: tuple[Tensor, ...],
+        cotangents: tuple[Tensor | None, ...],
+        wanted: frozenset[int],
+    ) -> dict[int, Tensor | None]:
+        """The product with what came from above, whole, for every vector there is."""
+        if any(i < self.tangents for i in wanted):
+            raise RuntimeError(derivatives.THIRD)
+        of_z, of_a, of_p = (i in wanted for i in range(_PLAN.stop, _PLAN.stop + 3))
+        rows = args[0].shape[-2] + args[1].shape[-2]
+        plan = (0, rows if of_z else 0, of_a, of_p)
+        found = _BWD(*args[: _PLAN.start], *plan, *_whole(args, cotangents), args[-1])
+        return {i: value for i, value in enumerate(found, _PLAN.stop) if i in wanted}
+
+    def product(
+        self,
+        args: tuple[Any, ...],
+        results: tuple[Tensor, ...],
+        vectors: tuple[Tensor | None, ...],
+    ) -> tuple[Tensor, ...]:
+        """The op with other vectors."""
+        found: tuple[Tensor, ...] = _BWD(*args[: _PLAN.stop], *vectors, args[-1])
+        return found
+
+
+def _batched(op: Any) -> Any:
+    """The rule for vmap: its dimension is a batch, or joins the batch there is."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        size = info.batch_size
+        x, in_dim = args[0], in_dims[0]
+        inner = x.shape[:-2] if in_dim is None else x.movedim(in_dim, 0).shape[1:-2]
+
+        def joined(arg: Any, dim: int | None) -> Any:
+            if not isinstance(arg, Tensor):
+                return arg
+            arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            return arg.flatten(0, 1) if inner else arg
+
+        results = op(*map(joined, args, in_dims))
+        empty = [value.shape == (0,) for value in results]
+        if inner:
+            results = tuple(
+                value if none else value.unflatten(0, (size, inner[0]))
+                for value, none in zip(results, empty, strict=True)
+            )
+        return results, tuple(None if none else 0 for none in empty)
+
+    return rule
+
+
+derivatives.differentiate("mmd_fwd", _Loss())
+derivatives.differentiate("mmd_bwd", _Product(_BWD, _PLAN.stop))
+derivatives.map_items("mmd_fwd", _batched(_FWD))
+derivatives.map_items("mmd_bwd", _batched(_BWD))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import (
+    bounds,
     check_all_finite,
     check_choice,
     check_float_tensor,
@@ -17,6 +18,7 @@ from cgm_fast.ops.checks import (
 )
 from cgm_fast.ops.prototype_margin.autograd import PrototypeMargin
 from cgm_fast.ops.prototype_margin.ops import prototype_margin_fwd
+from cgm_fast.ops.watching import differentiates_itself
 
 NEGATIVES = ("sum", "mean")
 REDUCTIONS = ("mean", "sum")
@@ -70,7 +72,7 @@ def prototype_margin(
     """
     r, g = check_prototypes(r, g)
     labels = check_labels(labels, r, g)
-    check_number("margin", margin, at_least=0)
+    margin = check_number("margin", margin, at_least=0)
     check_choice("negatives", negatives, NEGATIVES)
     check_choice("reduction", reduction, REDUCTIONS)
     check_name(backend)
@@ -79,8 +81,8 @@ def prototype_margin(
         check_all_finite("g", g)
     negative_scale = 1.0 if negatives == "sum" else 1.0 / (g.shape[0] - 1)
     scale = 1.0 / r.shape[0] if reduction == "mean" else 1.0
-    constants = (float(margin), negative_scale, scale)
-    if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad):
+    constants = (margin, negative_scale, scale)
+    if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
         loss, assignment = PrototypeMargin.apply(r, g, labels, *constants, backend)
     else:
         loss, assignment, *_ = prototype_margin_fwd(r, g, labels, *constants, False, False, backend)
@@ -108,6 +110,8 @@ def check_labels(labels: Tensor | None, r: Tensor, g: Tensor) -> Tensor | None:
         return None
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.layout is not torch.strided or labels.is_nested:
+        raise TypeError("labels must be dense, got a nested tensor or another layout")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must have an integer dtype, got {labels.dtype}")
     if list(labels.shape) != [r.shape[0]]:
@@ -115,10 +119,9 @@ def check_labels(labels: Tensor | None, r: Tensor, g: Tensor) -> Tensor | None:
     if labels.device != r.device:
         raise ValueError(f"labels must be on the samples' device {r.device}, got {labels.device}")
     labels = labels.to(torch.int64)
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in labels.aminmax())
-        if low < 0 or high >= g.shape[0]:
-            raise ValueError(
-                f"labels must lie in [0, {g.shape[0]}), got values from {low} to {high}"
-            )
+    found = bounds(labels)
+    if found is not None and (found[0] < 0 or found[1] >= g.shape[0]):
+        raise ValueError(
+            f"labels must lie in [0, {g.shape[0]}), got values from {found[0]} to {found[1]}"
+        )
     return labels

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgm_fast.ops import derivatives
 from cgm_fast.ops.prototype_margin.ops import prototype_margin_bwd, prototype_margin_fwd
 from cgm_fast.ops.scaling import last_derivative, scale_each
+from cgm_fast.ops.watching import composed
 
 
 class PrototypeMargin(torch.autograd.Function):
@@ -34,12 +36,15 @@ class PrototypeMargin(torch.autograd.Function):
         grad_loss = grads[0]
         r, g, assignment, grad_r, grad_g = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            out = scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
+        elif composed(grad_loss):  # the gradients of a batch, together
+            gradients = _FWD(r, g, assignment, *ctx.constants, *needs, ctx.backend)[2:]
+            out = scale_each(grad_loss, (r, g), gradients, needs)
+        else:
             out = PrototypeMarginGradient.apply(
                 grad_loss, r, g, assignment, grad_r, grad_g, needs, ctx.constants, ctx.backend
             )
-        else:
-            out = scale_each(grad_loss, (r, g), (grad_r, grad_g), needs)
         return (*out, None, None, None, None, None)
 
 
@@ -60,9 +65,24 @@ class PrototypeMarginGradient(torch.autograd.Function):
         """Hessian times the tangents, and the tangents' share of dL."""
         grad_loss, r, g, assignment, grad_r, grad_g = ctx.saved_tensors
         of_r, of_g = prototype_margin_bwd(r, g, assignment, *ctx.constants, *tangents, ctx.backend)
-        grad_grad_loss = torch.zeros_like(grad_loss)
+        terms = [torch.zeros_like(grad_loss)]
         for tangent, gradient in zip(tangents, (grad_r, grad_g), strict=True):
             if tangent is not None:
-                grad_grad_loss += (tangent * gradient).sum()
+                terms.append((tangent * gradient).sum())
+        grad_grad_loss = sum(terms[1:], terms[0])
         out = scale_each(grad_loss, (r, g), (of_r, of_g), ctx.needs_input_grad[1:3])
         return (grad_grad_loss, *out, None, None, None, None, None, None)
+
+
+_FWD = torch.ops.cgm_fast.prototype_margin_fwd.default
+_BWD = torch.ops.cgm_fast.prototype_margin_bwd.default
+
+# Of the forward op: arguments 6 and 7 ask for gradients, results are the loss, the assignment, and
+# the gradients. Of the product: arguments 6 and 7 are the vectors.
+derivatives.differentiate(
+    "prototype_margin_fwd",
+    derivatives.OfPair(_BWD, flags=6, assignment=1, latents=None, gradients=2, constant=(1,)),
+)
+derivatives.differentiate("prototype_margin_bwd", derivatives.OfProduct(_BWD, 6))
+derivatives.map_items("prototype_margin_fwd")
+derivatives.map_items("prototype_margin_bwd")
