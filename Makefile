@@ -1,4 +1,4 @@
-.PHONY: install lint format test test-all matrix bench gpu sanitize-gpu tiles native sanitize instructions clean
+.PHONY: install lint format test test-all matrix bench gpu gpu-pack gpu-collect tiles native sanitize instructions clean
 
 SOURCES := $(shell find csrc tests/native tests/emulation -name '*.h' -o -name '*.cpp' \
   -o -name '*.cu' -o -name '*.cuh')
