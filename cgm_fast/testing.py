@@ -460,6 +460,8 @@ def poisoned_memory(package: str) -> Iterator[None]:
 
         return poisoned
 
+    with torch.device("cpu"):  # torch notes once what its default device is for: the true functions
+        torch.empty(0)
     owners: list[tuple[Any, str]]
     owners = [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")]
     saved = [vars(owner).get(name) for owner, name in owners]
