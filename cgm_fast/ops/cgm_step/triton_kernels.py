@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.mmd.triton_kernels import gradient_factor, near_constant
+from cgm_fast.ops.mmd.triton_kernels import KERNEL_WEIGHTS, gradient_factor, near_constant
 from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
 from cgm_fast.ops.triton_math import kernel, nearest_tf32
 
