@@ -109,12 +109,12 @@ def cgm_step_fwd(
     if held.precision == "tf32":  # here sums are short, and nothing is gained
         tile["PRECISION"] = "tf32x3"
     kernels.cgm_finish_kernel[(programs,)](
-        packed.rows, packed.weight, variance, options, scalars, coefficients, sums.values,
-        sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials, packed.counter,
+        packed.rows, packed.weight, variance, options, problem.kernel_weights, coefficients,
+        sums.values, sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials, packed.counter,
         loss, terms, grad_r if with_r else None, grad_g if with_g else None,
         b, k, d, n_pad, total, features, k_pad, sums.splits, sums.x_splits, row_blocks, chunks,
         problem.scales,
-        PARTS=held.parts, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS, BLOCKS=next_power_of_2(row_blocks),
+        PARTS=held.parts, BLOCKS=next_power_of_2(row_blocks),
         OF_PRIOR=of_prior, MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,
         **tile,
     )  # fmt: skip

@@ -44,6 +44,11 @@ class Problem(NamedTuple):
         """How many bandwidths."""
         return self.variance.shape[-1]
 
+    @property
+    def kernel_weights(self) -> Tensor:
+        """[s], of the constants."""
+        return self.constants[kernels.KERNEL_WEIGHTS :]
+
     def splits(self) -> tuple[int, int, int]:
         """Columns of a split, how many splits there are, and how many of them are of x."""
         p, (rows, columns, *_) = self.packed, self.blocks
@@ -288,7 +293,7 @@ def mmd_bwd(
     second.mmd_bwd_kernel[b * p.total // blocks.rows, splits](
         p.rows, p.columns, p.bias, p.weight, tangents, along, weight_dot,
         problem.variance, tangent_p[:, :-1].contiguous(), relation, tangent_p[:, -1].contiguous(),
-        problem.constants[kernels.KERNEL_WEIGHTS :], insides, z_sums, t_sums, pulls, p_sums,
+        problem.kernel_weights, insides, z_sums, t_sums, pulls, p_sums,
         p.n_pad, p.total, p.features, span, splits, x_splits, scales, item_stride(problem.variance),
         ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features,
         WITH_P=with_p, PRECISION=problem.numbers.precision,
