@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from torch import Tensor
@@ -77,10 +78,12 @@ def load(
     if path.is_dir():
         return _folder(path, None if test is None else Path(test), image_size, channels,
                        skip_broken)  # fmt: skip
-    known = ", ".join(("digits", *TORCHVISION))
+    known = ("digits", *TORCHVISION)
+    close = difflib.get_close_matches(name, known, 1)
     raise DataError(
-        f"data must be one of {known}, the path of an npz file or of a folder of images; "
-        f"got {name!r}, which is none of these"
+        f"data must be one of {', '.join(known)}, the path of an npz file or of a folder of "
+        f"images; got {name!r}, which is none of these"
+        + (f" (did you mean {close[0]}?)" if close else "")
     )
 
 
