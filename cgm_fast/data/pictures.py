@@ -95,7 +95,8 @@ def read_picture(
             # The further frames of a phone's MPO are other renderings of the same picture.
             seen.frames += getattr(file, "is_animated", False) and file.format != "MPO"
             image = _eight_bit(pil, path, _upright(file, seen), file.format, seen)
-            image = image.convert("L" if channels == 1 else "RGB")
+            wanted = "L" if channels == 1 else "RGB"
+            image = image if image.mode == wanted else image.convert(wanted)
             pixels = np.array(_window(image, size).resize(size[::-1], pil.BILINEAR))
     except DataError:
         raise
@@ -162,7 +163,9 @@ def _eight_bit(pil: Any, path: Path, image: Any, form: str | None, seen: Seen) -
             f"{path} has pixels of mode {mode}, whose range is not known; what is read is grey or "
             "colour of 8 or 16 bits, and floating-point grey in [0, 1]"
         )
-    return image.convert("L" if mode == "1" else "RGB") if mode != "L" else image
+    if mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if mode == "1" else "RGB")
 
 
 def _window(image: Any, size: tuple[int, int]) -> Any:
