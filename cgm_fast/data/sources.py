@@ -152,7 +152,7 @@ def _folder(
     if test is None:
         train, test, unread = find_splits(path)
         if unread is not None:
-            notes += (f"{unread} is not read",)
+            notes += (f"{path}: not read: {unread.name}",)
     else:
         # A test set may be given as a folder of splits, of which it is the test set's.
         train = find_splits(path).train
