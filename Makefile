@@ -1,7 +1,7 @@
-.PHONY: install lint format test bench gpu sanitize-gpu tiles native sanitize instructions clean
+.PHONY: install lint format test test-all matrix bench gpu gpu-pack gpu-collect tiles native sanitize instructions clean
 
-SOURCES := $(shell find csrc tests/native tests/emulation -name '*.h' -o -name '*.cpp' \
-  -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc tests/native tests/emulation tests/standin tools/gpu -name '*.h' -o -name '*.cpp' \
+  -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
 install:  ## editable, with everything a developer needs
 	pip install -e ".[dev]"
@@ -20,34 +20,28 @@ format:
 test:
 	pytest
 
+test-all:  ## with what takes long and rarely breaks, as CI runs it
+	pytest -m "slow or not slow" -n auto --dist worksteal
+
+matrix:  ## the ops' tests under other releases of torch and Python; ARGS="3.13:2.9" for one pair
+	python tools/matrix.py $(ARGS)
+
 bench:
 	pytest benchmarks --benchmark-only
 
-# All that a machine with a CUDA GPU is for: the tests on it, then the benchmarks, whose rows go to
-# benchmarks/results/<device>.csv. Wrong results are not timed: after a failed test nothing is.
-# A failed benchmark keeps the other rows and fails the command after they are written.
+# All that a CUDA GPU is for, in SECONDS and without a network: tools/gpu/README.md.
 gpu:
-	@python -c "import sys, torch; torch.cuda.is_available() or \
-	  sys.exit('make gpu: torch finds no CUDA GPU here')"
-	if command -v compute-sanitizer >/dev/null; then $(MAKE) sanitize-gpu; \
-	  else echo "no compute-sanitizer here: its checks are skipped"; fi
-	pytest -k cuda
-	rm -f $(GPU_RUN)
-	pytest benchmarks --benchmark-only $(GPU_BUDGET) --benchmark-json=$(GPU_RUN); status=$$?; \
-	  python -m benchmarks.report $(GPU_RUN) --csv && exit $$status
+	$(PYTHON) tools/gpu/run.py $(SECONDS) --out $(OUT) $(ARGS)
 
-# The CUDA kernels under each of its tools; every allocation the system's own, so that it knows them.
-sanitize-gpu:
-	set -e; for tool in memcheck racecheck synccheck initcheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	    python -m pytest -q tests/ops/test_cuda_kernels.py; done
+gpu-pack:  ## what a machine without a network is brought; under that machine's Python and torch
+	$(PYTHON) tools/gpu/pack.py $(ARGS)
 
-GPU_RUN := benchmarks/results/gpu.json
-# Ten minutes in all, of which the tests take some: about 300 cases at 0.1 s of rounds, as much of
-# replay and of warming up. Most of the time goes to what compilers do before; a peer that would
-# take 2 s a call, or 40 GB, is left out, and what would start after 7 minutes is skipped by name.
-GPU_BUDGET := --device cuda --benchmark-max-time 0.1 --slowest-call 2 --most-memory 40 \
-  --stop-after 420
+gpu-collect:  ## the rows of a run into benchmarks/results/<device>.csv
+	$(PYTHON) tools/gpu/collect.py $(OUT) $(ARGS)
+
+PYTHON ?= python
+SECONDS ?= 540
+OUT ?= build/gpu/out
 
 # Which tile each Triton kernel takes: timed where a GPU is at hand, compiled where none is.
 tiles:

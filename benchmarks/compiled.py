@@ -4,10 +4,16 @@ For every tile that a launch can pick, and every way its kernel can be called: r
 spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
 capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plain takes of each tile
 the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
+
+--record writes the rows, with the version of Triton whose compiler made them, to
+`results/triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
+where the version is the same. Of the targets but 9.0 it holds the plainest ways: all ways of all
+take ten minutes.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -35,15 +41,21 @@ TARGETS = ("80", "90", "100", "gfx942")
 SHARED = {"8.0": 99 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "amd": 64 << 10}
 """Bytes that one program may have; 8.0 also stands for 8.6, 8.9 and 12.0, which have the least."""
 
+RECORD = Path(__file__).parent / "results" / "triton-compiled.csv"
+RECORDED = (
+    "triton", "target", "kernel", "features", "numbers", "precision", "tile", "registers",
+    "spilled", "shared", "tensor",
+)  # fmt: skip
+
 F16, F32, F64 = torch.float16, torch.float32, torch.float64
 TYPES = {F16: "fp16", torch.bfloat16: "bf16", F32: "fp32", F64: "fp64"}
 INTEGERS = {"labels": "i64", "assignment": "i64", "own": "i32", "within": "i32", "counter": "i32"}
-DOUBLES = {"p_sums", "partials", "losses"}
+DOUBLES = {"p_sums", "partials", "losses", "coefficients"}
 COUNTS = {
     "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "total_rows", "features", "span", "splits",
-    "x_splits", "scales", "variance_item", "first_block", "some_blocks", "row_begin", "row_end",
-    "row_blocks", "blocks", "parts", "largest_parts", "chunks", "x_item", "x_row", "x_feature",
-    "y_item", "y_row", "y_feature",
+    "x_splits", "scales", "variance_item", "coefficients_item", "first_block", "some_blocks",
+    "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
+    "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
 }  # fmt: skip
 
@@ -89,7 +101,7 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
         if key.kernel == "mmd_fwd":
             visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
             visit |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts, "FAR": held.far}
-            visit["LARGEST"] = 1
+            visit |= {"LARGEST": 1, "NEAR_FROM": mmd.NEAR_FROM}
             for several, with_p in ((False, False), (True, False), (True, True)):
                 name = "mmd_fwd_kernel" + several * ", bandwidths" + with_p * ", trained"
                 constants = {**visit, "SEVERAL": several, "WITH_P": with_p}
@@ -140,6 +152,7 @@ def step_variants(held: launch.Numbers) -> Iterator[Variant]:
     assign |= {"SIGMA": step.SIGMA, "PRIOR_SIGMA": step.PRIOR_SIGMA, "MARGIN": step.MARGIN}
     yield Variant("cgm_assign_kernel", step.cgm_assign_kernel, assign, blocks, held)
     finish = {**tile, "PARTS": held.parts, "BLOCKS": 64, "OF_PRIOR": True}
+    finish["KERNEL_WEIGHTS"] = mmd.KERNEL_WEIGHTS
     finish["PRECISION"] = "ieee" if held.precision == "ieee" else "tf32x3"
     finish |= {"MMD_WEIGHT": step.MMD_WEIGHT, "MARGIN_WEIGHT": step.MARGIN_WEIGHT}
     yield Variant("cgm_finish_kernel", step.cgm_finish_kernel, finish, blocks, held)
@@ -217,22 +230,43 @@ def describe(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     }
 
 
+def rows(name: str, plain: bool) -> Iterator[dict[str, Any]]:
+    """What every kernel for a target takes; of each tile the plainest ways alone, or all."""
+    target, device = target_of(name)
+    for key, blocks in table().items():
+        if key.device == device:
+            for variant in variants(key, blocks):
+                if plain and ("," in variant.name or variant.held.precision == "tf32"):
+                    continue
+                yield {"features": key.features, **describe(variant, target)}
+    for numbers in ("half", "float32", "float64"):
+        for variant in other_variants(numbers, device):
+            yield {"features": None, **describe(variant, target)}
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is about, as text: the same from the compiler and from the file."""
+    return tuple(str(row[column]) for column in RECORDED[1:-4])
+
+
+def record() -> None:
+    """Write what the compiler at hand makes of the kernels in place of the last record."""
+    with RECORD.open("w", newline="") as file:
+        writer = csv.DictWriter(file, RECORDED, lineterminator="\n")
+        writer.writeheader()
+        for target in TARGETS:
+            for row in rows(target, plain=target != "90"):
+                writer.writerow({"triton": triton.__version__, **row})
+
+
 def main() -> None:
-    """Print a line for each variant of each tile."""
-    plain = "--plain" in sys.argv
+    """Print a line for each variant of each tile, or write the record."""
+    if "--record" in sys.argv:
+        return record()
     for name in [given for given in sys.argv[1:] if given != "--plain"] or TARGETS:
-        target, device = target_of(name)
-        for key, blocks in table().items():
-            if key.device == device:
-                for variant in variants(key, blocks):
-                    if plain and ("," in variant.name or variant.held.precision == "tf32"):
-                        continue
-                    row = {"features": key.features, **describe(variant, target)}
-                    print(json.dumps(row), flush=True)
-        for numbers in ("half", "float32", "float64"):
-            for variant in other_variants(numbers, device):
-                row = {"features": None, **describe(variant, target)}
-                print(json.dumps(row), flush=True)
+        for row in rows(name, "--plain" in sys.argv):
+            print(json.dumps(row), flush=True)
+    return None
 
 
 if __name__ == "__main__":

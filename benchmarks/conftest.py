@@ -1,7 +1,9 @@
 """Options, where the results go, and what they were measured on."""
 
+import json
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ sys.path.append(str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import cases, gpu, machine  # noqa: E402
+from benchmarks import cases, gpu, machine, report  # noqa: E402
 from benchmarks.measure import Limits  # noqa: E402
 
+PASSED = pytest.StashKey[bool]()
 LAST = Path(__file__).parent / "results" / "last.json"
 
 
@@ -40,6 +43,17 @@ def pytest_addoption(parser):
         help="Measure on this type of device only. Default: every one that is there",
     )
     group.addoption(
+        "--rows",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="Append each result as soon as it is there, in place of a JSON file at the end",
+    )
+    group.addoption(
+        "--commit",
+        metavar="ID",
+        help="What is measured, where no repository tells; with +changes if it is not all of it",
+    )
+    group.addoption(
         "--stop-after",
         type=float,
         metavar="SECONDS",
@@ -51,7 +65,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if (device := config.option.device) and device not in machine.DEVICES:
         raise pytest.UsageError(f"--device {device}: torch finds no such device here")
-    if config.option.benchmark_json is None:
+    if config.option.benchmark_json is None and config.option.rows is None:
         LAST.parent.mkdir(exist_ok=True)
         config.option.benchmark_json = LAST
     if not config.option.benchmark_disable:
@@ -100,6 +114,56 @@ def stop(pytestconfig, started):
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.update(machine.info())
+
+
+def pytest_benchmark_update_commit_info(config, commit_info):
+    if commit := config.option.commit:
+        commit_info.update(report.commit_info(commit))
+
+
+@pytest.fixture(scope="session")
+def rows(pytestconfig):
+    """Appends a line of the file of --rows, the first time after what it was measured on."""
+    path, hook = pytestconfig.option.rows, pytestconfig.hook
+    begun = []
+
+    def append(content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            if not begun:
+                machine_info = hook.pytest_benchmark_generate_machine_info(config=pytestconfig)
+                hook.pytest_benchmark_update_machine_info(
+                    config=pytestconfig, machine_info=machine_info
+                )
+                commit = hook.pytest_benchmark_generate_commit_info(config=pytestconfig)
+                hook.pytest_benchmark_update_commit_info(config=pytestconfig, commit_info=commit)
+                now = datetime.now(timezone.utc).isoformat()
+                header = {"machine_info": machine_info, "commit_info": commit, "datetime": now}
+                file.write(json.dumps(header, default=str) + "\n")
+                begun.append(True)
+            file.write(json.dumps(content, default=str) + "\n")
+
+    return append
+
+
+@pytest.fixture(autouse=True)
+def row(request, pytestconfig, rows):
+    """Write a measured case down before the next one may end the process."""
+    wanted = pytestconfig.option.rows is not None and "benchmark" in request.fixturenames
+    measured = request.getfixturevalue("benchmark") if wanted else None
+    yield
+    stats = getattr(measured, "stats", None)
+    if stats is not None and not measured.has_error and request.node.stash.get(PASSED, False):
+        rows(stats.as_dict())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """So that a fixture knows how its test ended."""
+    result = yield
+    if call.when == "call":
+        item.stash[PASSED] = result.passed
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,69 @@ def quantile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of one JSON file, with numbers in the units of the CSV; unknown ones are None.
+UNKNOWN = "unversioned"
+"""pytest-benchmark's word for the commit of a tree without a repository."""
+
+
+def commit_info(text: str) -> dict[str, Any]:
+    """ "c0ffee" or "c0ffee+changes", as `--commit` takes it and the CSV has it."""
+    name, _, changes = text.partition("+")
+    if not re.fullmatch(r"[0-9a-f]{6,40}", name) or changes not in ("", "changes"):
+        raise ValueError(f"a commit is hexadecimal, perhaps with +changes, got {text!r}")
+    return {"id": name, "dirty": bool(changes)}
+
+
+def contents(path: Path) -> Iterator[dict[str, Any]]:
+    """What pytest-benchmark would write, once for each session of the file.
+
+    A file of `--rows` has a session's header, then a line for each result; the last line may be
+    cut, of a process that was ended.
 
     Raises:
         ValueError: the file is none that this suite wrote.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        yield json.loads(text)
+        return
+    sessions: list[dict[str, Any]] = []
+    for number, line in enumerate(lines := text.splitlines()):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number == len(lines) - 1:
+                break
+            raise ValueError(f"{path}, line {number + 1}: no JSON") from None
+        if "machine_info" in value:
+            sessions.append(value | {"benchmarks": []})
+        elif sessions:
+            sessions[-1]["benchmarks"].append(value)
+        else:
+            raise ValueError(f"{path}: a result comes before what it was measured on")
+    yield from sessions
+
+
+def read(path: Path, commit: str | None = None) -> list[Row]:
+    """The rows of one JSON file, with numbers in the units of the CSV; unknown ones are None.
+
+    Args:
+        path: What pytest-benchmark wrote, or a file of `--rows`.
+        commit: What was measured, where the file does not say.
+
+    Raises:
+        ValueError: the file is none that this suite wrote.
+    """
+    return [row for content in contents(path) for row in rows_of(content, path, commit)]
+
+
+def rows_of(content: dict[str, Any], path: Path, known: str | None) -> list[Row]:
+    """The rows of one session."""
     machine = content.get("machine_info", {})
     if "devices" not in machine:
         raise ValueError(f"{path} was not written by this suite: it does not name its devices")
     commit = content.get("commit_info", {})
+    if known is not None and commit.get("id") in (None, UNKNOWN):
+        commit = commit_info(known)
     properties = machine.get("gpu")
     rows = []
     for entry in content["benchmarks"]:
@@ -308,12 +360,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("json", nargs="*", type=Path, help="of pytest-benchmark; the last run's")
     parser.add_argument("--csv", action="store_true", help="update benchmarks/results/*.csv")
+    parser.add_argument("--commit", help="of the runs of files that do not say it")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="draw figures into FOLDER")
     options = parser.parse_args(arguments)
     try:
-        rows = merge(read(path) for path in options.json or [LAST])
+        rows = merge([read(path, options.commit) for path in options.json or [LAST]])
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: {error}")
+    if options.csv and any(row["commit"].startswith((UNKNOWN, "None")) for row in rows):
+        sys.exit(f"{parser.prog}: rows of no known commit; name it with --commit")
     print(markdown(rows))
     written: list[Path] = []
     if options.csv:

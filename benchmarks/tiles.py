@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -121,7 +122,10 @@ def choose(key: Key) -> tuple[Blocks, str] | None:
 
 
 def main() -> None:
-    """Choose every row of the targets named, or of all; write the file when all are there."""
+    """Choose every row of the targets named, or of all; write the file when all are there.
+
+    Then a process that has read the new file records what the compiler makes of its tiles.
+    """
     rows = []
     for name in sys.argv[1:] or TARGETS:
         device = target_of(name)[1]
@@ -144,6 +148,7 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)
+    subprocess.run([sys.executable, "-m", "benchmarks.compiled", "--record"], check=True)
 
 
 if __name__ == "__main__":

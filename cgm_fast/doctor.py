@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from cgm_fast.extras import installed_version
 from cgm_fast.ops.backends import AUTO, BACKENDS, availability, choose
 
 _EXTRAS = {
@@ -16,17 +17,30 @@ _EXTRAS = {
 }  # fmt: skip
 
 
+_ISA, _ISAS = "CGM_FAST_ISA", ("baseline", "avx2", "avx512")
+
+
+class EnvironmentVariableError(ValueError):
+    """An environment variable that means nothing; the message names it and what it takes."""
+
+
+def check_environment() -> None:
+    """Raise EnvironmentVariableError if one of this package's variables would be ignored."""
+    if (value := os.environ.get(_ISA)) and value not in _ISAS:
+        raise EnvironmentVariableError(f"{_ISA} must be one of {', '.join(_ISAS)}, got {value!r}")
+
+
 def report() -> str:
     """What a bug report should hold, as text."""
     lines = [
-        f"cgm-fast      {_version('cgm-fast')}",
+        f"cgm-fast      {installed_version('cgm-fast')}",
         f"python        {platform.python_version()} on {platform.platform()}",
         f"torch         {torch.__version__}",
-        f"triton        {_version('triton')}",
-        f"numpy         {_version('numpy')}",
+        f"triton        {installed_version('triton')}",
+        f"numpy         {installed_version('numpy')}",
     ]
     for extra, packages in _EXTRAS.items():
-        found = ", ".join(f"{package} {_version(package)}" for package in packages)
+        found = ", ".join(f"{package} {installed_version(package)}" for package in packages)
         lines.append(f"extra {extra:<7} {found}")
     lines += ["", "devices"]
     lines.append(f"  cpu         {torch.get_num_threads()} threads")
@@ -50,6 +64,10 @@ def report() -> str:
     chosen = ", ".join(f"{device}: {_chosen(device)}" for device in devices)
     lines.append(f"  automatic   {chosen}")
     lines += ["", "compiled module", *_build_lines()]
+    try:
+        check_environment()
+    except EnvironmentVariableError as error:
+        lines.append(f"  {error}")
     return "\n".join(lines)
 
 
@@ -66,10 +84,3 @@ def _build_lines() -> list[str]:
     except ImportError as error:
         return [f"  none: {error}"]
     return [f"  {key:<18} {value}" for key, value in _native.build_info().items()]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

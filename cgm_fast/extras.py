@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 
@@ -30,3 +31,11 @@ def require(module: str, purpose: str, extra: str = "train") -> Any:
         raise MissingExtraError(
             f"{purpose} needs {package}: pip install 'cgm-fast[{extra}]'"
         ) from error
+
+
+def installed_version(package: str) -> str:
+    """The version of a distribution, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

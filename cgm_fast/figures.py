@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,39 @@ import torch
 from torch import Tensor
 
 from cgm_fast.extras import require
+from cgm_fast.files import RunError, write_whole
 
 PIXELS = 48  # least side of one image in a grid, on paper
+MOST_PIXELS = 2**16 - 1  # of a picture's side, which matplotlib can draw
+
+
+def plain(text: str) -> str:
+    """Text for matplotlib that it shows as it is: no mathematics between dollars, no surrogates."""
+    return text.replace("$", r"\$").encode("utf-8", "replace").decode()
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_whole(path, buffer.getvalue())
+
+
+def _grid_pixels(count: int, columns: int, sides: Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels of a picture of images of sides (h, w), without its margins."""
+    h, w = sides
+    scale = max(1.0, PIXELS / w)
+    return int((-(-count // columns) * (h + 1) + 1) * scale), int((columns * (w + 1) + 1) * scale)
+
+
+def check_grid(path: Path, count: int, columns: int, sides: Sequence[int]) -> None:
+    """Raise RunError if a picture of so many images of sides (h, w) cannot be drawn."""
+    if max(_grid_pixels(count, columns, sides)) + 200 > MOST_PIXELS:
+        height, width = _grid_pixels(count, columns, sides)
+        raise RunError(
+            f"{path} of {count} images would be {width} x {height} pixels, and a picture has at "
+            f"most {MOST_PIXELS} a side: ask for fewer images, or for an .npz"
+        )
 
 
 def image_grid(images: Tensor, columns: int) -> np.ndarray[Any, Any]:
@@ -43,7 +75,14 @@ def save_grid(
         columns: Images per row.
         row_labels: One per row, or none.
         title: Above the grid.
+
+    Raises:
+        RunError: images hold NaN or infinity, there are too many for a picture, or it cannot be
+            written.
     """
+    check_grid(path, len(images), columns, images.shape[-2:])
+    if not bool(images.isfinite().all()):
+        raise RunError(f"{path} was not drawn: its images hold NaN or infinity")
     figure_module = require("matplotlib.figure", "pictures")
     grid = image_grid(images, columns)
     scale = max(1.0, PIXELS / images.shape[-1]) / 100
@@ -53,12 +92,14 @@ def save_grid(
     axes.imshow(grid, interpolation="nearest")
     axes.set_xticks([])
     step = images.shape[-2] + 1
-    axes.set_yticks([(i + 0.5) * step for i in range(len(row_labels))], row_labels)
+    axes.set_yticks(
+        [(i + 0.5) * step for i in range(len(row_labels))], [plain(label) for label in row_labels]
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=10)
-    figure.savefig(path)
+        axes.set_title(plain(title), fontsize=10)
+    _save(figure, path)
 
 
 def save_latents(
@@ -75,7 +116,7 @@ def save_latents(
         path: The PNG file.
         r: [n, N] codes.
         prototypes: [K, N].
-        categories: [n] integers that colour the codes.
+        categories: [n] integers that colour the codes; below 0 they have none.
         names: Of the categories, for the legend; without them numbers.
         title: Above the scatter.
     """
@@ -103,9 +144,11 @@ def save_latents(
         chosen = (found == category).numpy()
         colour = colours(position if len(present) <= 10 else position / len(present))
         label = names[category] if category < len(names) else str(category)
+        if category < 0:
+            colour, label = "lightgrey", "no label"
         axes.scatter(
             codes[chosen, 0], codes[chosen, 1], s=7, alpha=0.6, color=colour, linewidths=0,
-            label=label if len(present) <= 20 else None,
+            label=plain(label) if len(present) <= 20 else None,
         )  # fmt: skip
     for k, centre in enumerate(centres):
         axes.scatter(*centre, marker="X", s=90, color="black", edgecolors="white", zorder=3)
@@ -116,8 +159,8 @@ def save_latents(
     if len(present) <= 20:
         axes.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     if title:
-        axes.set_title(title, fontsize=10)
-    figure.savefig(path)
+        axes.set_title(plain(title), fontsize=10)
+    _save(figure, path)
 
 
 def save_scatters(path: Path, panels: Sequence[tuple[str, Tensor, Tensor, Tensor]]) -> None:
@@ -144,7 +187,7 @@ def save_scatters(path: Path, panels: Sequence[tuple[str, Tensor, Tensor, Tensor
             axes.scatter(
                 centres[:, 0], centres[:, 1], marker="X", s=60, color="black", edgecolors="white"
             )
-        axes.set_title(title, fontsize=10)
+        axes.set_title(plain(title), fontsize=10)
         axes.set_aspect("equal", adjustable="datalim")
     axes.legend(markerscale=4, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path)
+    _save(figure, path)

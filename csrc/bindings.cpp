@@ -6,6 +6,7 @@
 #include "cgm_step.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
+#include "cpu/threads.h"
 #include "mmd.h"
 #include "prototype_margin.h"
 
@@ -25,6 +26,19 @@ namespace cf = cgm_fast;
 namespace {
 
 using namespace cgm_fast::bindings;
+
+// A call runs without the GIL, and ends early where a signal's handler raises: on Ctrl-C, most
+// often.
+void raise_for_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+struct Interruptible {
+  cf::Polled polled{&raise_for_signals};
+};
+
+using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
 
 template <typename T, typename... Input>
 void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, Address grad_a,
@@ -92,7 +106,6 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
 template <typename T, typename... Input>
 void bind_mmd(py::module_& module, const char* fwd, const char* bwd,
               cf::MmdInput<T> (*)(Input...)) {
-  using Release = py::call_guard<py::gil_scoped_release>;
   module.def(fwd, &mmd_fwd<T, std::decay_t<Input>...>, Release());
   module.def(bwd, &mmd_bwd<T, std::decay_t<Input>...>, Release());
 }
@@ -131,7 +144,6 @@ PYBIND11_MODULE(_native, module) {
   bind_mmd(module, "mmd_fwd_float32", "mmd_bwd_float32", &mmd_input<float>);
   bind_mmd(module, "mmd_fwd_float64", "mmd_bwd_float64", &mmd_input<double>);
 
-  using Release = py::call_guard<py::gil_scoped_release>;
   module.def("cgm_step_fwd_float32", &cgm_step_fwd<float>, Release());
   module.def("cgm_step_fwd_float64", &cgm_step_fwd<double>, Release());
   module.def("prototype_margin_fwd_float32", &prototype_margin_fwd<float>, Release());

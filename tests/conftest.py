@@ -28,6 +28,23 @@ def emulate_cuda():
 
 emulate_cuda()
 
+
+def gpu():
+    """The type of device that GPUs' tests use: "cuda", a stand-in on request, or None."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if (wanted := os.environ.get("CGM_FAST_TEST_DEVICE")) is None:
+        return None
+    sys.path.append(str(Path(__file__).parent / "standin"))
+    import standin
+
+    if wanted != standin.NAME:
+        raise pytest.UsageError(f"CGM_FAST_TEST_DEVICE={wanted!r}: only {standin.NAME!r} is known")
+    return standin.register()
+
+
+GPU = gpu()
+
 from cgm_fast.ops import backends  # noqa: E402
 from cgm_fast.testing import poisoned_memory  # noqa: E402
 
@@ -57,9 +74,15 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.fixture(scope="module", params=["cpu", *([GPU] if GPU else [])])
 def device(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def kernels_device():
+    """Where the backends "cuda" and "triton" run: a GPU, or the CPU that stands in for one."""
+    return GPU or "cpu"
 
 
 @pytest.fixture(scope="module", params=list(backends.BACKENDS))
@@ -77,13 +100,13 @@ def backend(request, device):
 @pytest.fixture
 def interpreted(backend, device):
     """Whether the kernels run in Triton's interpreter, which is slow."""
-    return backend == "triton" and device == "cpu"
+    return backend == "triton" and device != "cuda"
 
 
 @pytest.fixture
 def emulated(backend, device):
     """Whether the CUDA kernels run on the CPU, a fiber for each thread."""
-    return backend == "cuda" and device == "cpu"
+    return backend == "cuda" and device != "cuda"
 
 
 @pytest.fixture
@@ -95,6 +118,23 @@ def tensor_cores(monkeypatch):
         tensor_cores.emulate(monkeypatch)
 
 
-def pytest_collection_modifyitems(items):
-    """The longest first: processes that share the tests then end together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With a GPU only pairs of implementation and device that can be; the longest first.
+
+    So processes that share the tests end together.
+    """
+    kept, left_out = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        backend, device = backends.BACKENDS.get(params.get("backend")), params.get("device")
+        cannot_be = GPU and backend and device and not backend.serves(device)
+        (left_out if cannot_be else kept).append(item)
+        if GPU and (device == GPU or {"kernels_device", "gpu_backend"} & set(item.fixturenames)):
+            item.add_marker("gpu")
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None)

@@ -17,12 +17,12 @@ CSRC = Path(__file__).parents[1] / "csrc"
 # The only modules outside torch, numpy and the standard library that may be looked for.
 EXTRAS = (
     "tyro", "rich", "matplotlib", "sklearn", "scipy", "safetensors", "tensorboard", "torchmetrics",
-    "torchvision",
+    "torchvision", "PIL",
 )  # fmt: skip
 
 OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
 MODEL_SIDE = {"losses", "api", "checks", "backends"}
-TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras"}
+TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras", "files"}
 
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
@@ -30,16 +30,17 @@ LAYERS = {
     "package": (r"cgm_fast", {"losses", "api", "backends", "blind"}),
     "compiled": (r"cgm_fast\._native", set()),
     "main": (r"cgm_fast\.__main__", {"cli"}),
-    "cli": (r"cgm_fast\.cli", TRAINING_SIDE | {"experiments", "training", "doctor"}),
-    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled"}),
+    "cli": (r"cgm_fast\.cli(_\w+)?", TRAINING_SIDE | {"cli", "experiments", "training", "doctor"}),
+    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled", "extras"}),
     "experiments": (r"cgm_fast\.experiments(\..+)?", TRAINING_SIDE | {"experiments", "training"}),
     "training": (r"cgm_fast\.training(\..+)?", TRAINING_SIDE | {"training"}),
     "evaluation": (r"cgm_fast\.evaluation(\..+)?", TRAINING_SIDE),
     "models": (r"cgm_fast\.models(\..+)?", MODEL_SIDE | {"models"}),
     "losses": (r"cgm_fast\.losses", MODEL_SIDE - {"losses"}),
-    "figures": (r"cgm_fast\.figures", {"extras"}),
-    "data": (r"cgm_fast\.data", {"extras"}),
+    "figures": (r"cgm_fast\.figures", {"extras", "files"}),
+    "data": (r"cgm_fast\.data(\..+)?", {"data", "extras"}),
     "extras": (r"cgm_fast\.extras", set()),
+    "files": (r"cgm_fast\.files", set()),
     "testing": (r"cgm_fast\.testing", set()),
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
@@ -49,6 +50,7 @@ LAYERS = {
     "registration": (r"cgm_fast\.ops\.registration", {"backends", "memory", "watching"}),
     "derivatives": (r"cgm_fast\.ops\.derivatives", {"registration", "watching"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
+    "chunks": (r"cgm_fast\.ops\.chunks", set()),
     "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
     "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled", "gpu"}),
     "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
@@ -71,6 +73,7 @@ LAYERS = {
             "common",
             "compiled",
             "memory",
+            "chunks",
             "kernels",
             "gpu",
             "cuda",
@@ -159,6 +162,7 @@ def test_imports_go_down_the_layers(name):
         ("cgm_fast.evaluation.nll", "cgm_fast.training.trainer"),
         ("cgm_fast.training.trainer", "cgm_fast.cli"),
         ("cgm_fast.data", "cgm_fast.models"),
+        ("cgm_fast.data.npz", "cgm_fast.training.config"),
         ("cgm_fast.testing", "cgm_fast.ops.mmd.api"),
     ],
 )

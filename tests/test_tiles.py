@@ -38,7 +38,10 @@ def test_rows_of_devices_that_were_not_named_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(tiles, "TABLE", table)
     monkeypatch.setattr(tiles, "choose", lambda key: (blocks, "compiled"))
     monkeypatch.setattr(sys, "argv", ["tiles", "90"])
+    commands = []
+    monkeypatch.setattr(tiles.subprocess, "run", lambda words, check: commands.append(words[1:]))
     tiles.main()
+    assert commands == [["-m", "benchmarks.compiled", "--record"]]
     with triton_tiles.TABLE.open(newline="") as before, table.open(newline="") as after:
         before, after = list(csv.DictReader(before)), list(csv.DictReader(after))
     assert [row for row in after if row["device"] != "9.0"] == [

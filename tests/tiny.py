@@ -3,16 +3,19 @@
 import csv
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from cgm_fast.experiments.run import TrainResult, train
+from cgm_fast.files import LOCK
 from cgm_fast.models import CGM
 from cgm_fast.training.config import TrainConfig
-from cgm_fast.training.runs import load_checkpoint
+from cgm_fast.training.states import load_checkpoint
 
 IMAGES, SIDE, CLASSES = 40, 8, 3  # of which a tenth is held out for testing
 
@@ -30,6 +33,15 @@ def write_npz(path, n=IMAGES, channels=1, side=SIDE, labels=True, seed=0):
         arrays["labels"] = np.arange(n) % CLASSES
     np.savez(path, **arrays)
     return path
+
+
+def write_pictures(folder, counts, size=(10, 8), mode="RGB"):
+    """A folder per class, of so many one-coloured images."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            colour = (20 * i, 100, 200) if mode == "RGB" else 20 * i
+            Image.new(mode, size, colour).save(folder / name / f"{i}.png")
 
 
 def settings(folder: Path, **changes) -> TrainConfig:
@@ -106,6 +118,11 @@ def same(a, b) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
         return math.isnan(b)  # a rate that a model does not have
     return a == b
+
+
+def listed(folder) -> list[str]:
+    """Names in a folder, but for the lock, which some versions of filelock leave there."""
+    return sorted(set(os.listdir(folder)) - {LOCK})
 
 
 def checkpoint(folder, name="run"):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cgm_fast.data import prepare
+from cgm_fast.data import UNLABELLED, prepare
 from cgm_fast.models.base import LatentModel
 
-BATCH = 512
+BATCH = 512  # images that are encoded, decoded or generated at a time
 
 
 def prepared_batches(
@@ -35,6 +35,15 @@ def with_labels(
     for x in batches:
         yield x, None if labels is None else labels[first : first + len(x)].to(x.device)
         first += len(x)
+
+
+def labelled(labels: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    """The labels [n] that are given, on the CPU, and the rows of other tensors [n, ...] with one.
+
+    Rows stay where they are.
+    """
+    known = labels.cpu() != UNLABELLED
+    return labels.cpu()[known], *(part[known.to(part.device)] for part in parts)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.data import Noise
+from cgm_fast.evaluation.codes import BATCH
 from cgm_fast.extras import require
 from cgm_fast.models.base import LatentModel
 
@@ -28,7 +29,7 @@ def denoise(
         The noisy and the denoised images.
     """
     noisy = noise.add(clean, generator)
-    return noisy, model.reconstruct(noisy)
+    return noisy, torch.cat([model.reconstruct(part) for part in noisy.split(BATCH)])
 
 
 def psnr(images: Tensor, clean: Tensor) -> float:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cgm_fast.data import ImageData
+from cgm_fast.data import UNLABELLED, ImageData
 from cgm_fast.evaluation.codes import BATCH
 from cgm_fast.models.networks.dcgan import DCGANEncoder
 from cgm_fast.ops.mmd.api import mmd
@@ -37,7 +37,7 @@ def train_features(data: ImageData, device: torch.device, seed: int = 0) -> nn.M
     """A network from images [B, c, h, w] in [0, 1] to features [B, 64] that tell their classes.
 
     Args:
-        data: With labels; its training images are what is learned from.
+        data: With labels; its training images that have one are what is learned from.
         device: To train on; the network stays there.
         seed: Of its weights and of the order of images.
 
@@ -46,6 +46,8 @@ def train_features(data: ImageData, device: torch.device, seed: int = 0) -> nn.M
     """
     if data.train_labels is None:
         raise ValueError(f"features need labels, and {data.name} has none")
+    labelled = data.train_labels != UNLABELLED
+    images, labels = data.train[labelled], data.train_labels[labelled]
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -54,9 +56,9 @@ def train_features(data: ImageData, device: torch.device, seed: int = 0) -> nn.M
     classifier.to(device).train()
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
     for _ in range(STEPS):
-        index = torch.randint(len(data.train), (PER_STEP,), generator=generator)
-        x = data.train[index].to(device).float() / 255
-        loss = nn.functional.cross_entropy(classifier(x), data.train_labels[index].to(device))
+        index = torch.randint(len(images), (PER_STEP,), generator=generator, device="cpu")
+        x = images[index].to(device, torch.get_default_dtype()) / 255
+        loss = nn.functional.cross_entropy(classifier(x), labels[index].to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -66,11 +68,11 @@ def train_features(data: ImageData, device: torch.device, seed: int = 0) -> nn.M
 @torch.no_grad()
 def features_of(features: nn.Module, images: Tensor) -> Tensor:
     """Features [n, d] of images [n, c, h, w], uint8 or in [0, 1], in batches."""
-    device = next(features.parameters()).device
+    own = next(features.parameters())
     found = []
     for batch in images.split(BATCH):
-        x = batch.to(device)
-        found.append(features(x if x.is_floating_point() else x.float() / 255))
+        scale = 1 if batch.is_floating_point() else 255
+        found.append(features(batch.to(own) / scale))
     return torch.cat(found)
 
 
@@ -78,22 +80,37 @@ def features_of(features: nn.Module, images: Tensor) -> Tensor:
 def kernel_distance(x: Tensor, y: Tensor, seed: int = 0) -> KernelDistance:
     """The unbiased MMD² of features x [n, d] of real and y [m, d] of other images.
 
-    The mean over subsets of a thousand of each, and of three Gaussian kernels.
+    The mean over subsets of a thousand of each, and of three Gaussian kernels around the median
+    distance of different features of real images.
 
     Args:
-        x: At least two of them.
+        x: At least two of them, not all the same.
         y: At least two.
         seed: Of the subsets.
+
+    Raises:
+        ValueError: there are too few features, or all real ones are the same.
     """
+    for name, features in (("x", x), ("y", y)):
+        if features.dim() != 2 or len(features) < 2:
+            raise ValueError(f"{name} must be [n, d] with n at least 2, got {list(features.shape)}")
     size = min(SIZE, len(x), len(y))
     generator = torch.Generator().manual_seed(seed)
 
     def subsets(of: Tensor) -> Tensor:
-        chosen = [torch.randperm(len(of), generator=generator)[:size] for _ in range(SUBSETS)]
+        chosen = [
+            torch.randperm(len(of), generator=generator, device="cpu")[:size]
+            for _ in range(SUBSETS)
+        ]
         return of[torch.stack(chosen).to(of.device)]
 
     xs, ys = subsets(x), subsets(y)
-    median = float(torch.pdist(xs[0].float()).median())
+    distances = torch.pdist(xs[0].float())
+    # Many images may share their features, as all that a network with dead units sees as black.
+    apart = distances[distances > 0]
+    if not len(apart):
+        raise ValueError(f"x must hold different features, got {size} equal ones")
+    median = float(apart.median())
     found = mmd(xs, ys, bandwidth=[scale * median for scale in SCALES], estimator="unbiased")
     spread = float(found.double().std())
     return KernelDistance(float(found.double().mean()), spread / math.sqrt(SUBSETS))

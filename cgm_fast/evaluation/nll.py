@@ -113,7 +113,7 @@ def likelihoods(
             for i in range(len(x))
         ]
         done = sum(map(len, rows))
-        for part in torch.arange(len(x)).split(max(1, at_once // samples)):
+        for part in torch.arange(len(x), device="cpu").split(max(1, at_once // samples)):
             rows.append(
                 _estimates(
                     model,

@@ -29,7 +29,7 @@ def monte_carlo_rate(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> float:
     r = (r.cpu() if r.device.type == "mps" else r).double()  # which has no float64
     r = r - r.mean(0)
     learned = isinstance(sigma2, Tensor)
-    variance = torch.as_tensor(sigma2).to(r).expand(r.shape)
+    variance = torch.as_tensor(sigma2, device=r.device).to(r).expand(r.shape)
     precision = 1 / variance
     # |z − r_j|² / v_j = z²·(1/v_j) − 2 z·(r_j/v_j) + Σ r_j²/v_j
     ones = precision if learned else precision[:1]
@@ -39,7 +39,8 @@ def monte_carlo_rate(r: Tensor, sigma2: float | Tensor, seed: int = 0) -> float:
     total = 0.0
     for i in range(0, n, ROWS):
         own = r[i : i + ROWS]
-        noise = torch.randn(own.shape, dtype=torch.float64, generator=generator).to(r.device)
+        draw = torch.randn(own.shape, dtype=torch.float64, device="cpu", generator=generator)
+        noise = draw.to(r.device)
         z = own + variance[i : i + ROWS].sqrt() * noise
         squares = z.square() @ ones.T + offset - 2 * z @ scaled.T
         log_mixture = torch.logsumexp(-0.5 * squares - log_scale, 1) - math.log(n)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgm_fast.data import ImageData
+from cgm_fast.data import UNLABELLED, ImageData
 from cgm_fast.evaluation.clustering import clustering_scores
-from cgm_fast.evaluation.codes import codes_and_posteriors, prepared_batches, with_labels
+from cgm_fast.evaluation.codes import codes_and_posteriors, labelled, prepared_batches, with_labels
 from cgm_fast.evaluation.nll import likelihoods
 from cgm_fast.evaluation.probe import PROBES, probe_error
 from cgm_fast.evaluation.rate import rates, with_known_noise
@@ -78,8 +78,9 @@ def evaluate(
     explained = _subset(len(data.test), nll_images)
     given = None  # the images' categories, where labels are that, and all have been seen
     if supervised and not model.sees_labels and data.test_labels is not None:
+        own = data.test_labels[explained]
         known = int(data.test_labels.max()) < model.num_prototypes
-        given = data.test_labels[explained] if known else None
+        given = own if known and not bool((own == UNLABELLED).any()) else None
     for name, prior in priors.items():
         found = likelihoods(
             model,
@@ -100,12 +101,14 @@ def evaluate(
     report["test_usage"] = torch.bincount(assignment, minlength=model.num_prototypes).tolist()
     report["within_variance"] = _within_variance(test, assignment, model.num_prototypes)
     if data.train_labels is not None and data.test_labels is not None:
-        if probes and len(data.train_labels.unique()) > 1:  # else there is nothing to tell apart
+        classes = labelled(data.train_labels)[0].unique()
+        if probes and len(classes) > 1:  # else there is nothing to tell apart
             report["probe_error"] = _probe_errors(data, (train, test), (of_train, of_test), seed)
         if model.num_prototypes > 1 and not model.sees_labels:
-            report["clustering"] = clustering_scores(assignment, data.test_labels)
+            labels, own = labelled(data.test_labels, assignment)
+            report["clustering"] = clustering_scores(own, labels)
             if supervised:
-                wrong = assignment.cpu() != data.test_labels
+                wrong = own.cpu() != labels
                 report["nearest_prototype_error"] = float(wrong.float().mean())
     report["warnings"] = _warnings(model, report["rate_bits"]["monte_carlo"])
     return report
@@ -133,7 +136,8 @@ def _subset(total: int, count: int) -> Tensor:
 
     The same ones whatever the run's seed, so that runs can be compared.
     """
-    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0), device="cpu")
+    return order[:count].sort().values
 
 
 def _mse(
@@ -158,10 +162,12 @@ def _probe_errors(
     generator = torch.Generator().manual_seed(seed)
     latents = []
     for mean, variance in posterior:
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, device="cpu", generator=generator)
         latents.append(mean.cpu() + variance.cpu().sqrt() * noise)
+    train_labels, *fitted = labelled(data.train_labels, codes[0], latents[0])
+    test_labels, *judged = labelled(data.test_labels, codes[1], latents[1])
     return {
-        f"{kind}_{name}": probe_error(kind, fit, data.train_labels, judge, data.test_labels, seed)
-        for name, (fit, judge) in (("r", codes), ("z", latents))
+        f"{kind}_{name}": probe_error(kind, fit, train_labels, judge, test_labels, seed)
+        for name, fit, judge in zip("rz", fitted, judged, strict=True)
         for kind in PROBES
     }

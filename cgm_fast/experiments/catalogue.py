@@ -15,6 +15,7 @@ from cgm_fast.experiments.study import Study
 from cgm_fast.experiments.sweeps import SWEEPS, few_shot, sweep
 from cgm_fast.experiments.tables import table1, table2
 from cgm_fast.training.config import ConfigError, TrainConfig
+from cgm_fast.training.workers import read_group
 
 EXPERIMENTS: dict[str, Callable[[Study], None]] = {
     "table1": table1,
@@ -139,6 +140,11 @@ def run_experiment(
     """
     if given.seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {given.seeds}")
+    if (group := read_group()).size > 1:
+        raise ConfigError(
+            f"an experiment runs in one process, got WORLD_SIZE {group.size}: start it without "
+            "torchrun"
+        )
     out = Path(given.out or Path("results") / f"{given.name}-{given.preset}")
     out.mkdir(parents=True, exist_ok=True)
     full, seeds = given.preset == "full", range(given.seeds)

@@ -35,7 +35,9 @@ class Judge:
         self.features: nn.Module = train_features(data, device)
         self.real = features_of(self.features, data.test)
         self.device = device
-        train = data.train[torch.randperm(len(data.train), generator=_generator())[:IMAGES]]
+        train = data.train[
+            torch.randperm(len(data.train), generator=_generator(), device="cpu")[:IMAGES]
+        ]
         self.note = NOTE.format(value=show(self._distance(train)))
 
     def columns(self, run: Trained) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,20 +13,29 @@ from torch import Tensor
 
 from cgm_fast import figures
 from cgm_fast.data import DataError, ImageData, draw_once, load, prepare
-from cgm_fast.evaluation.codes import codes_and_posteriors, encode_images
+from cgm_fast.evaluation.codes import BATCH, codes_and_posteriors, encode_images, with_labels
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.extras import require
+from cgm_fast.files import RunError, locked
 from cgm_fast.models import LatentModel
 from cgm_fast.models.prior import Mixture
 from cgm_fast.ops.backends import choose
 from cgm_fast.training import runs
-from cgm_fast.training.build import build_model
+from cgm_fast.training.build import build_model, check_memory
 from cgm_fast.training.config import ConfigError, RunConfig, TrainConfig, check, resolve
 from cgm_fast.training.trainer import Report, Trainer
 from cgm_fast.training.workers import Workers, pick_device
 
 COLUMNS = 10  # images per row of a picture
 MAX_ROWS = 10  # categories drawn
+
+
+class UnsavedError(RunError):
+    """An evaluation that has been made and could not be written; it is in `report`."""
+
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class TrainResult(NamedTuple):
@@ -40,13 +50,16 @@ class TrainResult(NamedTuple):
 
 
 def load_data(config: TrainConfig) -> ImageData:
-    """The data set that settings name."""
+    """The data set that settings name; a folder's as grey or coloured as a run's images were."""
+    channels = config.image_shape[0] if isinstance(config, RunConfig) else config.channels
     data = load(
         config.data,
         root=config.data_root,
         download=config.download,
         test=config.test_data,
         image_size=config.image_size,
+        channels=channels,
+        skip_broken=config.skip_broken,
     )
     return draw_once(data) if config.binarization == "static" else data
 
@@ -78,15 +91,21 @@ def train(
     config: TrainConfig,
     report: Report | None = None,
     warn: Callable[[str], None] | None = None,
+    given: Collection[str] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train, evaluate and draw, as `cgm-fast train` does.
 
-    Nothing is written before settings, data and folder have been checked.
+    Nothing is written before settings, data and folder have been checked, and nothing while
+    another process writes to the folder.
 
     Args:
         config: As a user gives it; what is None comes from the data set's preset.
         report: Called after each step with (step, total steps, latest averages).
         warn: Called before training with what a user should know of unusual settings.
+        given: Names of the settings that were given, which with `resume` must be the run's; None
+            takes those that differ from their defaults.
+        note: Called before training with what was read, a line at a time.
 
     Raises:
         ConfigError, DataError, RunError: settings, data or folder cannot be used.
@@ -95,27 +114,47 @@ def train(
     check(config)
     workers = Workers(config.device)
     try:
-        path, given = runs.open_run(config)
+        path, begun = runs.open_run(config, given)
         workers.barrier()  # every process has looked at the folder before the first writes to it
-        _check_backend(given.backend, workers.device)
-        if given.download and workers.first:
-            load_data(given)
+        _check_backend(begun.backend, workers.device)
+        if begun.download and workers.first:
+            load_data(begun)
         workers.barrier()  # the first process has fetched what was missing
-        data = load_data(given)
-        settings = resolve(given, data)
+        data = load_data(begun)
+        if note is not None and workers.first:
+            for line in data.notes:
+                note(line)
+        settings = resolve(begun, data)
         _check_extras(settings)
+        check_memory(settings)
         torch.manual_seed(settings.seed)
         model = build_model(settings)
         if settings.init is not None and not settings.resume:
             runs.load_weights(settings.init, model)
         if warn is not None and workers.first and (text := _too_close(model, settings)):
             warn(text)
-        stopped_by = Trainer(model, data, settings, path, workers, report).fit()
-        if stopped_by or not settings.evaluate or not workers.first:
-            return TrainResult(path, stopped_by, None)
-        return TrainResult(path, None, evaluate_model(model.eval(), data, settings, path))
+        trainer = Trainer(model, data, settings, path, workers, report, warn)
+        with _held(path, workers):
+            workers.on_first(lambda: _check_unchanged(runs.open_run(config, given), path, begun))
+            stopped_by = trainer.fit()
+            if stopped_by or not settings.evaluate or not workers.first:
+                return TrainResult(path, stopped_by, None)
+            return TrainResult(path, None, evaluate_model(model.eval(), data, settings, path))
     finally:
         workers.close()
+
+
+@contextmanager
+def _held(path: Path, workers: Workers) -> Iterator[None]:
+    """Hold a run folder in the first process, for all of them."""
+    with ExitStack() as stack:
+        workers.on_first(lambda: stack.enter_context(locked(path)))
+        yield
+
+
+def _check_unchanged(now: tuple[Path, TrainConfig], path: Path, before: TrainConfig) -> None:
+    if now != (path, before):
+        raise RunError(f"another process changed {path} while this run was being prepared")
 
 
 def _too_close(model: LatentModel, config: RunConfig) -> str | None:
@@ -160,18 +199,29 @@ def evaluate_run(
     nll_samples: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate and draw a finished run again; what is None comes from its own settings."""
+    """Evaluate and draw a finished run again; what is None comes from its own settings.
+
+    Raises:
+        RunError, ConfigError, DataError: the run, its settings or its data cannot be used.
+        UnsavedError: the evaluation could not be written.
+    """
     model, config = runs.load_run(path, pick_device(device))
     changes: dict[str, Any] = {"nll_images": nll_images, "nll_samples": nll_samples}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     check(config)
-    return evaluate_model(model, load_run_data(config, data_root), config, Path(path))
+    data = load_run_data(config, data_root)
+    with locked(Path(path)):  # which a folder that cannot be written to refuses now, not later
+        return evaluate_model(model, data, config, Path(path))
 
 
 def evaluate_model(
     model: LatentModel, data: ImageData, config: RunConfig, path: Path
 ) -> dict[str, Any]:
-    """Write evaluation.json and any pictures of a model in evaluation mode; return the former."""
+    """Write evaluation.json and any pictures of a model in evaluation mode; return the former.
+
+    Raises:
+        UnsavedError: they could not be written.
+    """
     assert config.binarization is not None
     if model.usage.device.type == "mps":  # which has no float64
         model = model.cpu()
@@ -186,9 +236,12 @@ def evaluate_model(
         probes=config.probes,
         pictures=config.pictures,
     )
-    runs.write_json(path / runs.EVALUATION, report)
-    if config.pictures:
-        draw(model, data, config, path)
+    try:
+        runs.write_json(path / runs.EVALUATION, report)
+        if config.pictures:
+            draw(model, data, config, path)
+    except RunError as error:
+        raise UnsavedError(str(error), report) from error
     return report
 
 
@@ -220,17 +273,40 @@ def draw_reconstructions(
     seen_labels: Tensor | None = None,
 ) -> None:
     """Rows of images, each above the row of their reconstructions."""
+    rows = -(-len(images) // COLUMNS)
+    figures.check_grid(path, 2 * rows * COLUMNS, COLUMNS, images.shape[-2:])
     x = test_batch(model, images, config)
-    if seen_labels is not None:
-        seen_labels = seen_labels.to(x.device)
+    reconstructed = torch.cat(
+        [
+            model.reconstruct(part, own)
+            for part, own in with_labels(iter(x.split(BATCH)), seen_labels)
+        ]
+    )
     pairs, labels = [], []
-    for original, decoded in zip(
-        x.split(COLUMNS), model.reconstruct(x, seen_labels).split(COLUMNS), strict=True
-    ):
+    for original, decoded in zip(x.split(COLUMNS), reconstructed.split(COLUMNS), strict=True):
         blank = original.new_ones(COLUMNS - len(original), *original.shape[1:])  # fills the row
         pairs += [original, blank, decoded, blank]
         labels += ["input", "decoded"]
     figures.save_grid(path, torch.cat(pairs), COLUMNS, row_labels=labels, title="Test images")
+
+
+def generated(model: LatentModel, count: int, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of generated images [b, c, h, w] in [0, 1] and their categories [b], on the CPU.
+
+    Args:
+        model: In evaluation mode.
+        count: How many in all; memory is for a batch.
+        **options: As `LatentModel.generate` takes them.
+
+    Raises:
+        RunError: images hold NaN or infinity.
+        ValueError: as `LatentModel.generate`.
+    """
+    for first in range(0, count, BATCH):
+        images, categories = model.generate(min(BATCH, count - first), **options)
+        if not bool(images.isfinite().all()):
+            raise RunError("the model's images hold NaN or infinity")
+        yield images.cpu(), categories.cpu()
 
 
 def fitted_prior(model: LatentModel, images: Tensor, config: RunConfig) -> Mixture:

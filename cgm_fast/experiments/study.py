@@ -22,6 +22,7 @@ import torch
 from cgm_fast.data import ImageData
 from cgm_fast.experiments import run as experiments
 from cgm_fast.extras import require
+from cgm_fast.files import RunError, locked, write_whole
 from cgm_fast.models import LatentModel
 from cgm_fast.training import runs
 from cgm_fast.training.config import RunConfig, TrainConfig, resolve, to_dict
@@ -181,7 +182,7 @@ class Study:
         writer.writeheader()
         shown = [{column: "" if x is None else str(x) for column, x in row.items()} for row in rows]
         writer.writerows(shown)
-        runs.write_whole(self.out / f"{name}.csv", text.getvalue().encode())
+        write_whole(self.out / f"{name}.csv", text.getvalue().encode())
         lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
         lines += [f"| {' | '.join(row.get(column, '') for column in columns)} |" for row in shown]
         self.write_notes(name, "\n".join(lines) + f"\n\n{notes}")
@@ -189,7 +190,7 @@ class Study:
     def write_notes(self, name: str, text: str) -> None:
         """name.md, which ends in what it was made with."""
         made = f"`{self.command}` on {describe(self.base.device)}, torch {torch.__version__}."
-        runs.write_whole(self.out / f"{name}.md", f"{text}\n\n{made}\n".encode())
+        write_whole(self.out / f"{name}.md", f"{text}\n\n{made}\n".encode())
 
 
 def _agree(path: Path, config: TrainConfig) -> None:
@@ -200,12 +201,13 @@ def _agree(path: Path, config: TrainConfig) -> None:
     changed = [name for name in now if before[name] != now[name]]
     if trained := [name for name in changed if name not in OF_EVALUATION]:
         differ = ", ".join(f"{name} {before[name]} (now {now[name]})" for name in trained)
-        raise runs.RunError(f"{path} was made with {differ}: pass --out for another folder")
+        raise RunError(f"{path} was made with {differ}: pass --out for another folder")
     if changed:
         notes = path / SECONDS
         if notes.exists():  # first: a process killed in between leaves a run to be gone on with
             notes.replace(path / f"part-{SECONDS}")
-        runs.reopen(path, replace(saved, **{name: now[name] for name in changed}))
+        with locked(path):
+            runs.reopen(path, replace(saved, **{name: now[name] for name in changed}))
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _accuracy(codes: Sequence[Tensor], shots: int, generator: torch.Generator) -
     for _ in range(EPISODES):
         means, others = [], []
         for of_class in codes:
-            order = torch.randperm(len(of_class), generator=generator)
+            order = torch.randperm(len(of_class), generator=generator, device="cpu")
             means.append(of_class[order[:shots]].mean(0))
             others.append(of_class[order[shots : shots + 50]])
         centres = torch.stack(means)

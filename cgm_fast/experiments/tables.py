@@ -103,10 +103,11 @@ COLUMNS1 = (
 )  # fmt: skip
 NOTES1 = """Rows marked quoted are the paper's, in nats and per cent. Ours: −log p(x) by importance
 sampling, under the prior whose weights, means and covariances are fitted to training codes (one
-Gaussian for VAE, InfoVAE and BIR-VAE, one for each prototype of CGM), and under the model's own
-(N(0, I); equal Gaussians around the prototypes); the error of a linear probe on r, of one with a
-hidden layer on r, of a linear one on z, and of the nearest prototype where categories are labels.
-Intervals are of the mean over seeds, 95 %."""
+Gaussian for VAE, InfoVAE and BIR-VAE, one for each prototype of CGM: not compared on equal terms),
+and under the model's own (N(0, I); equal Gaussians around the prototypes); the error of a linear
+probe on r, of one with a hidden layer on r, of a linear one on z, and of the nearest prototype
+where categories are labels. CGM2 is trained with labels, the other models are not. Intervals are of
+the mean over seeds, 95 %."""
 
 
 def _row_of_table1(system: str, found: dict[str, list[Trained]], judge: Judge) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cgm_fast.models.descriptor import category_counts
 from cgm_fast.models.likelihoods import Likelihood, make_likelihood
 from cgm_fast.models.networks.autoregressive import AutoregressiveDecoder
+from cgm_fast.models.precision import RunningMeans, apply, own_dtype, share, widened
 from cgm_fast.models.prior import Mixture, MixturePrior
 
 
@@ -34,8 +35,11 @@ class Output(NamedTuple):
     """[B, N], of q(z given x); detached."""
 
 
-class LatentModel(nn.Module):
+class LatentModel(RunningMeans):
     """Interface of a model, and what all share.
+
+    Images and latents may have any floating dtype; codes, parameters of likelihoods and losses are
+    float32, or float64 if the networks are.
 
     A subclass has `forward(x, labels, target, generator) -> Output`, `posterior` and `prior`.
 
@@ -51,6 +55,7 @@ class LatentModel(nn.Module):
     """
 
     usage: Tensor
+    running = ("usage",)
     sees_labels = False
     """Whether encoder and decoder need each image's label."""
     maps_codes = False
@@ -78,7 +83,7 @@ class LatentModel(nn.Module):
         raise NotImplementedError
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The codes r [B, N] of images x [B, c, h, w], float32 whatever autocast does."""
+        """The codes r [B, N] of images x [B, c, h, w], float32 or float64 under autocast too."""
         raise NotImplementedError
 
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -107,7 +112,7 @@ class LatentModel(nn.Module):
         return r.new_zeros(len(r), dtype=torch.int64) if labels is None else labels
 
     def decode(self, z: Tensor, x: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """The likelihood's parameters for latents z [B, N], float32.
+        """The likelihood's parameters for latents z [B, N], float32 or float64.
 
         Args:
             z: Latents.
@@ -121,9 +126,8 @@ class LatentModel(nn.Module):
         if isinstance(self.decoder, AutoregressiveDecoder):
             if x is None:
                 raise ValueError("an autoregressive decoder needs x beside z")
-            params: Tensor = self.decoder(z, x)
-            return params.float()
-        return torch.as_tensor(self.decoder(z)).float()
+            return apply(self.decoder, z, x)
+        return apply(self.decoder, z)
 
     def decoder_input(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """What the decoder gets for latents z [B, N]: these, unless it sees labels too."""
@@ -131,7 +135,8 @@ class LatentModel(nn.Module):
 
     def log_prob(self, z: Tensor, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(x given z) of images x [B, c, h, w] in nats, [B]."""
-        return self.likelihood.log_prob(self.decode(z, x, labels), x)
+        params = self.decode(z, x, labels)
+        return self.likelihood.log_prob(params, x.to(params.dtype))
 
     @torch.no_grad()
     def image(
@@ -147,14 +152,15 @@ class LatentModel(nn.Module):
         """
         if not isinstance(self.decoder, AutoregressiveDecoder):
             return self.likelihood.mean(self.decode(z, labels=labels))
+        z = widened(self.decoder_input(z, labels))
         x = z.new_zeros(len(z), *self.decoder.image_shape)
-        context = self.decoder.context(self.decoder_input(z, labels))
+        context = self.decoder.context(own_dtype(self.decoder, z))
         for i in range(x.shape[2]):
             rows = (slice(None), slice(None), slice(i + 1))  # no pixel sees what is below it
             for j in range(x.shape[3]):
                 pixel = (slice(None), slice(None), slice(i, i + 1), slice(j, j + 1))
-                params = self.decoder.predict(context[rows], x[rows])[pixel].float()
-                x[pixel] = self.likelihood.sample(params, generator)
+                params = self.decoder.predict(context[rows], own_dtype(self.decoder, x[rows]))
+                x[pixel] = self.likelihood.sample(widened(params[pixel]), generator)
         return x
 
     @torch.no_grad()
@@ -211,4 +217,4 @@ class LatentModel(nn.Module):
             decay: Weight of the past in the running usage.
         """
         counts = category_counts(output.assignment, self.num_prototypes)
-        self.usage.lerp_(counts / counts.sum(), 1 - decay)
+        self.usage.lerp_(share(counts, self.usage), 1 - decay)

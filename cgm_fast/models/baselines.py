@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from cgm_fast.models.base import LatentModel, Output
-from cgm_fast.models.latent import resolve_sigma2
+from cgm_fast.models.latent import resolve_latent_dim
 from cgm_fast.models.likelihoods import Likelihood
+from cgm_fast.models.precision import apply, check_codes, codes_of
 from cgm_fast.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.backends import AUTO
-from cgm_fast.ops.checks import check_choice
+from cgm_fast.ops.checks import check_choice, check_number
 from cgm_fast.ops.mmd.api import mmd
 
 MODELS = ("vae", "cvae", "infovae", "bir-vae")
@@ -31,7 +32,7 @@ class VAE(LatentModel):
         encoder: Images [B, c, h, w] to [B, 2 N]: means and log-variances; [B, N] with a fixed
             variance; with `classes`, images have that many channels more.
         decoder: Latents [B, N] to the likelihood's parameters; with `classes`, [B, N + classes].
-        latent_dim: N.
+        latent_dim: N; None for what the encoder says of itself, else 10.
         likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
         sigma2: A fixed variance of q; None for a learned one.
         kl_weight: Of the KL divergence: 1, or 0.
@@ -49,7 +50,7 @@ class VAE(LatentModel):
         encoder: nn.Module,
         decoder: nn.Module,
         *,
-        latent_dim: int = 10,
+        latent_dim: int | None = None,
         likelihood: str | Likelihood = "bernoulli",
         sigma2: float | None = None,
         kl_weight: float = 1.0,
@@ -58,12 +59,20 @@ class VAE(LatentModel):
         classes: int = 0,
         backend: str = AUTO,
     ) -> None:
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        sigma2 = None if sigma2 is None else check_number("sigma2", sigma2, above=0)
+        per_dimension = 2 if sigma2 is None else 1
+        known = codes_of(encoder)
+        if known is not None and known % per_dimension:
+            raise ValueError(
+                f"encoder must return a mean and a log-variance for each dimension, got {known} "
+                "numbers"
+            )
+        known = None if known is None else known // per_dimension
+        latent_dim = resolve_latent_dim(latent_dim, known)
         super().__init__(decoder, latent_dim, max(classes, 1), likelihood)
         self.sees_labels = classes > 0
         self.encoder = encoder
-        self.sigma2 = None if sigma2 is None else resolve_sigma2(sigma2, None, latent_dim)
+        self.sigma2 = sigma2
         self.kl_weight, self.mmd_weight = kl_weight, mmd_weight
         self.bandwidth, self.classes, self.backend = bandwidth, classes, backend
 
@@ -86,7 +95,8 @@ class VAE(LatentModel):
         if self.classes:
             one_hot = self._one_hot(labels).to(x.dtype)
             x = torch.cat((x, one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])), 1)
-        found = self.encoder(x).flatten(1).float()
+        found = apply(self.encoder, x).flatten(1)
+        check_codes(found, self.latent_dim, self.latent_dim * (2 if self.sigma2 is None else 1))
         if self.sigma2 is not None:
             return found, torch.full_like(found, self.sigma2)
         mean, log_variance = found.chunk(2, 1)
@@ -119,7 +129,9 @@ class VAE(LatentModel):
             generator: For the noise; None for torch's own.
         """
         mean, variance = self.posterior(x, labels)
-        noise = torch.randn((2, *mean.shape), device=mean.device, generator=generator)
+        noise = torch.randn(
+            (2, *mean.shape), device=mean.device, dtype=mean.dtype, generator=generator
+        )
         z = mean + variance.sqrt() * noise[0]
         target = x if target is None else target
         reconstruction = -self.log_prob(z, target, labels).mean()

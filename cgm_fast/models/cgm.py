@@ -17,8 +17,9 @@ from cgm_fast.losses import CGMLoss
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.descriptor import Descriptor, category_counts, make_descriptor
 from cgm_fast.models.divergence import Divergence, OfSamples
-from cgm_fast.models.latent import UnitPower, resolve_sigma2
+from cgm_fast.models.latent import UnitPower, resolve_latent_dim, resolve_sigma2
 from cgm_fast.models.likelihoods import Likelihood
+from cgm_fast.models.precision import apply, check_codes, codes_of, share
 from cgm_fast.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.backends import AUTO
 from cgm_fast.ops.cgm_step.api import CGMLossResult
@@ -46,7 +47,8 @@ class CGM(LatentModel):
     Args:
         encoder: Images [B, c, h, w] to [B, N] (further axes are flattened).
         decoder: Latents [B, N] to the likelihood's parameters, or an `AutoregressiveDecoder`.
-        latent_dim: N.
+        latent_dim: N; None for what the encoder says of itself (an attribute `latent_dim`, or a
+            linear last layer), else 10.
         num_prototypes: K, at least 2.
         likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
         descriptor: A name of `descriptor.DESCRIPTORS`, or a `Descriptor`.
@@ -87,7 +89,7 @@ class CGM(LatentModel):
         encoder: nn.Module,
         decoder: nn.Module,
         *,
-        latent_dim: int = 10,
+        latent_dim: int | None = None,
         num_prototypes: int = 10,
         likelihood: str | Likelihood = "bernoulli",
         descriptor: str | Descriptor = "learned",
@@ -111,8 +113,7 @@ class CGM(LatentModel):
         reseed_dead: int = 0,
         backend: str = AUTO,
     ) -> None:
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        latent_dim = resolve_latent_dim(latent_dim, codes_of(encoder))
         if num_prototypes < 2:
             raise ValueError(f"num_prototypes must be at least 2, got {num_prototypes}")
         if reseed_dead < 0:
@@ -174,24 +175,30 @@ class CGM(LatentModel):
         return self.latent_loss.mmd_weight, self.latent_loss.margin_weight
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The codes r [B, N] of images x [B, c, h, w], float32 whatever autocast does.
+        """The codes r [B, N] of images x [B, c, h, w], float32 or float64 whatever autocast does.
 
         Labels, which the encoder never sees, are ignored.
         """
-        return torch.as_tensor(self.head(self.encoder(x).flatten(1).float()))
+        codes = apply(self.encoder, x).flatten(1)
+        check_codes(codes, self.latent_dim, self.latent_dim)
+        return apply(self.head, codes)
 
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean [B, N] and variance [B, N], σ², of q(z given x)."""
-        mean: Tensor = self.mapper(self.encode(x))
+        mean = apply(self.mapper, self.encode(x))
         return mean, torch.full_like(mean, self.sigma2)
 
     def assign(self, r: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The categories [B] of codes r [B, N]: the labels if given, else the nearest."""
-        if labels is not None:
-            return labels
+        """The categories [B] of codes r [B, N]: the labels if given, else the nearest.
+
+        A label below 0 stands for none.
+        """
+        g = self.prototypes.to(r.dtype)
         if self.similarity is not None:
-            return self.similarity(r, self.prototypes.to(r.dtype)).argmax(1)
-        return self._margin(r, self.prototypes.to(r.dtype), None).assignment
+            nearest = self.similarity(r, g).argmax(1)
+        else:
+            nearest = self._margin(r, g, None).assignment
+        return nearest if labels is None else torch.where(labels < 0, nearest, labels)
 
     def forward(
         self,
@@ -204,7 +211,8 @@ class CGM(LatentModel):
 
         Args:
             x: [B, c, h, w] images in [0, 1], what the encoder sees.
-            labels: [B] categories in [0, K) for CGM2; None for CGM1.
+            labels: [B] categories in [0, K) for CGM2, below 0 for an image that has none, whose
+                category is then its nearest prototype; None for CGM1.
             target: [B, c, h, w], what the decoder must explain; None for x itself.
             generator: For the noise; None for torch's own.
 
@@ -212,9 +220,10 @@ class CGM(LatentModel):
             The loss, its terms, and what they were computed from.
         """
         r = self.encode(x)
-        if self.similarity is not None:
-            labels = self.assign(r.detach(), labels)
-        g = self.descriptor(r, labels).float()
+        if self.similarity is not None or labels is not None:
+            with torch.no_grad():
+                labels = self.assign(r, labels)
+        g = self.descriptor(r, labels).to(r.dtype)
         latent = self._latent(r, g, labels, generator)
         target = x if target is None else target
         reconstruction = -self.log_prob(latent.z, target).mean()
@@ -237,14 +246,14 @@ class CGM(LatentModel):
         # The margin loss acts on codes, the divergence on what the mapper makes of them.
         options = self.latent_loss
         pull, assignment = self._margin(r, g, labels)
-        noise = torch.randn((2, *r.shape), device=r.device, generator=generator)
+        noise = torch.randn((2, *r.shape), device=r.device, dtype=r.dtype, generator=generator)
         tau2 = self.sigma2 if options.prior_sigma2 is None else options.prior_sigma2
         centres = assignment
         if self.divergence.prior_sampling == "iid":
             k = self.num_prototypes
             centres = torch.randint(k, assignment.shape, device=r.device, generator=generator)
-        z = self.mapper(r) + self.sigma2**0.5 * noise[0]
-        prior = self.mapper(g)[centres] + tau2**0.5 * noise[1]
+        z = apply(self.mapper, r) + self.sigma2**0.5 * noise[0]
+        prior = apply(self.mapper, g)[centres] + tau2**0.5 * noise[1]
         prior = prior.detach() if options.detach_prior else prior
         value = self.divergence(z, prior, assignment, self.num_prototypes)
         loss = options.mmd_weight * value + options.margin_weight * pull
@@ -296,15 +305,16 @@ class CGM(LatentModel):
         check_choice("mixing", mixing, PRIORS)
         tau2 = self.latent_loss.prior_sigma2
         paper = MixturePrior.paper(
-            self.mapper(self.prototypes.float()), self.sigma2 if tau2 is None else tau2
+            apply(self.mapper, self.prototypes), self.sigma2 if tau2 is None else tau2
         )
-        weights = paper.weights if mixing == "uniform" else self.usage / self.usage.sum()
+        weights = paper.weights if mixing == "uniform" else share(self.usage, paper.means)
         return MixturePrior(paper.means, weights, paper.variances)
 
     @torch.no_grad()
     def fitted_priors(self, r: Tensor, noise: Tensor) -> dict[str, Mixture]:
         """Of each prototype's share of the codes; "fitted" keeps prototypes as means."""
-        centres, mean, own = self.mapper(self.prototypes.float()), self.mapper(r), self.assign(r)
+        centres, mean = (apply(self.mapper, part) for part in (self.prototypes, r))
+        own = self.assign(r)
         return {
             "fitted": MixturePrior.fitted(centres, mean, own, self.sigma2),
             "full": FullMixturePrior.fitted(centres, mean, own, noise),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cgm_fast.models.precision import RunningMeans, apply, widened
 from cgm_fast.ops.prototype_margin.api import prototype_margin
 
 DESCRIPTORS = ("learned", "ema", "batch_mean", "attention")
@@ -51,7 +52,7 @@ class LearnedDescriptor(Descriptor):
         self.prototypes = nn.Parameter(_xavier(num_prototypes, latent_dim))
 
 
-class EMADescriptor(Descriptor):
+class EMADescriptor(RunningMeans, Descriptor):
     """Prototypes as exponential moving averages of their categories' codes.
 
     Args:
@@ -59,6 +60,8 @@ class EMADescriptor(Descriptor):
         latent_dim: N.
         decay: Weight of the past, per batch in which the category occurs.
     """
+
+    running = ("prototypes",)
 
     def __init__(self, num_prototypes: int, latent_dim: int, decay: float = 0.99) -> None:
         super().__init__()
@@ -68,7 +71,9 @@ class EMADescriptor(Descriptor):
     @torch.no_grad()
     def update(self, r: Tensor, assignment: Tensor) -> None:
         """Move each category that occurs towards the mean of its codes."""
-        means, counts = category_means(r.float(), assignment, len(self.prototypes))
+        means, counts = category_means(
+            r.to(self.prototypes.dtype), assignment, len(self.prototypes)
+        )
         rate = ((1 - self.decay) * (counts > 0)).unsqueeze(1)
         self.prototypes.lerp_(means, rate.to(self.prototypes.dtype))
 
@@ -83,11 +88,12 @@ class BatchMeanDescriptor(EMADescriptor):
         """Means over the batch where a category occurs, running means elsewhere, [K, N]."""
         if not self.training:
             return self.prototypes
-        r = r.float()
+        r = widened(r)
+        running = self.prototypes.to(r.dtype)
         if labels is None:
-            labels = prototype_margin(r.detach(), self.prototypes).assignment
+            labels = prototype_margin(r.detach(), running).assignment
         means, counts = self.pool(r, labels)
-        return torch.where((counts > 0).unsqueeze(1), means, self.prototypes)
+        return torch.where((counts > 0).unsqueeze(1), means, running)
 
     def pool(self, r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Per category, one vector for its codes [K, N], and their number [K]."""
@@ -110,7 +116,7 @@ class AttentionDescriptor(BatchMeanDescriptor):
     def pool(self, r: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Attention-weighted mean per category, and the number of its codes."""
         k = len(self.prototypes)
-        scores = self.score(r).squeeze(1)
+        scores = apply(self.score, r).squeeze(1)
         highest = scores.new_zeros(k).scatter_reduce(
             0, labels, scores.detach(), "amax", include_self=False
         )

@@ -14,6 +14,21 @@ from torch import Tensor, nn
 from cgm_fast.ops.checks import check_number
 
 DEFAULT_SIGMA2 = 0.02
+DEFAULT_LATENT_DIM = 10
+
+
+def resolve_latent_dim(given: int | None, encoder: int | None) -> int:
+    """N from the argument, or else from what the encoder says of itself; 10 from neither.
+
+    Raises:
+        ValueError: it is under 1, or they differ.
+    """
+    found = next((n for n in (given, encoder) if n is not None), DEFAULT_LATENT_DIM)
+    if found < 1:
+        raise ValueError(f"latent_dim must be at least 1, got {found}")
+    if encoder not in (None, found):
+        raise ValueError(f"latent_dim must be the encoder's {encoder}, got {given}")
+    return found
 
 
 def sigma2_of_rate(rate_bits: float, latent_dim: int) -> float:
@@ -42,7 +57,8 @@ def gaussian_rate_bound(
     ratio = 1 + variance.double() / sigma2
     bits = torch.log2(ratio).sum()
     if log_sigma2 is not None:
-        bits = bits + (torch.as_tensor(sigma2).log() - log_sigma2).sum() / math.log(2)
+        sigma2 = torch.as_tensor(sigma2, device=variance.device)
+        bits = bits + (sigma2.log() - log_sigma2).sum() / math.log(2)
     return 0.5 * float(bits)
 
 

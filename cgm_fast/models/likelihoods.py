@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cgm_fast.models.precision import widened
 from cgm_fast.ops.checks import check_number
 
 
@@ -91,13 +92,14 @@ class Gaussian(Likelihood):
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Log-density of the pixels, [B]."""
-        residual = (x - params) * torch.exp(-self.log_sigma)
-        log_density = -0.5 * residual.square() - self.log_sigma - 0.5 * math.log(2 * math.pi)
+        log_sigma = widened(self.log_sigma)
+        residual = (x - params) * torch.exp(-log_sigma)
+        log_density = -0.5 * residual.square() - log_sigma - 0.5 * math.log(2 * math.pi)
         return log_density.flatten(1).sum(1)
 
     def information(self, params: Tensor) -> Tensor:
         """1 / σ², everywhere."""
-        return torch.exp(-2 * self.log_sigma).expand_as(params)
+        return torch.exp(-2 * widened(self.log_sigma)).expand_as(params)
 
     def mean(self, params: Tensor) -> Tensor:
         """The decoder's output, within the range of images."""
@@ -105,8 +107,10 @@ class Gaussian(Likelihood):
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pixels with their noise, within the range of images."""
-        noise = torch.randn(params.shape, device=params.device, generator=generator)
-        return (params + self.log_sigma.exp() * noise).clamp(0, 1)
+        noise = torch.randn(
+            params.shape, device=params.device, dtype=params.dtype, generator=generator
+        )
+        return (params + widened(self.log_sigma).exp() * noise).clamp(0, 1)
 
 
 class LogisticMixture(Likelihood):
@@ -195,7 +199,9 @@ class LogisticMixture(Likelihood):
             return values.gather(2, at.expand(-1, values.shape[1], -1, -1, -1))
 
         means, scales, linear = pick(means), pick(scales), pick(linear)
-        uniform = torch.rand(means.shape, device=means.device, generator=generator)
+        uniform = torch.rand(
+            means.shape, device=means.device, dtype=means.dtype, generator=generator
+        )
         noise = scales.exp() * uniform.clamp(1e-5, 1 - 1e-5).logit()
         x = torch.zeros_like(means)
         for c in range(means.shape[1]):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import torch
 from torch import nn
 
+from cgm_fast.files import RunError
 from cgm_fast.models import (
     CGM,
     VAE,
@@ -17,7 +22,51 @@ from cgm_fast.models import (
     make_likelihood,
 )
 from cgm_fast.models.latent import resolve_sigma2
-from cgm_fast.training.config import RunConfig
+from cgm_fast.training.config import ConfigError, RunConfig
+
+
+def outline(config: RunConfig, source: Path | None = None) -> LatentModel:
+    """The model that settings describe on torch's meta device: shapes, and no memory for values.
+
+    Args:
+        config: The settings.
+        source: The file that they come from, where that is to blame.
+
+    Raises:
+        ConfigError: there can be no such model: its sizes overflow; RunError with a source.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except (RuntimeError, OverflowError, TypeError, ValueError, MemoryError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        if source is not None:
+            raise RunError(f"{source} describes no model that can be made: {text}") from error
+        raise ConfigError(f"the settings describe no model that can be made: {text}") from error
+
+
+def check_memory(config: RunConfig) -> None:
+    """Raise ConfigError if this machine has not the memory to train the model that is described.
+
+    Weights, gradients and Adam's two averages, four bytes each, are the least that training takes.
+    """
+    model = outline(config)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    needed, there = 16 * weights, _memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"a model of {weights:.3g} weights (width {config.width}, latent_dim "
+            f"{config.latent_dim}, num_prototypes {config.num_prototypes}) takes "
+            f"{needed / 2**30:.3g} GiB to train, and this machine has {there / 2**30:.3g}"
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def build_model(config: RunConfig) -> LatentModel:

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cgm_fast.data import ImageData, Noise
+from torch import Tensor
+
+from cgm_fast.data import UNLABELLED, ImageData, Noise
 from cgm_fast.models.divergence import Divergence
 from cgm_fast.models.latent import DEFAULT_SIGMA2, resolve_sigma2
 from cgm_fast.ops.backends import AUTO, check_name
 from cgm_fast.ops.checks import check_number
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names it, what it got and what it takes."""
+from cgm_fast.training.limits import ConfigError, check_path, check_range
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class TrainConfig:
 
     data: str = "digits"
     """Data set: digits (embedded, 8 x 8), mnist, fashion-mnist, cifar10, the path of an npz with
-    `images` [n, h, w, c] uint8 and optional `labels` [n], or a folder of one folder per class."""
+    `images` [n, h, w, c] uint8 and optional `labels` [n], or arrays as MedMNIST or Keras name them;
+    or a folder of images, or of one folder per class, or of such folders named train and test."""
     data_root: str = "data"
     """Folder that holds torchvision's data sets, or NAME-train.npz and NAME-test.npz for one."""
     download: bool = False
@@ -46,13 +46,18 @@ class TrainConfig:
     """A second npz or folder to test on; without it a tenth is held out."""
     image_size: int | None = None
     """Side in pixels to which the images of a folder are resized; default: the first image's."""
+    channels: Literal[1, 3] | None = None
+    """Of a folder's images: 1 makes them grey, 3 coloured; default: grey if all of them are."""
+    skip_broken: bool = False
+    """Leave out images of a folder that cannot be read."""
 
     model: Literal["cgm", "vae", "cvae", "infovae", "bir-vae"] = "cgm"
     """What to train: the paper's model, or one that it is compared with, whose prior is N(0, I):
     vae; cvae, with labels; infovae (MMD², a learned variance, or a fixed one if sigma2 or
     rate_bits is given); bir-vae (the same at the data set's rate)."""
     supervised: bool = False
-    """CGM2: an image's category is its label. Otherwise CGM1: its nearest prototype."""
+    """CGM2: an image's category is its label, or its nearest prototype where the label is -1.
+    Otherwise CGM1: its nearest prototype."""
     latent_dim: int | None = None
     """N, the number of latent dimensions."""
     num_prototypes: int | None = None
@@ -147,7 +152,8 @@ class TrainConfig:
     out: str | None = None
     """The run folder; default: runs/<data>-<cgm1, cgm2 or the model>."""
     resume: bool = False
-    """Go on with the run in the folder; its own settings hold."""
+    """Go on with the run in the folder, with its own settings; epochs, max_steps, lr, lr_schedule,
+    clip_grad_norm and what is logged and evaluated may be given anew, others must not differ."""
     overwrite: bool = False
     """Replace the run in the folder."""
     log_every: int = 50
@@ -254,9 +260,20 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
             f"data must hold images of at least {LEAST_SIDE} x {LEAST_SIDE} pixels, got "
             f"{data.image_shape[1]} x {data.image_shape[2]}"
         )
+    if resolved.model == "cvae" and (lacking := _unlabelled(data.test, data.test_labels)):
+        raise ConfigError(
+            f"model cvae needs labels of the test images too, and {lacking} of those of "
+            f"{config.test_data or data.name} have none"
+        )
     if resolved.supervised:
         if data.train_labels is None:
             raise ConfigError(f"supervised needs labels, and {data.name} has none")
+        lacking = _unlabelled(data.train, data.train_labels)
+        if lacking and resolved.model == "cvae":
+            raise ConfigError(
+                f"model cvae needs a label for each image, and {lacking} of those of {data.name} "
+                "have none"
+            )
         classes = int(data.train_labels.max()) + 1
         if classes > resolved.num_prototypes:
             raise ConfigError(
@@ -279,6 +296,11 @@ def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
             f"got {resolved.binarization}"
         )
     return resolved
+
+
+def _unlabelled(images: Tensor, labels: Tensor | None) -> int:
+    """How many images have no label."""
+    return len(images) if labels is None else int((labels == UNLABELLED).sum())
 
 
 def _sigma2(config: TrainConfig, preset: Preset) -> float:
@@ -305,6 +327,7 @@ def _of_objective(config: TrainConfig, preset: Preset, sigma2: float) -> dict[st
 
 
 LEAST_SIDE = 8  # of images, in pixels; what the networks take
+LARGEST_SIDE = 2**14  # of images in a config, so that nobody's file makes a picture of gigabytes
 MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
 
 # Setting: the least value allowed, and whether that value itself is allowed.
@@ -369,8 +392,12 @@ def check(config: TrainConfig) -> None:
             if value is not None:
                 limit = {"at_least": bound} if included else {"above": bound}
                 check_number(name, value, **limit)
+                check_range(name, value)
         if not isinstance(config.bandwidth, str):
             check_number("bandwidth", config.bandwidth, above=0)
+            check_range("bandwidth", config.bandwidth)
+        for name in PATHS:
+            check_path(name, getattr(config, name))
         check_name(config.backend)
         Divergence(config.divergence, config.prior_sampling, config.estimator, config.conditional)
     except ValueError as error:
@@ -380,6 +407,8 @@ def check(config: TrainConfig) -> None:
     if config.power == "unit" and config.sigma2 is not None and config.sigma2 > 1:
         raise ConfigError(f"power=unit needs sigma2 <= 1, got {config.sigma2}")
 
+
+PATHS = ("data", "data_root", "test_data", "init", "out")  # settings that are, or may be, paths
 
 # Settings of the mixture of prototypes, which other models lack.
 OF_CGM = {
@@ -430,21 +459,25 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"config must be an object of settings, got {type(values).__name__}")
     known = {f.name for f in dataclasses.fields(RunConfig)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"config holds unknown settings: {', '.join(unknown)}")
     config = RunConfig(**{**values, "image_shape": tuple(values["image_shape"])})
     check(config)
-    absent = [
-        name for name in (*PRESET_SETTINGS, "prototype_init") if getattr(config, name) is None
-    ]
+    needed = (*PRESET_SETTINGS, "prototype_init", "mmd_weight", "margin_weight", "margin")
+    absent = [name for name in needed if getattr(config, name) is None]
+    if config.model in ("cgm", "bir-vae") and config.sigma2 is None and config.rate_bits is None:
+        absent.append("sigma2 or rate_bits")
     if absent:
         raise ConfigError(f"config lacks values of {', '.join(absent)}")
     shape = config.image_shape
     whole = len(shape) == 3 and all(isinstance(size, int) for size in shape)
-    if not whole or shape[0] < 1 or min(shape[1:]) < LEAST_SIDE:
+    if not whole or shape[0] < 1 or min(shape[1:]) < LEAST_SIDE or max(shape) > LARGEST_SIDE:
         raise ConfigError(
-            f"image_shape must be [c, h, w] with sides of at least {LEAST_SIDE}, got {list(shape)}"
+            f"image_shape must be [c, h, w] with sides of at least {LEAST_SIDE} and at most "
+            f"{LARGEST_SIDE}, got {list(shape)}"
         )
     return config

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from cgm_fast.evaluation.rate import rates, with_known_noise
 from cgm_fast.extras import require
+from cgm_fast.files import RunError, reason, write_whole
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.latent import gaussian_rate_bound
-from cgm_fast.training.runs import EVENTS, METRICS, RunError, write_whole
+from cgm_fast.training.runs import EVENTS, METRICS
 
 COLUMNS = (
     "step",
@@ -49,11 +50,12 @@ class Window:
 
     def __init__(self, model: LatentModel) -> None:
         k, latent_dim = model.num_prototypes, model.latent_dim
-        self.sums = torch.zeros(6, dtype=torch.float64)  # loss, its four terms, gradient norm
+        # Loss, its four terms, gradient norm.
+        self.sums = torch.zeros(6, dtype=torch.float64, device="cpu")
         # Of codes, their squares, the noise's variance, and its logarithm.
-        self.moments = torch.zeros(4, latent_dim, dtype=torch.float64)
+        self.moments = torch.zeros(4, latent_dim, dtype=torch.float64, device="cpu")
         # Of the codes of each category, their sum and their number.
-        self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64)
+        self.of_category = torch.zeros(k, latent_dim + 1, dtype=torch.float64, device="cpu")
         # The latest codes with their noise's variances, where they were computed: no copies.
         self.latest: deque[tuple[Tensor, Tensor]] = deque()
         self.held: list[tuple[Tensor, ...]] = []
@@ -145,7 +147,25 @@ class Window:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """From a checkpoint.
+
+        Raises:
+            ValueError, TypeError, LookupError: it is not the state of such a window.
+        """
+        for name in ("sums", "moments", "of_category"):
+            _check(name, state[name], list(getattr(self, name).shape), torch.float64)
+        for name in ("steps", "images"):
+            if type(state[name]) is not int or not 0 <= state[name] < 2**63:
+                raise ValueError(f"{name} must be an integer >= 0, got {state[name]!r}")
+        if (state["codes"] is None) != (state["steps"] == 0):
+            raise ValueError(f"it has {state['steps']} steps, and codes do not go with that")
+        if state["codes"] is not None:
+            means, variances = state["codes"]
+            rows = len(means)
+            for name, value in (("codes", means), ("codes' variances", variances)):
+                _check(name, value, [rows, self.moments.shape[1]], torch.float32)
+            if not 0 < rows <= RATE_CODES:
+                raise ValueError(f"codes must be 1 to {RATE_CODES}, got {rows}")
         self.sums, self.moments = state["sums"].clone(), state["moments"].clone()
         self.of_category = state["of_category"].clone()
         self.latest.clear()
@@ -154,6 +174,14 @@ class Window:
             r, variance = state["codes"]
             self.latest.append((r.clone(), variance.clone()))
         self.steps, self.images = state["steps"], state["images"]
+
+
+def _check(name: str, value: Any, shape: list[int], dtype: torch.dtype) -> None:
+    """Raise ValueError unless a value of a checkpoint is a tensor like that."""
+    if not isinstance(value, Tensor) or list(value.shape) != shape or value.dtype != dtype:
+        tensor = isinstance(value, Tensor)
+        found = f"{list(value.shape)} {value.dtype}" if tensor else type(value).__name__
+        raise ValueError(f"{name} must be {shape} {dtype}, got {found}")
 
 
 class MetricsLog:
@@ -178,7 +206,11 @@ class MetricsLog:
         write_whole(self.file, text.encode())
         require("tensorboard", "TensorBoard events")
         writer = require("torch.utils.tensorboard", "TensorBoard events").SummaryWriter
-        self.events = writer(str(path / EVENTS), purge_step=step + 1 if step else None)
+        self.folder = path / EVENTS
+        try:
+            self.events = writer(str(self.folder), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise RunError(f"{self.folder} could not be written: {reason(error)}") from error
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row."""
@@ -188,11 +220,14 @@ class MetricsLog:
                     [row[name] if name in ("step", "epoch") else f"{row[name]:.6g}"
                      for name in COLUMNS]
                 )  # fmt: skip
+        except OSError as error:
+            raise RunError(f"{self.file} could not be written: {reason(error)}") from error
+        try:
             for name in COLUMNS[2:]:
                 if not math.isnan(row[name]):
                     self.events.add_scalar(name, row[name], row["step"])
         except OSError as error:
-            raise RunError(f"{self.file} could not be written: {error.strerror}") from error
+            raise RunError(f"{self.folder} could not be written: {reason(error)}") from error
 
     def close(self) -> None:
         """Flush the events; a full disk has been reported elsewhere."""

@@ -1,66 +1,38 @@
-"""The run folder: its files, writing them whole or not at all, and building its model again."""
+"""The run folder: its files, whose run it holds, and building its model again."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
-import os
-import pickle
+import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from cgm_fast.extras import require
+from cgm_fast.extras import installed_version
+from cgm_fast.files import LOCK, RunError, leftovers, reason, write_whole
 from cgm_fast.models import LatentModel
-from cgm_fast.training.build import build_model
+from cgm_fast.training.build import build_model, outline
 from cgm_fast.training.config import RunConfig, TrainConfig, from_dict, to_dict
-
-CONFIG, METRICS, MODEL, CHECKPOINT = (
-    "config.json",
-    "metrics.csv",
-    "model.safetensors",
-    "checkpoint.pt",
+from cgm_fast.training.resuming import absolute, differences
+from cgm_fast.training.states import (
+    CHECKPOINT,
+    MODEL,
+    load_checkpoint,
+    read_weights,
+    restore_model,
 )
+
+CONFIG, METRICS = "config.json", "metrics.csv"
 EVALUATION, EVENTS = "evaluation.json", "events"
 PICTURES = ("reconstructions.png", "samples.png", "latents.png")
-FILES = (CHECKPOINT, MODEL, METRICS, EVALUATION, *PICTURES, CONFIG)
-FORMAT = 2  # of checkpoints
-
-
-class RunError(RuntimeError):
-    """A run folder or checkpoint that cannot be used or written; the message says why."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, either the old or the new one is there, complete.
-
-    Raises:
-        RunError: the disk is full or refuses; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = "no space left" if full else error.strerror
-        raise RunError(f"{path} could not be written: {reason}; the old one stands") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # not there after the renaming
-
-
-def leftovers(path: Path) -> list[Path]:
-    """The temporary files of processes that were killed while they wrote to a run folder."""
-    return [file for name in FILES for file in path.glob(f".{name}.*.tmp")]
+# In the order in which a run is taken away: while a checkpoint is there, it can go on.
+FILES = (MODEL, METRICS, EVALUATION, *PICTURES, CHECKPOINT, CONFIG)
+MADE_WITH = "made_with"  # key of config.json that is no setting
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,16 +53,23 @@ def default_out(config: TrainConfig) -> Path:
     return Path("runs") / f"{Path(config.data).stem or 'data'}-{kind}"
 
 
-def open_run(config: TrainConfig) -> tuple[Path, TrainConfig]:
+def open_run(config: TrainConfig, given: Collection[str] | None = None) -> tuple[Path, TrainConfig]:
     """Decide on the run folder before anything is written to it.
 
+    Args:
+        config: Settings as a user gives them.
+        given: Names of those that were given, for `resume`; None takes those that differ from
+            their defaults.
+
     Returns:
-        The folder, and the settings: with `resume`, those of the run that is there, but for
-        `epochs`, `max_steps`, `device` and `download`, which may be given anew.
+        The folder, and the settings: with `resume`, those of the run that is there, with what may
+        be given anew (see `resuming.MAY_CHANGE`).
 
     Raises:
         RunError: it holds another run and neither resume nor overwrite is given, or it holds
-            something else, or there is no run to resume.
+            something else, or there is no run to resume, or its checkpoint is missing though
+            there is something to lose.
+        ConfigError: a setting that decides what the run is differs from what it began with.
     """
     path = Path(config.out) if config.out is not None else default_out(config)
     holds_run = (path / CONFIG).exists()
@@ -98,13 +77,14 @@ def open_run(config: TrainConfig) -> tuple[Path, TrainConfig]:
         if not holds_run:
             raise RunError(f"{path} holds no run to resume ({CONFIG} is not there)")
         saved = read_config(path)
-        longer = {
-            name: value
-            for name in ("epochs", "max_steps")
-            if (value := getattr(config, name)) is not None
-        }
+        if not (path / CHECKPOINT).exists() and (lost := _would_be_lost(path)):
+            raise RunError(
+                f"{path} holds {', '.join(lost)} but no {CHECKPOINT} to resume from: put it back, "
+                "or pass --overwrite to begin anew, or --init to begin with these weights elsewhere"
+            )
+        changes = differences(saved, config, given)
         return path, dataclasses.replace(
-            saved, **longer, device=config.device, download=config.download, resume=True
+            saved, **changes, device=config.device, download=config.download, resume=True
         )
     if holds_run and not config.overwrite:
         raise RunError(
@@ -113,14 +93,19 @@ def open_run(config: TrainConfig) -> tuple[Path, TrainConfig]:
         )
     if not holds_run and path.exists() and not _is_empty(path):
         raise RunError(f"{path} exists and is not a run folder: pass --out for another one")
-    return path, config
+    return path, absolute(config)
 
 
 def _is_empty(path: Path) -> bool:
-    return path.is_dir() and set(path.iterdir()) <= set(leftovers(path))
+    return path.is_dir() and set(path.iterdir()) <= {*leftovers(path, FILES), path / LOCK}
 
 
-def create(path: Path, config: RunConfig) -> None:
+def _would_be_lost(path: Path) -> list[str]:
+    """What of a run without a checkpoint took time: before the first one there is none of it."""
+    return [name for name in (MODEL, METRICS, EVALUATION) if (path / name).exists()]
+
+
+def create(path: Path, config: RunConfig, processes: int = 1) -> None:
     """Make the run folder, or empty it of the run that is there, whose config goes last.
 
     So a process killed in between leaves a run that can be resumed (from its first step) or
@@ -131,20 +116,32 @@ def create(path: Path, config: RunConfig) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for file in (*(path / name for name in FILES if name != CONFIG), *leftovers(path)):
+        own = (path / name for name in FILES if name != CONFIG)
+        for file in (*own, *leftovers(path, FILES)):
             file.unlink(missing_ok=True)
         if (path / EVENTS).exists():
             shutil.rmtree(path / EVENTS)
     except OSError as error:
-        raise RunError(f"{path} could not be made or emptied: {error.strerror}") from error
-    write_json(path / CONFIG, to_dict(config))
+        raise RunError(f"{path} could not be made or emptied: {reason(error)}") from error
+    _write_config(path, config, processes)
 
 
-def reopen(path: Path, config: RunConfig) -> None:
+def reopen(path: Path, config: RunConfig, processes: int = 1) -> None:
     """Note the settings with which a run goes on, and clear what a killed process left."""
-    for file in leftovers(path):
+    for file in leftovers(path, FILES):
         file.unlink(missing_ok=True)
-    write_json(path / CONFIG, to_dict(config))
+    _write_config(path, config, processes)
+
+
+def _write_config(path: Path, config: RunConfig, processes: int) -> None:
+    made_with = {
+        "cgm_fast": installed_version("cgm-fast"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
+    write_json(path / CONFIG, {**to_dict(config), MADE_WITH: made_with})
 
 
 def read_config(path: Path) -> RunConfig:
@@ -154,97 +151,52 @@ def read_config(path: Path) -> RunConfig:
         RunError: there is no run, or its config is damaged.
     """
     try:
-        values = json.loads((path / CONFIG).read_text())
+        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            values.pop(MADE_WITH, None)  # told to readers
         return from_dict(values)
     except FileNotFoundError as error:
         raise RunError(f"{path} holds no run: there is no {CONFIG}") from error
+    except RecursionError as error:
+        raise RunError(f"{path / CONFIG} is not the config of a run: nested too deep") from error
     except (OSError, ValueError, TypeError, KeyError) as error:  # JSON's, ours, and missing keys
         raise RunError(f"{path / CONFIG} is not the config of a run: {error}") from error
-
-
-def save_model(path: Path, model: nn.Module) -> None:
-    """Write the weights as safetensors, whole or not at all."""
-    safetensors = require("safetensors.torch", "saving a model")
-    state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    write_whole(path / MODEL, safetensors.save(state))
 
 
 def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[LatentModel, RunConfig]:
     """The trained model of a run folder, in evaluation mode, and its settings.
 
     Raises:
-        RunError: the folder holds no trained model, or its files are damaged or do not match.
+        RunError: the folder holds no trained model, or its files are damaged, do not match, or
+            hold what no training leaves there.
     """
-    config = read_config(Path(path))
+    path = Path(path)
+    config = read_config(path)
+    file = path / MODEL
+    if not file.exists():
+        raise RunError(f"{path} holds no {MODEL}: the run has not finished; go on with --resume")
+    state = read_weights(file)
+    # First on paper, without memory: a config may ask for a model of any size.
+    restore_model(file, outline(config, path / CONFIG), state)
     model = build_model(config)
-    load_weights(path, model)
+    restore_model(file, model, state)
     return model.to(device).eval(), config
 
 
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Give a model the weights of a finished run.
+def load_weights(path: str | Path, model: LatentModel) -> None:
+    """Give a model the weights of a run, to begin with: its last ones, if it has not finished.
 
     Raises:
         RunError: the folder holds no trained model, or one that does not match, or it is damaged.
     """
     path = Path(path)
     read_config(path)
-    safetensors = require("safetensors", "loading a model")
-    load = require("safetensors.torch", "loading a model").load_file
-    if not (path / MODEL).exists():
-        raise RunError(f"{path} holds no {MODEL}: the run has not finished; go on with --resume")
-    try:
-        state = load(str(path / MODEL))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(f"{path / MODEL} is damaged or no safetensors file: {error}") from error
-    _load_state(path / MODEL, model.load_state_dict, state)
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a resumable checkpoint, whole or not at all."""
-    import io
-
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
-    write_whole(path / CHECKPOINT, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values, so a stranger's file runs no code.
-
-    Raises:
-        RunError: it is missing, truncated, or not a checkpoint of this package.
-    """
-    file = path / CHECKPOINT
-    if not file.exists():
-        raise RunError(f"{path} holds no {CHECKPOINT} to resume from")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose advice is to trust the file
-        raise RunError(
-            f"{file} is damaged or not a checkpoint: it holds more than tensors and plain values, "
-            "or none"
-        ) from error
-    except Exception as error:  # pickle, zip and torch each raise classes of their own
-        raise RunError(f"{file} is damaged or not a checkpoint: {_brief(error)}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"{file} is not a checkpoint of this version (format {FORMAT})")
-    return content
-
-
-def restore(path: Path, load: Callable[[Any], Any], state: Any) -> None:
-    """Give a checkpoint's part to the object it belongs to; raise RunError if it does not fit."""
-    _load_state(path / CHECKPOINT, load, state)
-
-
-def _load_state(file: Path, load: Callable[[Any], Any], state: Any) -> None:
-    try:
-        load(state)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} does not fit this run's config: {_brief(error)}") from error
-
-
-def _brief(error: Exception) -> str:
-    """Its first two lines: torch's first says only that a state does not fit."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[:2])
+    file = path / MODEL
+    if file.exists():
+        state = read_weights(file)
+    elif (path / CHECKPOINT).exists():
+        file = path / CHECKPOINT
+        state = load_checkpoint(path)["model"]
+    else:
+        raise RunError(f"{path} holds neither {MODEL} nor {CHECKPOINT}")
+    restore_model(file, model, state)

@@ -8,29 +8,28 @@ checkpoint, so on a CPU a resumed run equals an uninterrupted one bit for bit.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cgm_fast.data import ImageData, prepare
+from cgm_fast.data import ImageData, fingerprint, prepare
+from cgm_fast.files import RunError
 from cgm_fast.models.base import LatentModel, Output
 from cgm_fast.models.cgm import CGM
 from cgm_fast.training.config import ConfigError, RunConfig
 from cgm_fast.training.metrics import MetricsLog, Window, all_finite
-from cgm_fast.training.runs import (
+from cgm_fast.training.runs import create, reopen
+from cgm_fast.training.signals import BROKEN_PIPE, StopSignals
+from cgm_fast.training.states import (
     CHECKPOINT,
-    RunError,
-    create,
     load_checkpoint,
-    reopen,
     restore,
+    restore_model,
+    restore_optimizer,
     save_checkpoint,
     save_model,
 )
@@ -54,6 +53,7 @@ class Trainer:
         path: The run folder; made by `fit` if it is a new run.
         workers: The processes that train together, and this one's device.
         report: Called after each step with (step, total steps, latest averages).
+        warn: Called before training with what a user should know.
 
     Raises:
         ConfigError: the processes together need more images per step than there are.
@@ -67,14 +67,17 @@ class Trainer:
         path: Path,
         workers: Workers,
         report: Report | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         assert config.batch_size is not None
         assert config.lr is not None
         assert config.epochs is not None
         self.config, self.path, self.workers, self.report = config, path, workers, report
+        self.warn = warn
         # Convolutions take up to a fifth less time where channels come last.
         self.model = model.to(workers.device).to(memory_format=torch.channels_last)
         self.network: nn.Module = workers.wrap(self.model)
+        self.fingerprint = fingerprint(data)
         self.images = workers.place(data.train)
         self.labels = (
             workers.place(data.train_labels)
@@ -120,12 +123,9 @@ class Trainer:
         """Read the run's checkpoint, or make its folder and save the initial state."""
         if self.config.resume and (self.path / CHECKPOINT).exists():
             self._load()
-            if self.workers.first:
-                reopen(self.path, self.config)
+            self.workers.on_first(lambda: reopen(self.path, self.config, self.workers.count))
             return
-        if self.workers.first:
-            create(self.path, self.config)
-        self.workers.barrier()
+        self.workers.on_first(lambda: create(self.path, self.config, self.workers.count))
         torch.manual_seed(self.config.seed + self.workers.rank)
         self._initialise_prototypes()
         self._save()
@@ -161,7 +161,11 @@ class Trainer:
             if self.step % checkpoint_every == 0 or done or stop:
                 self._save()
             if self.report is not None:
-                self.report(self.step, self.total_steps, self.latest)
+                try:
+                    self.report(self.step, self.total_steps, self.latest)
+                except OSError:  # nobody is there to read it: the other end of a pipe has gone
+                    signals.note(BROKEN_PIPE)
+                    self.report = None
             if stop:
                 return stop
         if self.workers.first:
@@ -185,7 +189,7 @@ class Trainer:
     def _order(self, epoch: int) -> Tensor:
         """This process's images of an epoch, in order; the same whoever asks, whenever."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)
+        order = torch.randperm(len(self.images), generator=generator, device="cpu")
         return order[self.workers.rank :: self.workers.count]
 
     def _train_step(self, order: Tensor) -> tuple[Output, Tensor]:
@@ -276,7 +280,8 @@ class Trainer:
         cluster = require("sklearn.cluster", "prototype_init=kmeans++")
         count = min(len(self.images), max(4096, 10 * self.model.num_prototypes))
         generator = torch.Generator().manual_seed(self.config.seed)
-        chosen = torch.randperm(len(self.images), generator=generator)[:count].sort().values
+        order = torch.randperm(len(self.images), generator=generator, device="cpu")
+        chosen = order[:count].sort().values
         images = self.images[chosen.to(self.images.device)]
         self.model.eval()
         r = encode_images(self.model, images, self.config.binarization or "none")
@@ -301,23 +306,38 @@ class Trainer:
                 "window": self.window.state_dict(),
                 "latest": self.latest,
                 "random": states,
+                "data": self.fingerprint,
             },
         )
 
     def _load(self) -> None:
-        content = load_checkpoint(self.path)
-        parts: dict[str, Callable[[Any], Any]] = {
-            "model": self.model.load_state_dict,
-            "optimizer": self.optimizer.load_state_dict,
-            "window": self.window.load_state_dict,
-            "random": self._load_random_state,
-        }
-        absent = {"step", "latest", *parts} - set(content)
-        if absent:
-            raise RunError(f"{self.path / CHECKPOINT} lacks its part {', '.join(sorted(absent))}")
-        self.step, self.latest = content["step"], content["latest"]
-        for name, load in parts.items():
-            restore(self.path, load, content[name])
+        content, file = load_checkpoint(self.path), self.path / CHECKPOINT
+        step = content["step"]
+        if step > self.total_steps:
+            raise RunError(
+                f"{self.path} is at step {step}, and epochs or max_steps ask for {self.total_steps}"
+                " in all: ask for more, or pass --out for another run"
+            )
+        if content.get("data", self.fingerprint) != self.fingerprint:  # older ones have none
+            raise RunError(
+                f"{self.path} was trained on other images than those of {self.config.data}: their "
+                "content or class names changed; pass --data with those of the run"
+            )
+        self._warn_of_other_processes(len(content["random"]))
+        restore_model(file, self.model, content["model"])
+        restore_optimizer(file, self.optimizer, content["optimizer"])
+        restore(file, "window", self.window.load_state_dict, content["window"])
+        restore(file, "random", self._load_random_state, content["random"])
+        self.step, self.latest = step, content["latest"]
+
+    def _warn_of_other_processes(self, before: int) -> None:
+        now = self.workers.count
+        if before != now and self.warn is not None and self.workers.first:
+            self.warn(
+                f"the run was of {before} process{'es' if before > 1 else ''} and goes on with "
+                f"{now}: a step is now of {self._batch * now} images instead of "
+                f"{self._batch * before}, and an epoch of {self.steps_per_epoch} steps"
+            )
 
     def _load_random_state(self, states: list[dict[str, Tensor]]) -> None:
         if len(states) == self.workers.count:
@@ -337,33 +357,3 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-class StopSignals:
-    """While active, SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()

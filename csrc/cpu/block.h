@@ -8,6 +8,7 @@ namespace cgm_fast {
 constexpr int kBlockRows = 16;     // rows of a block
 constexpr int kTileAlign = 16;     // columns are a multiple of this
 constexpr int kFeatureLanes = 32;  // from this d on, lanes run over features in sums over columns
+constexpr int64_t kFeaturesAtOnce = 512;  // features whose products are added up in one sum
 
 template <typename T>
 struct Block {

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 namespace cgm_fast {
 namespace {
@@ -19,15 +21,25 @@ Isa best() {
 }
 
 Isa choose() {
-  const Isa usable = best();
   const char* wanted = std::getenv("CGM_FAST_ISA");
-  if (wanted == nullptr) return usable;
-  for (Isa candidate : {Isa::baseline, Isa::avx2, Isa::avx512})
-    if (std::strcmp(wanted, isa_name(candidate)) == 0 && candidate <= usable) return candidate;
-  return usable;
+  if (wanted == nullptr || *wanted == 0) return best_isa();
+  for (Isa candidate : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (std::strcmp(wanted, isa_name(candidate)) != 0) continue;
+    if (candidate <= best_isa()) return candidate;
+    throw std::invalid_argument(std::string("CGM_FAST_ISA is '") + wanted +
+                                "', but this processor has no more than " + isa_name(best_isa()));
+  }
+  throw std::invalid_argument(
+      std::string("CGM_FAST_ISA must be one of 'baseline', 'avx2', 'avx512', got '") + wanted +
+      "'");
 }
 
 }  // namespace
+
+Isa best_isa() {
+  static const Isa found = best();
+  return found;
+}
 
 Isa isa() {
   static const Isa chosen = choose();

@@ -5,7 +5,11 @@ namespace cgm_fast {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best usable one, or a lesser one that CGM_FAST_ISA in the environment names. Decided once.
+// The best that the processor has.
+Isa best_isa();
+
+// That, or a lesser one that CGM_FAST_ISA in the environment names. Decided once. Throws
+// std::invalid_argument if that is none, or more than the processor has.
 Isa isa();
 const char* isa_name(Isa isa);
 

@@ -10,10 +10,12 @@
 #include "mmd.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <vector>
 
+#include "coefficients.h"
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/pairs.h"
@@ -55,6 +57,8 @@ struct Sums {
        bool with_columns, bool with_values)
       : within(groups.size(), 0.0),
         across(groups.size(), 0.0),
+        near_within(groups.size() * layout.in.scales, 0.0),
+        near_across(groups.size() * layout.in.scales, 0.0),
         variance(groups.size() * layout.in.scales, 0.0),
         rows(with_gradient ? layout.padded * (layout.in.d + 1) : 0),
         columns(with_columns ? layout.padded * (layout.in.d + 1) : 0),
@@ -66,12 +70,15 @@ struct Sums {
       if (!sums->empty()) std::fill_n(sums->data + group.start * width, group.columns * width, 0.0);
   }
 
-  std::vector<double> within, across;  // per group of rows, sums of c_ij (k_ij - 1)
-  std::vector<double> variance;        // per group of rows and bandwidth, sums of c_ij t k_s
+  // Per group of rows, sums of c_ij times k_ij - 1, or where the layout is not `shifted` times k_ij
+  // for far pairs; and then per group and bandwidth, sums of near pairs' weights less their units.
+  std::vector<double> within, across, near_within, near_across;
+  std::vector<double> variance;  // per group of rows and bandwidth, sums of c_ij t k_s
   // sum_j r_ij a_j slope_ij (z_j, 1) over the pairs in which i was the row, [padded, d + 1], and
   // over those in which it was the column, tile by tile [d + 1, columns]
   Buffer<double> rows, columns;
-  Buffer<double> values;  // sum_j r_ij a_j (k_ij - 1), where that is not the last of rows
+  // sum_j r_ij a_j (k_ij - 1), or k_ij where not `shifted`; where that is not the last of rows
+  Buffer<double> values;
 };
 
 // One problem: its data, what is wanted of it and what has been added up.
@@ -101,12 +108,16 @@ class Worker {
         row_width_(d_ < kFeatureLanes ? d_ * kTileAlign : layout_.features),
         w_(kBlockRows * layout_.width),
         value_sums_(kBlockRows * kTileAlign),
+        near_sums_(kBlockRows * kTileAlign),
         slope_sums_(kBlockRows * kTileAlign),
+        near_of_scale_(layout_.in.scales * kTileAlign),
         variance_sums_(layout_.in.scales * kTileAlign),
         row_values_(kBlockRows * row_width_),
         column_values_(pass.symmetric ? widest(pass.groups) * (d_ + 1) : 0) {
     std::fill_n(value_sums_.data, kBlockRows * kTileAlign, T(0));
+    std::fill_n(near_sums_.data, kBlockRows * kTileAlign, T(0));
     std::fill_n(slope_sums_.data, kBlockRows * kTileAlign, T(0));
+    std::fill_n(near_of_scale_.data, layout_.in.scales * kTileAlign, T(0));
     std::fill_n(variance_sums_.data, layout_.in.scales * kTileAlign, T(0));
     std::fill_n(row_values_.data, kBlockRows * row_width_, T(0));
     if (pass.symmetric) std::fill_n(column_values_.data, widest(pass.groups) * (d_ + 1), T(0));
@@ -121,6 +132,8 @@ class Worker {
     if (p == q) pass_.sums.start(rows, d_ + 1);  // a group meets itself first
     unit_ = layout_.unit(columns.of_y) * cross;
     total_ = &(across ? pass_.sums.across : pass_.sums.within)[p];
+    near_ =
+        (across ? pass_.sums.near_across : pass_.sums.near_within).data() + p * layout_.in.scales;
     for (size_t tile = rows.begin; tile < rows.end; ++tile)
       for (int64_t begin = 0; begin < layout_.tiles[tile].rows; begin += kBlockRows)
         visit_block(tile, begin, columns, p == q);
@@ -176,7 +189,10 @@ class Worker {
     v.with_rows = pass_.wanted(own);
     v.w = w_.data;
     v.value_sums = value_sums_.data;
+    v.near_sums = near_sums_.data;
     v.slope_sums = slope_sums_.data;
+    v.near_of_scale = near_of_scale_.data;
+    v.near_values = pass_.scaled && !pass_.sums.values.empty() ? near_sums_.data : nullptr;
     v.variance_sums = variance_sums_.data;
     v.row_values = row_values_.data;
     return v;
@@ -201,18 +217,26 @@ class Worker {
 
   // Passes the sums of k to double, `times` that they count, and those of the slopes.
   void take_values(const Tile& own, int64_t begin, int rows, int times) {
-    double values[kBlockRows] = {}, slopes[kBlockRows] = {};
+    double values[kBlockRows] = {}, nears[kBlockRows] = {}, slopes[kBlockRows] = {};
     kernels_.take_lanes(value_sums_.data, rows, unit_, values);
-    const bool separate = pass_.scaled || !layout_.shifted;
-    if (separate) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
     const T* weight = layout_.weight.data + own.start + begin;
     const double unit = layout_.unit(own.of_y);
     double sum = 0;
     for (int r = 0; r < rows; ++r) sum += double(weight[r]) * values[r];
     *total_ += times * unit * sum;
+    if (!layout_.shifted && !pass_.scaled) {
+      kernels_.take_lanes(near_sums_.data, rows, 1.0, nears);
+      for (int r = 0; r < rows; ++r) *near_ += times * double(weight[r]) * nears[r];
+    } else if (!layout_.shifted) {
+      kernels_.take_lanes(near_of_scale_.data, layout_.in.scales, times, near_);
+      if (!pass_.sums.values.empty()) kernels_.take_lanes(near_sums_.data, rows, 1.0, nears);
+    }
+    // With what was not subtracted for far pairs all are k.
+    for (int r = 0; r < rows; ++r) values[r] += unit_ * nears[r];
+    if (pass_.scaled) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
     if (!pass_.sums.rows.empty()) {
       double* last = pass_.sums.rows.data + (own.start + begin) * (d_ + 1) + d_;
-      const double* taken = separate ? slopes : values;
+      const double* taken = pass_.scaled ? slopes : values;
       for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += taken[r];
     }
     if (!pass_.sums.values.empty())
@@ -243,10 +267,12 @@ class Worker {
   const Layout<T>& layout_;
   const MmdKernels<T>& kernels_ = mmd_kernels<T>();
   const int64_t d_, row_width_;
-  Buffer<T> w_, value_sums_, slope_sums_, variance_sums_, row_values_, column_values_;
+  Buffer<T> w_, value_sums_, near_sums_, slope_sums_, near_of_scale_, variance_sums_;
+  Buffer<T> row_values_, column_values_;
   int64_t p_ = 0;            // the group of rows
   double unit_ = 0;          // what the columns' weights are to be multiplied by
   double* total_ = nullptr;  // where c_ij (k_ij - 1) goes
+  double* near_ = nullptr;   // where the weights of near pairs go, [scales]
 };
 
 // Turns the sums into the gradient of a tile's rows, in the caller's units.
@@ -289,17 +315,57 @@ void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
   }
 }
 
+// What all pairs weigh.
+template <typename T>
+Coefficients coefficients_of(const Layout<T>& layout) {
+  const MmdInput<T>& in = layout.in;
+  double mass[2], square[2];
+  for (bool of_y : {false, true}) {
+    const int64_t rows = of_y ? in.m : in.n;
+    const T* given = of_y ? in.y_weights : in.x_weights;
+    mass[of_y] = square[of_y] = double(rows);
+    if (!given) continue;
+    mass[of_y] = square[of_y] = 0;
+    for (int64_t i = layout.item * rows; i < (layout.item + 1) * rows; ++i) {
+      mass[of_y] += double(given[i]);
+      square[of_y] += double(given[i]) * double(given[i]);
+    }
+  }
+  return {mass[0] * mass[0] - square[0],
+          mass[1] * mass[1] - square[1],
+          2 * mass[0] * mass[1],
+          in.x_scale,
+          in.y_scale,
+          layout.cross,
+          in.cross || in.cross_scale != 1,
+          layout.weighted_rows ? 16 * double(std::numeric_limits<T>::epsilon()) : 1e-14};
+}
+
 // Turns the sums into loss and derivatives.
 template <typename T>
 void finish(const Pass<T>& pass, int threads) {
   const Layout<T>& layout = pass.layout;
   const MmdInput<T>& in = layout.in;
   const MmdGradient<T>& out = pass.out;
-  double slopes = 0;
+  double slopes = 0, values = 0;
   for (T weight : layout.slope_weight) slopes += double(weight);
+  for (T weight : layout.value_weight) values += double(weight);
   const double within = std::accumulate(pass.sums.within.begin(), pass.sums.within.end(), 0.0);
-  const double across = std::accumulate(pass.sums.across.begin(), pass.sums.across.end(), 0.0);
-  out.loss[layout.item] = T(within + across);
+  double across = std::accumulate(pass.sums.across.begin(), pass.sums.across.end(), 0.0);
+  double loss = within + across;
+  if (!layout.shifted) {
+    const Coefficients all = coefficients_of(layout);
+    for (int64_t s = 0; s < in.scales; ++s) {
+      double near[2] = {0, 0}, near_across = 0;
+      for (size_t p = 0; p < pass.groups.size(); ++p) {
+        near[pass.groups[p].of_y] += pass.sums.near_within[p * in.scales + s];
+        near_across += pass.sums.near_across[p * in.scales + s];
+      }
+      loss += in.kernel_weights[s] * all.constant(near[0], near[1], near_across);
+      across += in.kernel_weights[s] * all.add(0, 0, near_across - all.across);
+    }
+  }
+  out.loss[layout.item] = T(loss);
   if (out.grad_p) {
     T* grad = out.grad_p + layout.item * (in.scales + 1);
     for (int64_t s = 0; s < in.scales; ++s) {
@@ -317,14 +383,14 @@ void finish(const Pass<T>& pass, int threads) {
         double sum = 0;
         if (!pass.sums.values.empty()) {
           sum = pass.sums.values[at];
-        } else {  // the slopes are the values, less 1 or not
+        } else {  // the slopes are the values
           sum = pass.sums.rows[at * (in.d + 1) + in.d];
           if (pass.symmetric)
             sum += pass.sums.columns[tile.start * (in.d + 1) + in.d * tile.columns + lane];
-          const double a = double(layout.weight.data[at]) * layout.unit(tile.of_y);
-          if (!layout.shifted)
-            sum -= layout.mass[tile.of_y] - a + layout.cross * layout.mass[!tile.of_y];
         }
+        const double a = double(layout.weight.data[at]) * layout.unit(tile.of_y);
+        if (!layout.shifted)
+          sum -= values * (layout.mass[tile.of_y] - a + layout.cross * layout.mass[!tile.of_y]);
         grad[i] = T(2 * sum);
       }
     }

@@ -13,15 +13,24 @@
 namespace cgm_fast {
 namespace {
 
-// A radial kernel as a function of the exponent e: its value less 1, and its slope -2 h dk/du, less
-// 1 too where kShifted. For the Gaussian value and slope are one.
+// A radial kernel as a function of the exponent e: its value and its slope -2 h dk/du. For the
+// Gaussian they are one.
 struct Gaussian {
-  template <typename T, bool kShifted>
-  CGM_INLINE static void evaluate(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+  // Both less 1.
+  template <typename T>
+  CGM_INLINE static void shifted(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
     Vec<T> power, rest;
     split_exp2<T>(e, power, rest);
-    value = rest + (power - T(1));
-    slope = kShifted ? value : rest + power;
+    slope = value = rest + (power - T(1));
+  }
+
+  // The value less 1 in some lanes, and the slope.
+  template <typename T, typename Lanes>
+  CGM_INLINE static void less_one_where(Lanes near, Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+    Vec<T> power, rest;
+    split_exp2<T>(e, power, rest);
+    value = rest + add_where(near, power, splat(T(-1)));
+    slope = rest + power;
   }
 };
 
@@ -48,23 +57,26 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
   CGM_UNROLL for (int c = 0; c < C; ++c) a_j[c] = load(v.column_weight + j + c * kLanes);
   CGM_UNROLL for (int r = 0; r < kR; ++r) {
     T* values = v.value_sums + (i + r) * kTileAlign;
-    T* slopes = v.slope_sums + (i + r) * kTileAlign;
+    T* nears = v.near_sums + (i + r) * kTileAlign;
     T* w = v.w + (i + r) * v.columns + j;
-    Vec<T> value_sum = load(values), slope_sum = Vec<T>{};
-    if (!kShifted) slope_sum = load(slopes);
+    Vec<T> value_sum = load(values), near_sum = Vec<T>{};
+    if (!kShifted) near_sum = load(nears);
     CGM_UNROLL for (int c = 0; c < C; ++c) {
-      Vec<T> value, slope;
-      Kernel::template evaluate<T, kShifted>(e[r][c], value, slope);
-      if (kDiagonal) {
-        leave_out_own<T>(v, i + r, j + c * kLanes, value);
-        leave_out_own<T>(v, i + r, j + c * kLanes, slope);
+      Vec<T> value, slope, weight = a_j[c];
+      if (kDiagonal) leave_out_own<T>(v, i + r, j + c * kLanes, weight);
+      if (kShifted) {
+        Kernel::template shifted<T>(e[r][c], value, slope);
+      } else {
+        const auto near = near_lanes(e[r][c]);
+        Kernel::template less_one_where<T>(near, e[r][c], value, slope);
+        near_sum = add_where(near, near_sum, weight);
       }
-      value_sum += value * a_j[c];
-      if (!kShifted) slope_sum += slope * a_j[c];
+      if (kDiagonal) leave_out_own<T>(v, i + r, j + c * kLanes, slope);
+      value_sum += value * weight;
       store(w + c * kLanes, slope);
     }
     store(values, value_sum);
-    if (!kShifted) store(slopes, slope_sum);
+    if (!kShifted) store(nears, near_sum);
   }
 }
 
@@ -93,7 +105,18 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
       for (int64_t s = 0; s < v.scales; ++s) {
         const Vec<T> exponent = e[r][c] * v.ratio[s];
         Vec<T> value, slope;
-        Kernel::template evaluate<T, kShifted>(exponent, value, slope);
+        if (kShifted) {
+          Kernel::template shifted<T>(exponent, value, slope);
+        } else {
+          const auto near = near_lanes(exponent);
+          Kernel::template less_one_where<T>(near, exponent, value, slope);
+          T* nears = v.near_of_scale + s * kTileAlign;
+          store(nears, add_where(near, load(nears), a_i * a_j));
+          if (v.near_values) {
+            nears = v.near_values + (i + r) * kTileAlign;
+            store(nears, add_where(near, load(nears), v.value_weight[s] * a_j));
+          }
+        }
         values += value * v.value_weight[s];
         slopes += slope * v.slope_weight[s];
         if (v.with_variance) {

@@ -27,8 +27,13 @@ struct MmdVisit : Block<T> {
   bool differences;  // distances by plain differences: the data is many bandwidths wide
   bool with_rows, with_columns, with_variance;
 
-  T* value_sums;     // [kBlockRows, kTileAlign]: per row, lanes of sum_j a_j (k - 1)
-  T* slope_sums;     // the same of the slopes; unused where these are the values
+  // [kBlockRows, kTileAlign]: per row, lanes of sum_j a_j (k - 1); where not `shifted`, of k itself
+  // for far pairs, those of k < 1/2. Weights of near pairs are then added up apart:
+  T* value_sums;
+  T* near_sums;      // per row, lanes of sum_j a_j over near pairs; not `shifted` nor `scaled`
+  T* slope_sums;     // per row, lanes of sum_j a_j slope; `scaled`
+  T* near_of_scale;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j over near pairs; `scaled`
+  T* near_values;    // per row, lanes of sum_s kernel weight sum_j a_j over near pairs; or null
   T* variance_sums;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j t k_s, t = u / 2h_s
 };
 

@@ -211,7 +211,10 @@ void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t 
   for (auto& worker : workers)
     worker = std::make_unique<Worker<T>>(layout, direction, tangent, block_p.data());
   split_rows(count, threads, [&](int part, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) workers[part]->visit(*blocks[i].tile, blocks[i].begin, i);
+    for (int64_t i = begin; i < end; ++i) {
+      interruption_point();
+      workers[part]->visit(*blocks[i].tile, blocks[i].begin, i);
+    }
   });
   if (!tangent.out_p) return;
   for (int64_t s = 0; s < p; ++s) {

@@ -13,6 +13,8 @@
 #include <memory>
 #include <thread>
 
+#include "cpu/threads.h"
+
 namespace cgm_fast {
 
 class PairSchedule {
@@ -31,10 +33,11 @@ class PairSchedule {
   }
 
   // Calls visit(p, q) for pairs of groups until none are left; called by every thread that helps.
-  // `visit` must not throw: others would wait for it.
+  // What throws, `visit` or an interruption, ends all of it.
   template <typename Visit>
   void run(const Visit& visit) {
     for (int64_t task; (task = next_.fetch_add(1)) < tasks_;) {
+      interruption_point();
       const int64_t round = task / groups_, p = task % groups_, q = (p + round) % groups_;
       wait(rows_done_[p], round);
       wait(columns_done_[q], round);
@@ -46,8 +49,11 @@ class PairSchedule {
 
  private:
   static void wait(const std::atomic<int64_t>& done, int64_t round) {
-    for (int spins = 0; done.load(std::memory_order_acquire) < round; ++spins)
-      if (spins > 1000) std::this_thread::yield();
+    for (int spins = 0; done.load(std::memory_order_acquire) < round; ++spins) {
+      if (spins <= 1000) continue;
+      interruption_point();  // lest it wait for a thread that has been stopped
+      std::this_thread::yield();
+    }
   }
 
   const int64_t groups_, tasks_;

@@ -333,7 +333,10 @@ double run(const Problem<T>& problem, Output<T> out, T* grad_g, int threads) {
   std::vector<std::unique_ptr<Worker<T>>> workers(parts);
   for (auto& worker : workers) worker = std::make_unique<Worker<T>>(problem, out);
   split_rows(blocks, parts, [&](int part, int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) workers[part]->visit(block);
+    for (int64_t block = begin; block < end; ++block) {
+      if (block % 16 == 0) interruption_point();
+      workers[part]->visit(block);
+    }
     workers[part]->take_columns();
   });
   if (grad_g) finish_g(problem, workers, grad_g);

@@ -106,6 +106,32 @@ CGM_INLINE Vec<double> at_least(Vec<double> value, Vec<double> bound) {
 #endif
 }
 
+// Which lanes of an exponent are near: 2^e >= 1/2. Not those that are NaN.
+#if defined(__AVX512F__)
+CGM_INLINE __mmask16 near_lanes(Vec<float> e) {
+  return _mm512_cmp_ps_mask(e, splat(-1.0f), _CMP_GE_OQ);
+}
+CGM_INLINE __mmask8 near_lanes(Vec<double> e) {
+  return _mm512_cmp_pd_mask(e, splat(-1.0), _CMP_GE_OQ);
+}
+// sum + value in those lanes, and sum in the others.
+CGM_INLINE Vec<float> add_where(__mmask16 lanes, Vec<float> sum, Vec<float> value) {
+  return _mm512_mask_add_ps(sum, lanes, sum, value);
+}
+CGM_INLINE Vec<double> add_where(__mmask8 lanes, Vec<double> sum, Vec<double> value) {
+  return _mm512_mask_add_pd(sum, lanes, sum, value);
+}
+#else
+CGM_INLINE Simd<float>::Bits near_lanes(Vec<float> e) { return e >= splat(-1.0f); }
+CGM_INLINE Simd<double>::Bits near_lanes(Vec<double> e) { return e >= splat(-1.0); }
+CGM_INLINE Vec<float> add_where(Simd<float>::Bits lanes, Vec<float> sum, Vec<float> value) {
+  return sum + (Vec<float>)((Simd<float>::Bits)value & lanes);
+}
+CGM_INLINE Vec<double> add_where(Simd<double>::Bits lanes, Vec<double> sum, Vec<double> value) {
+  return sum + (Vec<double>)((Simd<double>::Bits)value & lanes);
+}
+#endif
+
 // Minimax polynomials of (2^f - 1)/f on [-1/2, 1/2]; relative errors of 2^f - 1: 7.5e-9, 1.2e-17.
 CGM_INLINE Vec<float> exp2_polynomial(Vec<float> f) {
   Vec<float> q = splat(1.5469735205486631811e-4f);

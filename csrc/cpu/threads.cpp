@@ -1,7 +1,10 @@
 #include "cpu/threads.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <system_error>
@@ -15,24 +18,35 @@
 namespace cgm_fast {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::milliseconds kBetweenPolls(50);
+
+thread_local void (*poll_of_caller)() = nullptr;
+thread_local Clock::time_point next_poll;
+thread_local const std::atomic<bool>* job_stopped = nullptr;  // of the job that this thread helps
+
 struct Job {
   void (*body)(void*, int);
   void* context;
   int parts;
-  std::atomic<int> next{0}, done{0};
-  std::exception_ptr error;
+  std::atomic<int> next{0};
+  std::atomic<bool> stopped{false};  // by an exception; parts that have not begun never do
+  std::exception_ptr error;          // the first
   std::mutex error_mutex;
 
   void work() {
-    for (int part; (part = next.fetch_add(1)) < parts;) {
+    const std::atomic<bool>* outer = job_stopped;
+    job_stopped = &stopped;
+    for (int part; !stopped.load() && (part = next.fetch_add(1)) < parts;) {
       try {
         body(context, part);
       } catch (...) {
         std::lock_guard<std::mutex> lock(error_mutex);
         if (!error) error = std::current_exception();
+        stopped.store(true);
       }
-      done.fetch_add(1);
     }
+    job_stopped = outer;
   }
 };
 
@@ -90,14 +104,37 @@ class Pool {
 };
 
 std::atomic<Pool*> pool{nullptr};
+std::atomic<bool> forked{false};  // this process, from one whose threads did not come along
+
+#ifndef _WIN32
+// Whether the process was forked before this module was loaded, and has not called exec since. Only
+// Linux says: the ninth field of stat are flags, of which 0x40 is PF_FORKNOEXEC.
+bool forked_before() {
+  std::FILE* stat = std::fopen("/proc/self/stat", "r");
+  if (stat == nullptr) return false;
+  char text[512];
+  const size_t size = std::fread(text, 1, sizeof text - 1, stat);
+  std::fclose(stat);
+  text[size] = 0;
+  const char* name_end = std::strrchr(text, ')');  // the second field, which may hold anything
+  unsigned flags = 0;
+  return name_end && std::sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
+         (flags & 0x40) != 0;
+}
+
+// When the module is loaded, not at the first call: that may be a child's.
+[[maybe_unused]] const int registered = [] {
+  forked.store(forked_before());
+  return pthread_atfork(nullptr, nullptr, [] {
+    forked.store(true);
+    pool.store(nullptr);
+  });
+}();
+#endif
 
 Pool& current_pool() {
   Pool* found = pool.load();
   if (found) return *found;
-#ifndef _WIN32
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
-  (void)registered;
-#endif
   Pool* fresh = new Pool;
   if (pool.compare_exchange_strong(found, fresh)) return *fresh;
   delete fresh;
@@ -108,8 +145,6 @@ Pool& current_pool() {
 // for it.
 using OpenMp = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-std::atomic<bool> forked{false};
-
 // The OpenMP run-time that the process has loaded, torch's, or null. Its idle threads wait by
 // spinning, so a pool of our own beside it would get half a core. Not in a forked child, where the
 // run-time waits for threads that did not come along.
@@ -117,15 +152,26 @@ OpenMp loaded_openmp() {
 #ifdef _WIN32
   return nullptr;
 #else
-  static const OpenMp found = [] {
-    pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-    return reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  }();
+  static const OpenMp found = reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   return forked.load() ? nullptr : found;
 #endif
 }
 
 }  // namespace
+
+Polled::Polled(void (*poll)()) : before_(poll_of_caller) {
+  poll_of_caller = poll;
+  next_poll = Clock::now() + kBetweenPolls;
+}
+
+Polled::~Polled() { poll_of_caller = before_; }
+
+void interruption_point() {
+  if (job_stopped && job_stopped->load(std::memory_order_relaxed)) throw Stopped();
+  if (!poll_of_caller || Clock::now() < next_poll) return;
+  poll_of_caller();
+  next_poll = Clock::now() + kBetweenPolls;
+}
 
 void run_parts(int parts, int threads, void (*body)(void*, int), void* context) {
   Job job;

@@ -9,6 +9,25 @@ namespace cgm_fast {
 // depend on `parts` alone. It may be called by several threads at once, and in a forked child.
 void run_parts(int parts, int threads, void (*body)(void*, int), void* context);
 
+// Where a long call may end early: kernels pass here at least every tenth of a second or so. In the
+// thread that made the call `poll` is called, seldom enough to cost nothing; what it throws ends
+// the call. In the threads that help, Stopped is thrown when the call has ended so.
+void interruption_point();
+
+struct Stopped {};
+
+// While one lives, `poll` is called now and then by the thread that made it.
+class Polled {
+ public:
+  explicit Polled(void (*poll)());
+  ~Polled();
+  Polled(const Polled&) = delete;
+  Polled& operator=(const Polled&) = delete;
+
+ private:
+  void (*const before_)();
+};
+
 template <typename Body>
 void parallel_parts(int parts, int threads, const Body& body) {
   if (threads <= 1 || parts <= 1) {

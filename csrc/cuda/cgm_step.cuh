@@ -78,6 +78,7 @@ __device__ void assign_all(const PrototypeMarginInput<T>& in, int* own) {
     if (i < rows) {
       T r[kD];
       load_row(in.r, i, d, r);
+#pragma unroll 1
       for (int of_k = share; of_k < k; of_k += lanes) {
         nearest.meet(squared_distance(r, in.g, of_k, d), of_k);
       }
@@ -88,55 +89,39 @@ __device__ void assign_all(const PrototypeMarginInput<T>& in, int* own) {
   sync_block();
 }
 
-// The margin loss of the block's rows and what prototypes pull them with, added to memory's sums.
+// The margin loss of the block's rows and what prototypes pull them with; or, of_prototype, what
+// all samples pull one prototype with, on the same terms. Added to memory's sums of row `mine`.
 template <typename T, int kD>
-__device__ void margin_of_rows(const PrototypeMarginInput<T>& in, const Lane& lane, int64_t i,
-                               const int* own, RowsMemory<T, kD>& memory) {
-  const int k = static_cast<int>(in.k), d = static_cast<int>(in.d);
+__device__ void margin_of(const PrototypeMarginInput<T>& in, const Lane& lane, bool of_prototype,
+                          int mine, const int* own, RowsMemory<T, kD>& memory) {
+  const Samples &of_mine = of_prototype ? in.g : in.r, &of_others = of_prototype ? in.r : in.g;
+  const int others = static_cast<int>(of_prototype ? in.rows : in.k);
   const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
   T sums[kD + 2] = {};
-  if (i < in.rows) {
-    T r[kD];
-    load_row(in.r, i, d, r);
-    for (int of_k = lane.group; of_k < k; of_k += lane.groups) {
-      const T u = squared_distance(r, in.g, of_k, d);
+  if (mine < (of_prototype ? in.k : in.rows)) {
+    if (!of_prototype && in.labels && lane.group == 0 && in.labels[mine] != own[mine]) {
+      sums[0] = from_bits(0x7fc00000);  // checked before, on the CPU
+    }
+    T a[kD];
+    load_row(of_mine, mine, static_cast<int>(in.d), a);
+#pragma unroll 1
+    for (int other = lane.group; other < others; other += lane.groups) {
+      const int d = opaque(static_cast<int>(in.d));
+      const T u = squared_distance(a, of_others, other, d);
+      const int of_k = of_prototype ? mine : other;
       T w = 0;
-      if (of_k == own[i]) {
+      if (of_k == own[of_prototype ? other : mine]) {
         w = 1;
         sums[0] += u;
       } else if (!(u >= margin)) {  // a NaN is neither inside nor beyond, and has to reach the loss
         w = u < margin ? negative : T(0);
         sums[0] -= negative * (margin - u);
       }
-      add_difference(w, r, in.g, of_k, d, sums);
-    }
-    if (in.labels && lane.group == 0 && in.labels[i] != own[i]) {
-      sums[0] += from_bits(0x7fc00000);  // checked before, on the CPU
+      add_difference(w, a, of_others, other, d, sums);
     }
   }
-  collect<T, kD, kD + 2>(sums, lane, memory);
-}
-
-// grad_g [k, d], the margin loss's part: one prototype, all samples.
-template <typename T, int kD>
-__device__ void margin_of_prototype(const CgmStepInput<T>& in, int of_k, const int* own, T* grad_g,
-                                    RowsMemory<T, kD>& memory) {
-  const PrototypeMarginInput<T>& of = in.margin;
-  const int rows = static_cast<int>(of.rows), d = static_cast<int>(of.d);
-  const T margin = static_cast<T>(of.margin), negative = static_cast<T>(-of.negative_scale);
-  const Lane lane(1);  // a lane for every sample, of one "row", the prototype
-  T sums[kD + 2] = {}, g[kD];
-  load_row(of.g, of_k, d, g);
-  for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
-    const T u = squared_distance(g, of.r, i, d);
-    const T w = of_k == own[i] ? T(1) : u < margin ? negative : T(0);
-    add_difference(w, g, of.r, i, d, sums);
-  }
-  collect<T, kD, kD + 2>(sums, lane, memory);
-  const double factor = 2 * of.scale * in.margin_weight;
-  for (int f = static_cast<int>(threadIdx.x); f < d; f += kThreads) {
-    grad_g[int64_t{of_k} * d + f] = static_cast<T>(factor * memory.sums[0][2 + f]);
-  }
+  // Its lane anew: all registers were needed above.
+  collect<T, kD, kD + 2>(sums, Lane(opaque(lane.rows)), memory);
 }
 
 // A warp for each prototype adds the gradients of its own samples, in their order.
@@ -149,6 +134,7 @@ __device__ void add_prior(const CgmStepInput<T>& in, const T* prior, const int* 
     for (int begin = 0; begin < d; begin += kWarp) {
       const int f = begin + lane;
       double sum = 0;
+#pragma unroll 1
       for (int first = 0; first < rows; first += kWarp) {
         unsigned mine = ballot(first + lane < rows && own[first + lane] == of_k);
         for (int i = first; mine; ++i, mine >>= 1) {
@@ -191,19 +177,36 @@ __global__ void __launch_bounds__(kThreads, 1)
   clear_sums(memory, kWarp);
   assign_all<T, kD>(of, own);
 
-  if (blockIdx.x >= row_blocks) {
-    margin_of_prototype<T, kD>(in, static_cast<int>(blockIdx.x - row_blocks), own, out.grad_g,
-                               memory);
+  // A prototype is one row, to which every thread brings its share of the samples.
+  const bool of_prototype = blockIdx.x >= row_blocks;
+  const int of_k = static_cast<int>(blockIdx.x - row_blocks);
+  const int64_t first = of_prototype ? 0 : int64_t{blockIdx.x} * rows;
+  if (first < batch) {
+    const Lane lane(of_prototype ? 1 : rows);
+    const int mine = of_prototype ? of_k : static_cast<int>(first) + lane.row;
+    if constexpr (kD < 64) {
+      margin_of<T, kD>(of, lane, of_prototype, mine, own, memory);
+    } else if (of_prototype) {  // registers are too few for a choice
+      margin_of<T, kD>(of, lane, true, mine, own, memory);
+    } else {
+      margin_of<T, kD>(of, lane, false, mine, own, memory);
+    }
+  }
+  if (of_prototype) {
+    const double factor = 2 * of.scale * in.margin_weight;
+#pragma unroll 1
+    for (int f = static_cast<int>(threadIdx.x); f < d; f += kThreads) {
+      out.grad_g[int64_t{of_k} * d + f] = static_cast<T>(factor * memory.sums[0][2 + f]);
+    }
   } else {
-    const Lane lane(rows);
-    const int64_t first = int64_t{blockIdx.x} * rows, i = first + lane.row;
     if (first < batch) {
-      margin_of_rows<T, kD>(of, lane, i, own, memory);
       if (threadIdx.x == 0) {
+#pragma unroll 1
         for (int row = 0; row < rows; ++row) parts[2] += memory.sums[row][0];
       }
       if (out.grad_r) {
         const double factor = 2 * of.scale * in.margin_weight;
+#pragma unroll 1
         for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
           if (first + place / d >= batch) continue;
           out.grad_r[first * d + place] =
@@ -213,6 +216,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       sync_block();
       clear_sums(memory, rows);
     }
+    const Lane lane(opaque(rows));  // anew: all registers were needed above
+    const int64_t i = first + lane.row;
     const T sigma = static_cast<T>(in.sigma), prior_sigma = static_cast<T>(in.prior_sigma);
     const auto at = [&](int sample, int64_t row, int f) {
       const T mean = sample ? load_plain<T>(of.g, 0, own[row], f) : load_plain<T>(of.r, 0, row, f);
@@ -220,6 +225,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     };
     if (lane.group == 0) {
       const bool in_y = i >= batch;
+#pragma unroll 1
       for (int f = 0; f < kD; ++f) {
         const T z = i < 2 * batch && f < d ? at(in_y, in_y ? i - batch : i, f) : T(0);
         memory.rows[lane.row][f] = z;
@@ -233,6 +239,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if ((out.grad_r && first < batch) || (of_prior && first + rows > batch)) {
       visit<T, kD, true, true>(call.in, 0, lane, first, view, scales, at, memory);
       const double factor = -2 * in.mmd_weight / scales[0].variance * per_row;
+#pragma unroll 1
       for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
         const int64_t row = first + place / d;
         const int f = place % d;
@@ -256,20 +263,21 @@ __global__ void __launch_bounds__(kThreads, 1)
         parts[1] = across;
       }
     }
+#pragma unroll 1
     for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
       if (first + row >= batch) continue;
       out.assignment[first + row] = of.labels ? of.labels[first + row] : int64_t{own[first + row]};
     }
   }
   sync_block();
-  double sums[2];  // the first thread's
+  double mmd = 0;  // the first thread's
   const bool last = add_parts(device.partials, device.counter, 0, blockIdx.x, gridDim.x, 3, parts,
                               memory.scratch, [&](int q, double sum) {
                                 if (q < 2) {
-                                  sums[q] = sum;
+                                  mmd += sum;
                                   return;
                                 }
-                                const double mmd = sums[0] + sums[1], margin = of.scale * sum;
+                                const double margin = of.scale * sum;
                                 out.terms[0] = static_cast<T>(mmd);
                                 out.terms[1] = static_cast<T>(margin);
                                 out.loss[0] =

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -120,6 +121,15 @@ __device__ inline float of_float16(unsigned bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
+// What is wrong with this launch, rather than with any before it.
+template <typename... Parameters>
+cudaError_t start(const char*, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
+                  std::size_t shared_bytes, cudaStream_t stream, Parameters... arguments) {
+  void* addresses[] = {&arguments...};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, addresses,
+                          shared_bytes, stream);
+}
+
 #else  // the emulation
 
 // As in CUDA, one name for float and double; without these it would be double's for both.
@@ -199,6 +209,18 @@ void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) 
 }
 inline float of_float16(unsigned bits) { return half_to_float(static_cast<std::uint16_t>(bits)); }
 
+template <typename... Parameters>
+cudaError_t start(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
+                  std::size_t shared_bytes, cudaStream_t, Parameters... arguments) {
+  try {
+    return cuda_on_cpu::launch(
+        reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); }, blocks, threads,
+        shared_bytes);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(std::string(name) + ": " + error.what());
+  }
+}
+
 #endif
 
 __device__ inline float of_bfloat16(unsigned bits) {
@@ -224,6 +246,7 @@ __device__ inline double max_or_nan(double a, double b) { return a > b || a != a
 // In a fixed order, the same from run to run.
 template <typename T>
 __device__ T sum_of_warp(T value) {
+#pragma unroll 1
   for (int bit = kWarp / 2; bit > 0; bit /= 2) value += shuffle_xor(value, bit);
   return value;
 }

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "cuda/device.cuh"
 
@@ -16,17 +20,19 @@ struct Launch {
   cudaStream_t stream;
 };
 
-#if defined(__CUDACC__)
-
 // What keeps the CUDA run-time from any launch, say a driver older than it; or null.
 inline const char* problem() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
 
 inline void check(cudaError_t error, const Launch& launch) {
   if (error == cudaSuccess) return;
+  // The run-time keeps an error until it is asked for; whoever calls it next would take it for his.
+  cudaGetLastError();
   const auto size = [](dim3 of) {
     return std::to_string(of.x) + "x" + std::to_string(of.y) + "x" + std::to_string(of.z);
   };
@@ -35,32 +41,31 @@ inline void check(cudaError_t error, const Launch& launch) {
                            ">>>: " + cudaGetErrorString(error));
 }
 
-template <typename... Parameters, typename... Arguments>
-void run(const Launch& launch, void (*kernel)(Parameters...), Arguments... arguments) {
+// Shared memory beyond what every kernel may have has to be allowed, kernel by kernel and device by
+// device. It is never taken back: a thread may be about to launch with what it was allowed.
+inline void allow_shared_memory(const void* kernel, const Launch& launch) {
   constexpr std::size_t kWithoutAsking = 48 << 10;
-  if (launch.shared_bytes > kWithoutAsking) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(launch.shared_bytes)),
-          launch);
-  }
-  kernel<<<launch.blocks, launch.threads, launch.shared_bytes, launch.stream>>>(arguments...);
-  check(cudaGetLastError(), launch);
+  if (launch.shared_bytes <= kWithoutAsking) return;
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, std::size_t> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), launch);
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::size_t& most = allowed[{kernel, device}];
+  if (launch.shared_bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(launch.shared_bytes)),
+        launch);
+  most = launch.shared_bytes;
 }
 
-#else
-
-inline const char* problem() { return nullptr; }
-
-template <typename... Parameters, typename... Arguments>
-void run(const Launch& launch, void (*kernel)(Parameters...), Arguments... arguments) {
-  try {
-    cuda_on_cpu::launch([&] { kernel(arguments...); }, launch.blocks, launch.threads,
-                        launch.shared_bytes);
-  } catch (const std::exception& error) {
-    throw std::runtime_error(std::string(launch.name) + ": " + error.what());
-  }
+template <typename... Parameters>
+void run(const Launch& launch, void (*kernel)(Parameters...),
+         std::common_type_t<Parameters>... arguments) {
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), launch);
+  check(start(launch.name, kernel, launch.blocks, launch.threads, launch.shared_bytes,
+              launch.stream, arguments...),
+        launch);
 }
-
-#endif
 
 }  // namespace cgm_fast::cuda

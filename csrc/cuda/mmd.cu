@@ -1,7 +1,27 @@
-// MMD² of float numbers, and of half ones.
+// MMD² of float numbers, and of half ones; on tensor cores: mmd_tensor_*.cu.
 #include "cuda/mmd_launch.cuh"
 
 namespace cgm_fast {
+
+namespace cuda {
+
+// Each in a source file of its own.
+template <Numbers kOf>
+void on_tensor_cores_of(const MmdCall<float>& call, const MmdGradient<float>& out);
+
+void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out) {
+  const Dtype of_x = call.in.x.dtype, of_y = call.in.y.dtype;
+  if (of_x == of_y && of_x == Dtype::bfloat16) {
+    return on_tensor_cores_of<Numbers::bfloat16>(call, out);
+  }
+  if (of_x == of_y && of_x == Dtype::float16) {
+    return on_tensor_cores_of<Numbers::float16>(call, out);
+  }
+  return call.device.tf32 ? on_tensor_cores_of<Numbers::tf32>(call, out)
+                          : on_tensor_cores_of<Numbers::tf32x3>(call, out);
+}
+
+}  // namespace cuda
 
 const char* cuda_problem() { return cuda::problem(); }
 

@@ -18,6 +18,10 @@ struct MmdCall {
   MmdDevice<T> device;
 };
 
+// What tensor cores multiply: float32 samples as two tf32 parts each, or rounded to tf32; or half
+// samples as they are.
+enum class Numbers { tf32x3, tf32, bfloat16, float16 };
+
 // Of one bandwidth.
 template <typename T>
 struct Scale {
@@ -36,6 +40,7 @@ __device__ Scale<T> scale_of(const MmdCall<T>& call, int64_t item, int s) {
 
 template <typename T>
 __device__ void load_scales(const MmdCall<T>& call, int64_t item, Scale<T>* scales) {
+#pragma unroll 1
   for (int s = static_cast<int>(threadIdx.x); s < call.in.scales; s += kThreads) {
     scales[s] = scale_of(call, item, s);
   }
@@ -62,14 +67,23 @@ __device__ T element(const MmdInput<T>& in, int64_t item, int64_t i, int feature
   return i < in.n ? load<T>(in.x, item, i, feature) : load<T>(in.y, item, i - in.n, feature);
 }
 
-// k - 1 where the first bandwidth's exponent is e, and -2 h_0 dk/du: all bandwidths.
-template <typename T>
-__device__ void kernel_at(T e, const Scale<T>* scales, int64_t count, T* value, T* slope) {
-  *value = *slope = 0;
+// k - 1 of some pairs where the first bandwidth's exponents are e, and -2 h_0 dk/du: all
+// bandwidths. Each is read once for these pairs, whose sums go on side by side.
+template <typename T, int kPairs>
+__device__ void kernels_at(const T (&e)[kPairs], const Scale<T>* scales, int64_t count,
+                           T (&value)[kPairs], T (&slope)[kPairs]) {
+#pragma unroll
+  for (int p = 0; p < kPairs; ++p) value[p] = slope[p] = 0;
+#pragma unroll 1
   for (int64_t s = 0; s < count; ++s) {
-    const Exp2<T> k = exp2_less_one(e * scales[s].ratio);
-    *value += scales[s].weight * k.less_one;
-    *slope += scales[s].weight * scales[s].ratio * k.whole;
+    const Scale<T> scale = scales[s];
+    const T of_slope = scale.weight * scale.ratio;
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const Exp2<T> k = exp2_less_one(e[p] * scale.ratio);
+      value[p] += scale.weight * k.less_one;
+      slope[p] += of_slope * k.whole;
+    }
   }
 }
 

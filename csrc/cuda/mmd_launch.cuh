@@ -1,5 +1,5 @@
-// Launches of MMD² and its second derivative; instantiated in mmd.cu and mmd_double.cu, which are
-// compiled side by side.
+// Launches of MMD² and its second derivative; instantiated in mmd.cu and mmd_double.cu, and on
+// tensor cores in mmd_tensor_*.cu, which are all compiled side by side.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -39,7 +39,7 @@ void by_rows(const MmdCall<T>& call, const MmdGradient<T>& out) {
                                          : mmd_rows_kernel<T, kD, false>);
 }
 
-// mmd_tensor.cu
+// mmd.cu
 void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out);
 
 }  // namespace cuda

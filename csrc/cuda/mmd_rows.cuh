@@ -10,6 +10,8 @@
 // the lanes of a warp share the columns among them, and their sums are added at the end.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/mmd.cuh"
 
 namespace cgm_fast::cuda {
@@ -64,6 +66,7 @@ struct Lane {
 
 template <typename T, int kD>
 __device__ void clear_sums(RowsMemory<T, kD>& memory, int rows) {
+#pragma unroll 1
   for (int at = static_cast<int>(threadIdx.x); at < rows * (kD + 2); at += kThreads) {
     memory.sums[at / (kD + 2)][at % (kD + 2)] = 0;
   }
@@ -76,11 +79,13 @@ __device__ void load_tile(const MmdInput<T>& in, int sample, const T* weights, i
                           int64_t count, int64_t first, int here, const At& at,
                           RowsMemory<T, kD>& memory) {
   const int d = static_cast<int>(in.d);
+#pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
     const int j = place / kD, f = place % kD;
     memory.tile[j][f] = f < d ? at(sample, first + j, f) : T(0);
   }
   if (weights) {
+#pragma unroll 1
     for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
       memory.weight[j] = weights[item * count + first + j];
     }
@@ -100,15 +105,18 @@ __device__ void collect(T (&sums)[kD + 2], const Lane& lane, RowsMemory<T, kD>& 
     for (int q = 0; q < kSome; ++q) {
       if (first + q >= kCount) break;
       T sum = sums[first + q];
+#pragma unroll 1
       for (int bit = lane.rows; bit < kWarp; bit *= 2) sum += shuffle_xor(sum, bit);
       if (lane.group % (kWarp / lane.rows) == 0) scratch[warp * lane.rows + lane.row][q] = sum;
       sums[first + q] = 0;
     }
     sync_block();
     const int some = kCount - first < kSome ? kCount - first : kSome;
+#pragma unroll 1
     for (int at = static_cast<int>(threadIdx.x); at < lane.rows * some; at += kThreads) {
       const int row = at / some, q = at % some;
       double sum = memory.sums[row][first + q];
+#pragma unroll 1
       for (int w = 0; w < kWarps; ++w) sum += scratch[w * lane.rows + row][q];
       memory.sums[row][first + q] = sum;
     }
@@ -145,13 +153,16 @@ __device__ T squared_length(const T (&row)[kD], const T (&centre)[kD], T scale) 
 template <typename T, int kD>
 __device__ View<T> view_of(const MmdInput<T>& in, const Scale<T>* scales, int here,
                            RowsMemory<T, kD>& memory) {
+#pragma unroll 1
   for (int f = static_cast<int>(threadIdx.x); f < kD; f += kThreads) {
     T sum = 0;
+#pragma unroll 1
     for (int row = 0; row < here; ++row) sum += memory.rows[row][f];
     memory.centre[f] = sum / static_cast<T>(here);
   }
   sync_block();
   View<T> view{sqrt(-2 * scales[0].unit), 1, false};
+#pragma unroll 1
   for (int s = 1; s < in.scales; ++s) {
     view.widest = scales[s].ratio > view.widest ? scales[s].ratio : view.widest;
   }
@@ -167,12 +178,14 @@ __device__ View<T> view_of(const MmdInput<T>& in, const Scale<T>* scales, int he
 template <typename T, int kD>
 __device__ bool recentre(const View<T>& view, int here, RowsMemory<T, kD>& memory) {
   bool far = false;
+#pragma unroll 1
   for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
     const T square = squared_length(memory.tile[j], memory.centre, view.scale);
     far = far || !(square * view.widest <= T(kFar));
     memory.bias[j] = square * T(-0.5);
   }
   if (any_in_block(far)) return false;
+#pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
     T& value = memory.tile[place / kD][place % kD];
     value = (value - memory.centre[place % kD]) * view.scale;
@@ -197,10 +210,12 @@ __device__ T by_differences(const MmdInput<T>& in, const Lane& lane, int here, c
     }
     T value, w;
     if constexpr (kOptions) {
-      kernel_at(u * scales[0].unit, scales, in.scales, &value, &w);
+      const T e[1] = {u * scales[0].unit};
+      T values[1], slopes[1];
+      kernels_at(e, scales, in.scales, values, slopes);
       const T of_column = weighted ? memory.weight[j] : T(1);
-      value *= of_column;
-      w *= of_column;
+      value = values[0] * of_column;
+      w = slopes[0] * of_column;
     } else {
       const Exp2<T> k = exp2_less_one(u * scales[0].unit);
       value = k.less_one;
@@ -225,31 +240,55 @@ __device__ T by_products(const MmdInput<T>& in, const Lane& lane, int here, cons
                          T bias, T coefficient, bool weighted, const Scale<T>* scales,
                          T (&sums)[kD + 2], const RowsMemory<T, kD>& memory) {
   T total = 0, slope = 0, pull[kD] = {};
+  if constexpr (!kOptions) {
 #pragma unroll 2
-  for (int j = lane.group; j < here; j += lane.groups) {
-    T e = bias + memory.bias[j], column[kD];
+    for (int j = lane.group; j < here; j += lane.groups) {
+      T e = bias + memory.bias[j], column[kD];
 #pragma unroll
-    for (int f = 0; f < kD; ++f) {
-      column[f] = memory.tile[j][f];
-      e = fma(z[f], column[f], e);
-    }
-    T value, w;
-    if constexpr (kOptions) {
-      kernel_at(e, scales, in.scales, &value, &w);
-      const T of_column = weighted ? memory.weight[j] : T(1);
-      value *= of_column;
-      w *= of_column;
-      slope += w;
-    } else {
+      for (int f = 0; f < kD; ++f) {
+        column[f] = memory.tile[j][f];
+        e = fma(z[f], column[f], e);
+      }
       const Exp2<T> k = exp2_less_one_near(e);
-      value = k.less_one;
-      w = k.whole;
-    }
-    total += value;
-    if constexpr (kGradient) {
+      total += k.less_one;
+      if constexpr (kGradient) {
 #pragma unroll
-      for (int f = 0; f < kD; ++f) pull[f] = fma(w, column[f], pull[f]);
+        for (int f = 0; f < kD; ++f) pull[f] = fma(k.whole, column[f], pull[f]);
+      }
     }
+  } else {
+    // As many columns as `tag` says, whose bandwidths are gone through together.
+    const auto visit_columns = [&](int j, auto tag) {
+      constexpr int kMany = decltype(tag)::value;
+      T e[kMany], column[kMany][kD], value[kMany], w[kMany];
+#pragma unroll
+      for (int c = 0; c < kMany; ++c) {
+        e[c] = bias + memory.bias[j + c * lane.groups];
+#pragma unroll
+        for (int f = 0; f < kD; ++f) {
+          column[c][f] = memory.tile[j + c * lane.groups][f];
+          e[c] = fma(z[f], column[c][f], e[c]);
+        }
+      }
+      kernels_at(e, scales, in.scales, value, w);
+#pragma unroll
+      for (int c = 0; c < kMany; ++c) {
+        const T of_column = weighted ? memory.weight[j + c * lane.groups] : T(1);
+        total += value[c] * of_column;
+        w[c] *= of_column;
+        slope += w[c];
+        if constexpr (kGradient) {
+#pragma unroll
+          for (int f = 0; f < kD; ++f) pull[f] = fma(w[c], column[c][f], pull[f]);
+        }
+      }
+    };
+    int j = lane.group;
+#pragma unroll 1
+    for (; j + lane.groups < here; j += 2 * lane.groups) {
+      visit_columns(j, std::integral_constant<int, 2>{});
+    }
+    if (j < here) visit_columns(j, std::integral_constant<int, 1>{});
   }
   if (!kOptions) {  // 2^e is 1 more than 2^e - 1
     const int columns = lane.group < here ? (here - 1 - lane.group) / lane.groups + 1 : 0;
@@ -277,12 +316,14 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
   bool centred = false;
   int turn = 0;
+#pragma unroll 1
   for (int sample = 0; sample < 2; ++sample) {
     const bool same = (sample == 1) == in_y;
     const int64_t count = sample ? in.m : in.n, of_sample = sample ? in.n : 0;
     const T* weights = sample ? in.y_weights : in.x_weights;
     const T a = static_cast<T>(sample ? -in.y_scale : in.x_scale);
     const T coefficient = a * (same ? T(1) : between);
+#pragma unroll 1
     for (int64_t first = 0; first < count; first += kTile<T, kD>) {
       const int here =
           static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
@@ -340,11 +381,13 @@ __device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lan
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
   const T between = between_samples(in, item);
   double total = 0;
+#pragma unroll 1
   for (int sample = 0; sample < 2; ++sample) {
     const int64_t count = sample ? in.m : in.n;
     const T* weights = sample ? in.y_weights : in.x_weights;
     const T coefficient = static_cast<T>(sample ? -in.y_scale : in.x_scale) *
                           ((sample == 1) == in_y ? T(1) : between);
+#pragma unroll 1
     for (int64_t first = 0; first < count; first += kTile<T, kD>) {
       const int here =
           static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
@@ -352,6 +395,7 @@ __device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lan
       load_tile<T, kD>(in, sample, weights, item, count, first, here, at, memory);
       sync_block();
       T sum = 0;
+#pragma unroll 2
       for (int j = lane.group; j < here; j += lane.groups) {
         T u = 0;
 #pragma unroll
@@ -385,6 +429,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
   const auto at = [&](int sample, int64_t row, int f) {
     return load<T>(sample ? in.y : in.x, item, row, f);
   };
+#pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < rows * kD; place += kThreads) {
     const int row = place / kD, f = place % kD;
     memory.rows[row][f] = first + row < total && f < d ? element(in, item, first + row, f) : T(0);
@@ -397,6 +442,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
   if (first < out.row_end && first + rows > out.row_begin) {
     visit<T, kD, kOptions, true>(in, item, lane, first, view, scales, at, memory);
     const double factor = -2.0 / scales[0].variance;
+#pragma unroll 1
     for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
       const int64_t row = first + place / d;
       const int f = place % d;
@@ -414,6 +460,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
   }
   if constexpr (kOptions) {
     if (out.grad_p) {
+#pragma unroll 1
       for (int s = 0; s < in.scales; ++s) {
         const double sum =
             visit_bandwidth<T, kD>(in, item, lane, first, scales[s].unit, at, memory);

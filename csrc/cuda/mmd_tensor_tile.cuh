@@ -15,10 +15,6 @@
 
 namespace cgm_fast::cuda {
 
-// What the first product multiplies: float32 samples as two tf32 parts each, or rounded to tf32; or
-// half samples as they are.
-enum class Numbers { tf32x3, tf32, bfloat16, float16 };
-
 constexpr int kTensorRows = 128, kRowsOfMma = 16;
 
 template <int kD, Numbers kOf>
@@ -167,6 +163,7 @@ __device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, i
                     data + (row + (valid ? f : 0)) * kBytes, valid);
     }
   } else {
+#pragma unroll 1
     for (int at = thread; at < Memory::kColumns * kWords; at += kThreads) {
       const int j = at / kWords, w = at % kWords, f = w * kOfWord;
       Word& word = to[ring_at<kWords, Memory::kHalf>(j, w / 4) + w % 4];
@@ -221,12 +218,14 @@ __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first
   const int c = thread % kChunks;
   const float scale = sqrt(-2 * scales[0].unit);
   float widest = 1;
+#pragma unroll 1
   for (int s = 1; s < in.scales; ++s) widest = scales[s].ratio > widest ? scales[s].ratio : widest;
   if (thread == 0) {
     memory.scale = scale;
     memory.widest = widest;
   }
   float sum[4] = {};
+#pragma unroll 1
   for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
@@ -243,12 +242,14 @@ __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first
     sync_block();
     if (thread < kD) {
       float total = 0;
+#pragma unroll 1
       for (int part = 0; part < kParts; ++part) total += memory.parts[0][part * kD + thread];
       memory.shift[thread] = total / static_cast<float>(here) * scale;
     }
     sync_block();
   }
   bool far = false;
+#pragma unroll 1
   for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
     Pack<float, 4> high, low;
     float square = operand<kOf>(read_pack<4>(memory.rows + row * kD + 4 * c),

@@ -24,25 +24,6 @@ std::size_t wide_shared_bytes(int64_t scales) {
          static_cast<std::size_t>(scales) * sizeof(Scale<T>);
 }
 
-// Calls `visit(u, sample, first, here)` with the distances of every tile of columns.
-template <typename T, typename AtRow, typename Visit>
-__device__ void each_tile(const MmdInput<T>& in, int64_t item, int rows_here, const AtRow& at_row,
-                          WideMemory<T>& memory, const Visit& visit) {
-  constexpr int kColumns = WideMemory<T>::kColumns;
-  for (int sample = 0; sample < 2; ++sample) {
-    const int64_t count = sample ? in.m : in.n;
-    const Samples& from = sample ? in.y : in.x;
-    for (int64_t first = 0; first < count; first += kColumns) {
-      const int here = static_cast<int>(count - first < kColumns ? count - first : kColumns);
-      const auto at_column = [&](int j, int f) { return load<T>(from, item, first + j, f); };
-      Pairs<T, kColumns> u;
-      squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here,
-                                     static_cast<int>(in.d), at_row, at_column);
-      visit(u, sample, first, here);
-    }
-  }
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     mmd_wide_kernel(const MmdCall<T> call, const MmdGradient<T> out, unsigned blocks) {
@@ -64,40 +45,83 @@ __global__ void __launch_bounds__(kThreads, 1)
   sync_block();
   const double factor = -2.0 / scales[0].variance;
 
-  double within[kRowsOfWarp] = {}, across[kRowsOfWarp] = {};
+  double within[kRowsOfWarp] = {}, across[kRowsOfWarp] = {}, of_scale = 0;
   bool begun = false;
-  each_tile(
-      in, item, rows_here, at_row, memory,
-      [&](const Pairs<T, kColumns>& u, int sample, int64_t first, int here) {
-        const int64_t of_sample = sample ? in.n : 0;
-        const bool last = sample == 1 && first + here == in.m;
-        each_pair<kColumns>([&](int q, int c, int row, int column) {
-          T value, slope;
-          kernel_at(u[q][c] * scales[0].unit, scales, in.scales, &value, &slope);
-          const bool there = column < here;
-          const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
-          const bool same = (first_row + row >= in.n) == (sample == 1);
-          const T part = there ? a * value : T(0);
-          within[q] += same ? part : T(0);
-          across[q] += same ? T(0) : part;
-          memory.weights[row][column] = there ? a * slope * (same ? T(1) : between) : T(0);
+  const auto visit_rows = [&](const Pairs<T, kColumns>& u, int64_t of_sample, bool of_y,
+                              int64_t first, int here) {
+    const bool last = of_y && first + here == in.m;
+    constexpr int kOfRow = kColumns / kWarp;
+    T e[kRowsOfWarp * kOfRow], values[kRowsOfWarp * kOfRow], slopes[kRowsOfWarp * kOfRow];
+    each_pair<kColumns>(
+        [&](int q, int c, int, int) { e[q * kOfRow + c] = u[q][c] * scales[0].unit; });
+    kernels_at(e, scales, in.scales, values, slopes);
+    each_pair<kColumns>([&](int q, int c, int row, int column) {
+      const T value = values[q * kOfRow + c], slope = slopes[q * kOfRow + c];
+      const bool there = column < here;
+      const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
+      const bool same = (first_row + row >= in.n) == of_y;
+      const T part = there ? a * value : T(0);
+      within[q] += same ? part : T(0);
+      across[q] += same ? T(0) : part;
+      memory.weights[row][column] = there ? a * slope * (same ? T(1) : between) : T(0);
+    });
+    if (!gradient) return;
+    const auto at_column = [&](int j, int f) {
+      return element(in, item, of_sample + first + j, f);
+    };
+    weighted_differences<T, kColumns>(
+        memory.weights, memory.rows, memory.columns, rows_here, here, d, at_row, at_column,
+        [&](int row, int f, T sum) {
+          const int64_t i = first_row + row;
+          if (i < out.row_begin || i >= out.row_end) return;
+          T& to = out.grad_z[(item * (out.row_end - out.row_begin) + i - out.row_begin) * d + f];
+          if (begun) sum += to;
+          to = last ? static_cast<T>(factor * signed_weight(in, item, i) * sum) : sum;
         });
-        if (!gradient) return;
-        const auto at_column = [&](int j, int f) {
-          return element(in, item, of_sample + first + j, f);
-        };
-        weighted_differences<T, kColumns>(
-            memory.weights, memory.rows, memory.columns, rows_here, here, d, at_row, at_column,
-            [&](int row, int f, T sum) {
-              const int64_t i = first_row + row;
-              if (i < out.row_begin || i >= out.row_end) return;
-              T& to =
-                  out.grad_z[(item * (out.row_end - out.row_begin) + i - out.row_begin) * d + f];
-              if (begun) sum += to;
-              to = last ? static_cast<T>(factor * signed_weight(in, item, i) * sum) : sum;
-            });
-        begun = true;
-      });
+    begun = true;
+  };
+  const auto visit_bandwidth = [&](const Pairs<T, kColumns>& u, T unit, int64_t of_sample,
+                                   bool of_y, int64_t first, int here) {
+    each_pair<kColumns>([&](int q, int c, int row, int column) {
+      if (row >= rows_here || column >= here) return;
+      const T e = u[q][c] * unit;
+      // Where k is an exact zero, t may be infinite.
+      const T t = max_or_nan(e, T(-1100)) * static_cast<T>(-0.69314718055994530942);
+      const T a = signed_weight(in, item, of_sample + first + column);
+      const bool same = (first_row + row >= in.n) == of_y;
+      of_scale += static_cast<double>(signed_weight(in, item, first_row + row)) * a *
+                  (same ? T(1) : between) * (t * exp2_less_one(e).whole);
+    });
+  };
+  // The first pass is for rows; one more for each bandwidth whose derivative is wanted.
+  const int passes = 1 + static_cast<int>(out.grad_p ? in.scales : 0);
+#pragma unroll 1
+  for (int pass = 0; pass < passes; ++pass) {
+    of_scale = 0;
+#pragma unroll 1
+    for (int sample = 0; sample < 2; ++sample) {
+      const bool of_y = sample == 1;
+      const int64_t count = of_y ? in.m : in.n, of_sample = of_y ? in.n : 0;
+      const Samples& from = of_y ? in.y : in.x;
+#pragma unroll 1
+      for (int64_t first = 0; first < count; first += kColumns) {
+        const int here = static_cast<int>(count - first < kColumns ? count - first : kColumns);
+        const auto at_column = [&](int j, int f) { return load<T>(from, item, first + j, f); };
+        Pairs<T, kColumns> u;
+        squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here, d, at_row,
+                                       at_column);
+        if (pass == 0) {
+          visit_rows(u, of_sample, of_y, first, here);
+        } else {
+          visit_bandwidth(u, scales[pass - 1].unit, of_sample, of_y, first, here);
+        }
+      }
+    }
+    if (pass > 0) {
+      of_scale = sum_of_block(of_scale, memory.scratch);
+      if (threadIdx.x == 0) parts[1 + pass] = of_scale;
+    }
+  }
 #pragma unroll
   for (int q = 0; q < kRowsOfWarp; ++q) {
     within[q] = sum_of_warp(within[q]);
@@ -105,27 +129,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (lane == 0) {
       memory.sums[first_of_warp + q][0] = within[q];
       memory.sums[first_of_warp + q][1] = across[q];
-    }
-  }
-  if (out.grad_p) {
-    for (int s = 0; s < in.scales; ++s) {
-      double sum = 0;
-      each_tile(in, item, rows_here, at_row, memory,
-                [&](const Pairs<T, kColumns>& u, int sample, int64_t first, int here) {
-                  const int64_t of_sample = sample ? in.n : 0;
-                  each_pair<kColumns>([&](int q, int c, int row, int column) {
-                    if (row >= rows_here || column >= here) return;
-                    const T e = u[q][c] * scales[s].unit;
-                    // Where k is an exact zero, t may be infinite.
-                    const T t = max_or_nan(e, T(-1100)) * static_cast<T>(-0.69314718055994530942);
-                    const T a = signed_weight(in, item, of_sample + first + column);
-                    const bool same = (first_row + row >= in.n) == (sample == 1);
-                    sum += static_cast<double>(signed_weight(in, item, first_row + row)) * a *
-                           (same ? T(1) : between) * (t * exp2_less_one(e).whole);
-                  });
-                });
-      sum = sum_of_block(sum, memory.scratch);
-      if (threadIdx.x == 0) parts[2 + s] = sum;
     }
   }
   sync_block();

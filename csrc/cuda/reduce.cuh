@@ -14,6 +14,7 @@ __device__ inline double sum_of_block(double value, double* scratch) {
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
   sync_block();
   double sum = 0;
+#pragma unroll 1
   for (int warp = 0; warp < kWarps; ++warp) sum += scratch[warp];
   return sum;
 }
@@ -33,12 +34,15 @@ __device__ bool add_parts(double* partials, unsigned* counter, int64_t item, uns
                           unsigned blocks, int count, const double* parts, double* scratch,
                           const Use& use) {
   double* of_item = partials + item * blocks * count;
+#pragma unroll 1
   for (int q = static_cast<int>(threadIdx.x); q < count; q += kThreads) {
     of_item[int64_t{block} * count + q] = parts[q];
   }
   if (!last_to_finish(counter + item, blocks)) return false;
+#pragma unroll 1
   for (int q = 0; q < count; ++q) {
     double sum = 0;
+#pragma unroll 1
     for (int64_t b = threadIdx.x; b < blocks; b += kThreads) {
       sum += load_fresh(of_item + b * count + q);
     }

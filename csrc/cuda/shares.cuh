@@ -48,6 +48,7 @@ __device__ bool join_shares(const Shares& shares, int64_t worker, int64_t rows, 
   sum = 0;
 #pragma unroll
   for (int q = 0; q < kCount; ++q) numbers[q] = 0;
+#pragma unroll 1
   for (int64_t other = first; other <= last; ++other) {
     const double* its = slots + shares.slot(other, rows) * kSlot<kCount>;
     sum += load_fresh(its + thread);

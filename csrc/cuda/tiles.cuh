@@ -23,6 +23,7 @@ using Chunk = T[kCount][kFeatures + 1];
 // `at(row, feature)` reads an element; rows from `here` on and features from d on are zeros.
 template <typename T, int kCount, typename At>
 __device__ void load_chunk(Chunk<T, kCount>& chunk, int here, int begin, int d, const At& at) {
+#pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < kCount * kFeatures; place += kThreads) {
     const int row = place / kFeatures, f = begin + place % kFeatures;
     chunk[row][place % kFeatures] = row < here && f < d ? at(row, f) : T(0);
@@ -53,6 +54,7 @@ __device__ void squared_distances(Pairs<T, kColumns>& u, Chunk<T, kRows>& rows,
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int first = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
   each_pair<kColumns>([&](int q, int c, int, int) { u[q][c] = 0; });
+#pragma unroll 1
   for (int begin = 0; begin < d; begin += kFeatures) {
     sync_block();  // the chunk before has been read
     load_chunk<T, kRows>(rows, rows_here, begin, d, at_row);
@@ -87,6 +89,7 @@ __device__ void weighted_differences(const T (&weights)[kRows][kColumns + 1], Ch
                                      const Use& use, const UseColumn& use_column = nullptr) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, first = warp * kRowsOfWarp;
+#pragma unroll 1
   for (int begin = 0; begin < d; begin += kFeatures) {
     sync_block();
     load_chunk<T, kRows>(rows, rows_here, begin, d, at_row);

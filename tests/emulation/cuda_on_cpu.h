@@ -10,7 +10,7 @@
 // sees what lies beyond it. An asynchronous copy arrives when it is waited for, and leaves NaN
 // until then.
 //
-// Not seen: time, bank conflicts, limits of registers and shared memory, and races between blocks.
+// Not seen: time, bank conflicts, limits of registers, and races between blocks.
 #pragma once
 
 #if !defined(__x86_64__)
@@ -25,11 +25,14 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -47,6 +50,11 @@ struct dim3 {
   dim3(unsigned x, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 using cudaStream_t = void*;
+
+// Of the run-time what launches need (csrc/cuda/launch.cuh): shared memory beyond 48 KiB has to be
+// allowed for a kernel, and an error is kept until it is asked for.
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace cuda_on_cpu {
 
@@ -305,8 +313,32 @@ class Block {
   std::size_t stack_size_ = 0;
 };
 
+constexpr std::size_t kSharedWithoutAsking = 48 << 10, kMostShared = 227 << 10;
+
+// Host threads may launch at once; kernels then run one after another.
+struct Runtime {
+  std::mutex mutex;
+  std::map<const void*, std::size_t> allowed;
+  int times_allowed = 0;
+  static Runtime& get() {
+    static Runtime runtime;
+    return runtime;
+  }
+  static cudaError_t& last() {
+    thread_local cudaError_t error = cudaSuccess;
+    return error;
+  }
+};
+
 template <typename Kernel>
-void launch(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_bytes) {
+cudaError_t launch(const void* which, const Kernel& kernel, dim3 blocks, dim3 threads,
+                   std::size_t shared_bytes) {
+  Runtime& runtime = Runtime::get();
+  const std::lock_guard<std::mutex> lock(runtime.mutex);
+  const auto found = runtime.allowed.find(which);
+  if (shared_bytes > (found == runtime.allowed.end() ? kSharedWithoutAsking : found->second)) {
+    return Runtime::last() = cudaErrorInvalidValue;
+  }
   static std::mt19937 order(1);
   Block block(threads, blocks, shared_bytes, order);
   const std::function<void()> body = kernel;
@@ -318,6 +350,7 @@ void launch(const Kernel& kernel, dim3 blocks, dim3 threads, std::size_t shared_
                static_cast<unsigned>(i / (std::uint64_t{blocks.x} * blocks.y))},
               body);
   }
+  return cudaSuccess;
 }
 
 // What every lane of the warp gives, seen by all of them.
@@ -357,6 +390,31 @@ inline bool any_in_block(bool mine, const char* place) {
 }
 
 }  // namespace cuda_on_cpu
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid argument";
+}
+inline cudaError_t cudaGetLastError() {
+  return std::exchange(cuda_on_cpu::Runtime::last(), cudaSuccess);
+}
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  cuda_on_cpu::Runtime& runtime = cuda_on_cpu::Runtime::get();
+  const std::lock_guard<std::mutex> lock(runtime.mutex);
+  if (static_cast<std::size_t>(value) > cuda_on_cpu::kMostShared) {
+    return cuda_on_cpu::Runtime::last() = cudaErrorInvalidValue;
+  }
+  ++runtime.times_allowed;
+  runtime.allowed[kernel] = static_cast<std::size_t>(value);
+  return cudaSuccess;
+}
 
 #define CUDA_ON_CPU_STRING(x) #x
 #define CUDA_ON_CPU_LINE(x) CUDA_ON_CPU_STRING(x)

@@ -1,6 +1,8 @@
 // Kernels that the emulation must run right, and kernels with one fault each that it must find.
+#include <atomic>
 #include <cstdio>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda/device.cuh"
@@ -103,6 +105,58 @@ bool half_product_is_right() {
   return true;
 }
 
+__global__ void put(float value, float* out) {
+  if (threadIdx.x == 0) *out = value;
+}
+
+// Whether a launch with so much shared memory ran.
+bool puts_with(std::size_t shared_bytes) {
+  float out = 0;
+  run({"put", dim3(1), dim3(32), shared_bytes, nullptr}, put, 1.f, &out);
+  return out == 1;
+}
+
+// A launch that is refused says so, and leaves no error to the next.
+bool refused_then_right() {
+  for (std::size_t bytes : {300 << 10, 1000 << 10}) {
+    try {
+      puts_with(bytes);
+      return false;
+    } catch (const std::runtime_error& error) {
+      const std::string expected =
+          "put <<<1x1x1, 32x1x1, " + std::to_string(bytes) + ">>>: invalid argument";
+      if (error.what() != expected) return false;
+    }
+    if (cudaGetLastError() != cudaSuccess) return false;
+    if (!puts_with(1024)) return false;
+  }
+  return true;
+}
+
+// Someone else's error, still to be asked for, is not this launch's.
+bool right_after_anothers_error() {
+  cudaFuncSetAttribute(nullptr, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 30);
+  return puts_with(1024);
+}
+
+// What was allowed stays allowed, whoever launches meanwhile.
+bool allowed_for_all_threads() {
+  std::atomic<bool> right{true};
+  const auto launch_often = [&](std::size_t kilobytes) {
+    try {
+      for (int i = 0; i < 200; ++i) {
+        if (!puts_with((kilobytes + static_cast<std::size_t>(i) % 2 * 30) << 10)) right = false;
+      }
+    } catch (const std::exception&) {
+      right = false;
+    }
+  };
+  std::thread other(launch_often, 50);
+  launch_often(90);
+  other.join();
+  return right;
+}
+
 }  // namespace
 
 // kernels NAME: runs one of them; prints "right", "wrong", or what the emulation threw.
@@ -138,6 +192,9 @@ int main(int, char** arguments) {
     if (name == "copied") right = sum(copied<kNone>, 32);
     if (name == "no_wait") right = sum(copied<kNoWait>, 32);
     if (name == "product") right = multiply();
+    if (name == "refused") right = refused_then_right();
+    if (name == "anothers_error") right = right_after_anothers_error();
+    if (name == "threads") right = allowed_for_all_threads();
     if (name == "float16") right = half_product_is_right<false>();
     if (name == "bfloat16") right = half_product_is_right<true>();
   } catch (const std::exception& error) {

@@ -14,7 +14,8 @@ COMPILER = os.environ.get("CXX", "g++")
 
 def build(out, *options):
     command = [
-        COMPILER, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", *options, "-x", "c++",
+        COMPILER, "-std=c++17", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror",
+        "-Wno-unknown-pragmas", *options, "-x", "c++",
         "-include", HERE / "cuda_on_cpu.h", "-I", ROOT / "csrc", HERE / "kernels.cu", "-o", out,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
@@ -44,6 +45,12 @@ def test_right_kernels_are_right(name, kernels, checked):
     for program in (kernels, checked):
         done = run(program, name)
         assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["refused", "anothers_error", "threads"])
+def test_a_launch_answers_for_itself_alone(name, kernels):
+    done = run(kernels, name)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["no_barrier", "unwritten", "no_wait"])

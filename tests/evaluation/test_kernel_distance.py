@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,59 @@ def test_features_tell_classes():
 def test_features_need_labels():
     with pytest.raises(ValueError, match="features need labels, and tiny has none"):
         train_features(a_set(labels=False), torch.device("cpu"))
+
+
+def test_images_without_a_label_are_not_learned_from(monkeypatch):
+    monkeypatch.setattr(module, "STEPS", 20)
+    data = a_set()
+    some = data.train_labels.clone()
+    some[:100] = -1
+    found = train_features(dataclasses.replace(data, train_labels=some), torch.device("cpu"))
+    half = dataclasses.replace(data, train=data.train[100:], train_labels=some[100:])
+    expected = train_features(half, torch.device("cpu"))
+    assert torch.equal(features_of(found, data.test), features_of(expected, data.test))
+
+
+def test_features_that_most_images_share():
+    """The median distance is 0; the scale is that of those that differ."""
+    x = gaussians(40, 0, 1)
+    x[:30] = 0
+    apart = torch.pdist(x)
+    assert float(apart.median()) == 0
+    found = kernel_distance(x, gaussians(40, 1, 2))
+    assert 0 < found.value < 2
+    assert kernel_distance(x, x).value == pytest.approx(0, abs=0.05)
+    # In units of the features: a scale without one would give another value.
+    assert kernel_distance(100 * x, 100 * gaussians(40, 1, 2)).value == pytest.approx(
+        found.value, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.ones(5, 2), torch.zeros(5, 2), "x must hold different features, got 5 equal ones"),
+        (
+            torch.ones(1, 2),
+            torch.zeros(5, 2),
+            r"x must be \[n, d\] with n .*2, got \[1, 2\]",
+        ),
+        (
+            torch.rand(5, 2),
+            torch.zeros(0, 2),
+            r"y must be \[n, d\] with n .*2, got \[0, 2\]",
+        ),
+        (torch.rand(5, 2), torch.zeros(5), r"y must be \[n, d\] with n .*2, got \[5\]"),
+    ],
+)
+def test_features_without_a_distance(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        kernel_distance(x, y)
+
+
+def test_the_default_device_is_not_asked():
+    """One of "meta" stands for a GPU, where the generators of a CPU are refused."""
+    x, y = gaussians(30, 0, 1), gaussians(30, 1, 2)
+    with torch.device("meta"):
+        found = kernel_distance(x, y)
+    assert found == kernel_distance(x, y)

@@ -22,8 +22,8 @@ from cgm_fast.experiments import distance, rehearsal, sweeps, tables
 from cgm_fast.experiments import run as experiments
 from cgm_fast.experiments.catalogue import EXPERIMENTS, Experiment, command_of, run_experiment
 from cgm_fast.experiments.study import RATES, StoppedError, Study, Trained, interval
+from cgm_fast.files import RunError
 from cgm_fast.training.config import ConfigError, TrainConfig
-from cgm_fast.training.runs import RunError
 
 FILES = {
     "table1": {"table1.csv", "table1.md"},

@@ -15,6 +15,7 @@ from cgm_fast.testing import derivatives, prototypes, relative_l2, samples
 if not torch.cuda.is_available():
     pytest.skip("torch finds no CUDA GPU", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
 GPU_BACKENDS = [
     name
     for name, backend in backends.BACKENDS.items()
@@ -163,6 +164,7 @@ def test_the_first_call_with_a_warm_cache_takes_less_than_two_seconds(gpu_backen
     assert float(done.stdout) < 2.0
 
 
+@pytest.mark.slow  # by the clock: nothing else may run
 def test_a_new_shape_compiles_nothing(gpu_backend):
     """Shapes of one bucket share binaries: the second is no slower than a launch."""
     first = [value.requires_grad_() for value in samples(600, 500, 10, device="cuda")]

@@ -29,8 +29,8 @@ from cgm_fast.ops.prototype_margin import cuda as margin
 
 
 @pytest.fixture
-def device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device(kernels_device):
+    return kernels_device
 
 
 @pytest.fixture
@@ -67,9 +67,11 @@ HIGHEST, HIGH = (1e-6, 1e-5), (2e-5, 5e-4)  # as in the op's README
 
 @pytest.mark.parametrize("d", [9, 16, 17, 32, 40, 64])
 @pytest.mark.parametrize(("precision", "allowed"), [("highest", HIGHEST), ("high", HIGH)])
-def test_tensor_cores_keep_what_the_precision_promises(d, precision, allowed, tensor_cores, allow):
+def test_tensor_cores_keep_what_the_precision_promises(
+    d, precision, allowed, tensor_cores, allow, device
+):
     allow(precision)
-    x, y = samples(300, 290, d)
+    x, y = samples(300, 290, d, device=device)
     assert mmd._workers(1, 300, 290, d, x.dtype, x.device) == 14
     loss, gradient = errors(x, y, [math.sqrt(d)])
     assert loss <= allowed[0]
@@ -88,11 +90,11 @@ def test_tensor_cores_keep_what_the_precision_promises(d, precision, allowed, te
     ],
     ids=["offset", "far_clusters", "batch", "unbiased", "bandwidths", "weights"],
 )
-def test_tensor_cores_with_every_option(how, options, allowed, tensor_cores):
-    x, y = samples(300, 290, 20, **how)
+def test_tensor_cores_with_every_option(how, options, allowed, tensor_cores, device):
+    x, y = samples(300, 290, 20, device=device, **how)
     options = dict(options)
     if options.get("x_weights"):
-        options["x_weights"] = sample_weights(300)
+        options["x_weights"] = sample_weights(300, device=device)
     assert mmd._workers(x.shape[0] if x.dim() == 3 else 1, 300, 290, 20, x.dtype, x.device)
     loss, gradient = errors(x, y, options.pop("sigmas", [5.0]), **options)
     assert loss <= allowed[0]
@@ -163,8 +165,8 @@ def test_rows_whose_gradient_nobody_wants(tensor_cores, device):
         assert torch.equal(part, whole[begin:end])
 
 
-def test_a_row_far_from_the_others_on_tensor_cores(tensor_cores):
-    x, y = samples(300, 290, 20)
+def test_a_row_far_from_the_others_on_tensor_cores(tensor_cores, device):
+    x, y = samples(300, 290, 20, device=device)
     x[77] += 40.0  # some 8 bandwidths
     loss, gradient = errors(x, y, [5.0])
     assert loss <= HIGHEST[0]
@@ -185,18 +187,18 @@ def test_copies_by_sixteen_bytes_change_nothing(tensor_cores, device):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_a_number_reaches_the_loss(bad, tensor_cores):
-    x, y = samples(300, 290, 20)
+def test_what_is_not_a_number_reaches_the_loss(bad, tensor_cores, device):
+    x, y = samples(300, 290, 20, device=device)
     x[5, 3] = bad
     assert cgm_fast.mmd(x, y, backend="cuda").isnan()
 
 
-def test_identical_samples_on_tensor_cores(tensor_cores):
-    x, _ = samples(300, 1, 20)
+def test_identical_samples_on_tensor_cores(tensor_cores, device):
+    x, _ = samples(300, 1, 20, device=device)
     x.requires_grad_()
     loss = cgm_fast.mmd(x, x.detach().clone(), bandwidth=5.0, backend="cuda")
     magnitude = mmd_magnitude(x.detach(), x.detach(), sigma=[5.0])
-    assert_loss_close(loss.detach(), torch.zeros(()), magnitude)
+    assert_loss_close(loss.detach(), torch.zeros_like(magnitude), magnitude)
 
 
 @pytest.mark.parametrize("rows", [4, 8, 16, 32])

@@ -4,9 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import ContrastiveLoss
-from pytorch_metric_learning.reducers import SumReducer
 from torch.autograd import gradcheck, gradgradcheck
 
 from cgm_fast import prototype_margin
@@ -121,6 +118,11 @@ def test_every_option(option, labelled, dtype, backend, device):
 
 
 def test_equals_the_contrastive_loss_of_pytorch_metric_learning(backend, device):
+    pytest.importorskip("pytorch_metric_learning")
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.losses import ContrastiveLoss
+    from pytorch_metric_learning.reducers import SumReducer
+
     r, g, labels = prototypes(64, 10, 10, dtype=torch.float64, device=device)
     distance = LpDistance(normalize_embeddings=False, p=2, power=2)
     peer = ContrastiveLoss(0, 1, distance=distance, reducer=SumReducer())

@@ -1,5 +1,6 @@
 """What is particular to the Triton kernels: precision, launches, tiles, who chooses them."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -32,6 +33,11 @@ pytestmark = pytest.mark.usefixtures("tensor_cores")
 
 # Of the faster modes, where cgm_fast.testing has those of "highest": what ops/mmd/README.md says.
 FAST_LOSS, FAST_GRADIENT = 2e-5, 5e-4
+
+
+@pytest.fixture
+def device(kernels_device):
+    return kernels_device
 
 
 @pytest.fixture
@@ -187,9 +193,9 @@ def test_a_step_in_three_launches_is_the_step_in_parts(labelled, device, monkeyp
 
 
 @pytest.fixture
-def launches(monkeypatch, device):
+def launches(monkeypatch):
     """Names of the kernels launched so far."""
-    if device != "cpu":
+    if not triton_launch.INTERPRETED:
         pytest.skip("counted where the interpreter launches; benchmarks count on a GPU")
     names = []
     call = GridExecutor.__call__
@@ -203,12 +209,12 @@ def launches(monkeypatch, device):
     return names
 
 
-def test_how_many_launches_loss_and_gradients_take(launches):
-    x, y = (value.requires_grad_() for value in samples(30, 20, 5))
+def test_how_many_launches_loss_and_gradients_take(launches, device):
+    x, y = (value.requires_grad_() for value in samples(30, 20, 5, device=device))
     cgm_fast.mmd(x, y, backend="triton").backward()
     assert launches == ["sum_kernel", "pack_kernel", "mmd_fwd_kernel", "mmd_finish_kernel"]
     launches.clear()
-    r, g = (value.requires_grad_() for value in prototypes(30, 4, 5)[:2])
+    r, g = (value.requires_grad_() for value in prototypes(30, 4, 5, device=device)[:2])
     cgm_fast.prototype_margin(r, g, backend="triton").loss.backward()
     assert len(launches) == 4
     launches.clear()
@@ -245,6 +251,8 @@ def test_every_call_finds_a_tile(kernel, dtype, device_key, monkeypatch):
 
 @pytest.mark.parametrize("type", ["cpu", "cuda"])
 def test_it_is_never_the_automatic_choice(type, monkeypatch):
+    both = dataclasses.replace(backends.BACKENDS["triton"], devices=("cuda", "cpu"))
+    monkeypatch.setitem(backends.BACKENDS, "triton", both)
     every = dict.fromkeys(backends.BACKENDS)  # None: usable
     monkeypatch.setattr(backends, "_availability", every)
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)

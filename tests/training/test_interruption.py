@@ -5,10 +5,10 @@ import signal
 import time
 
 import pytest
-from tiny import arguments, checkpoint, metrics, run, same
+from tiny import arguments, checkpoint, listed, metrics, run, same
 
 from cgm_fast.training import trainer
-from cgm_fast.training.trainer import StopSignals
+from cgm_fast.training.signals import BROKEN_PIPE, NUMBERS, StopSignals
 
 ENDLESS = {"epochs": 10**6, "max_steps": 10**6}
 
@@ -22,10 +22,10 @@ def _assert_resumes(folder, **options):
     run(folder, out=str(folder / "whole"), **options)
     assert same(checkpoint(folder), checkpoint(folder, "whole"))
     assert metrics(folder) == metrics(folder, "whole")
-    assert sorted(os.listdir(folder / "run")) == sorted(os.listdir(folder / "whole"))
+    assert listed(folder / "run") == listed(folder / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
 def test_a_signal_ends_the_step_saves_and_exits(tmp_path, launch, number):
     options = {**ENDLESS, "log_every": 2, "checkpoint_every": 10**6}
     child = launch(*arguments(tmp_path, **options))
@@ -53,7 +53,7 @@ def test_a_signal_before_the_first_or_after_the_last_step(tmp_path, monkeypatch,
     assert stopped.stopped_by == signal.SIGTERM
     assert stopped.evaluation is None
     assert checkpoint(tmp_path)["step"] == (1 if moment == "create" else 9)
-    assert run(tmp_path, resume=True).evaluation is not None
+    assert run(tmp_path, resume=True, evaluate=True).evaluation is not None
 
 
 @pytest.mark.parametrize("wait_for", ["run", "run/config.json", "run/checkpoint.pt"])
@@ -94,7 +94,7 @@ def test_no_room_for_a_start(tmp_path, launch):
     child = launch(*arguments(tmp_path), first=LIMIT.format(600))
     assert child.wait() == 1
     assert "config.json could not be written: no space left" in child.log.read_text()
-    assert os.listdir(tmp_path / "run") == []
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
@@ -118,7 +118,32 @@ def test_a_second_signal_is_obeyed():
 
 
 def test_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in NUMBERS]
     with StopSignals():
-        assert signal.getsignal(signal.SIGTERM) != before[1]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        for number, handler in zip(NUMBERS, before, strict=True):
+            assert signal.getsignal(number) != handler
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_progress_that_nobody_reads_ends_the_run_after_saving(tmp_path, launch):
+    """`cgm-fast train 2>&1 | head -3`: the pipe breaks, and the work is kept."""
+    broken = """
+read, write = os.pipe()
+os.dup2(write, 1), os.dup2(write, 2), os.close(read), os.close(write)
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it from its start
+"""
+    options = {**ENDLESS, "log_every": 2, "checkpoint_every": 10**6}
+    child = launch(*arguments(tmp_path, **options), first=broken)
+    assert child.wait() == 128 + BROKEN_PIPE
+    assert checkpoint(tmp_path)["step"] >= 2
+    _assert_resumes(tmp_path, **options)

@@ -52,6 +52,9 @@ def test_a_lost_step_is_made_again(tmp_path):
         file.unlink()
         if content is not None:
             file.write_bytes(content)
+        else:  # rows come after the first checkpoint
+            (tmp_path / "run" / "metrics.csv").unlink()
+            (tmp_path / "run" / "model.safetensors").unlink()
         run(tmp_path, resume=True)
         _assert_equal(tmp_path, "run", "whole")
 
@@ -61,7 +64,7 @@ def test_more_epochs_continue_a_finished_run(tmp_path):
     for epochs in (1, 3):
         run(tmp_path, max_steps=None, epochs=epochs, resume=epochs > 1)
     _assert_equal(tmp_path, "run", "whole")
-    assert run(tmp_path, resume=True).stopped_by is None  # nothing is left to do
+    assert run(tmp_path, max_steps=None, epochs=3, resume=True).stopped_by is None  # nothing to do
     _assert_equal(tmp_path, "run", "whole")
 
 

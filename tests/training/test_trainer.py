@@ -3,9 +3,10 @@ import torch
 from tiny import IMAGES, checkpoint, metrics, pixels, run
 
 from cgm_fast.data import load
+from cgm_fast.files import RunError
 from cgm_fast.models import CGM, Descriptor
 from cgm_fast.models.divergence import Divergence
-from cgm_fast.training.runs import RunError, load_run
+from cgm_fast.training.runs import load_run
 
 
 def test_an_epoch_shows_every_image_once_in_a_new_order(tmp_path, monkeypatch):

@@ -8,11 +8,15 @@ import sys
 
 import pytest
 import torch
-from tiny import arguments, checkpoint, metrics, run, same
+from tiny import arguments, checkpoint, metrics, run, same, settings
 
+from cgm_fast.cli import main
+from cgm_fast.experiments.catalogue import Experiment, run_experiment
+from cgm_fast.experiments.run import train
+from cgm_fast.files import RunError
 from cgm_fast.training.config import ConfigError
-from cgm_fast.training.runs import RunError, load_checkpoint
-from cgm_fast.training.workers import Workers, pick_device
+from cgm_fast.training.states import load_checkpoint
+from cgm_fast.training.workers import Group, Workers, pick_device, read_group
 
 
 @pytest.fixture
@@ -99,10 +103,15 @@ def test_a_signal_to_one_process_stops_both_and_they_resume(tmp_path, launch_two
         children = launch_two(*arguments(tmp_path, out=out, resume=resume, **options))
         assert [child.wait() for child in children] == [0, 0]
     assert same(checkpoint(tmp_path), checkpoint(tmp_path, "whole"))
-    # One process can go on alone, with draws of its own.
-    more = options["max_steps"] + 2
-    assert run(tmp_path, resume=True, max_steps=more).stopped_by is None
-    assert checkpoint(tmp_path)["step"] == more
+    # One process can go on alone, with draws of its own, and a word.
+    options["max_steps"] += 2
+    texts = []
+    train(settings(tmp_path, resume=True, **options), warn=texts.append)
+    assert checkpoint(tmp_path)["step"] == options["max_steps"]
+    assert texts == [
+        "the run was of 2 processes and goes on with 1: a step is now of 8 images instead of 16, "
+        "and an epoch of 4 steps"
+    ]
 
 
 def test_nan_in_one_process_stops_both(tmp_path, launch_two):
@@ -156,6 +165,83 @@ def test_a_process_alone():
     workers.share(value)
     workers.barrier()
     workers.close()
+
+
+GROUP = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+VARIABLES = (*GROUP, "LOCAL_RANK")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set exactly these of torchrun's variables."""
+
+    def use(**values):
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"RANK": "1"},  # of an array of jobs
+        {"RANK": "many", "LOCAL_RANK": "3"},
+        {"WORLD_SIZE": "", "RANK": "1"},
+        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"WORLD_SIZE": "1", "RANK": "7"},
+    ],
+)
+def test_a_rank_without_a_group_is_a_process_alone(environment, values):
+    environment(**values)
+    assert read_group() == Group(1, 0, None)
+
+
+def test_an_array_job_leaves_its_run(environment, tmp_path):
+    environment(RANK="1")
+    assert run(tmp_path, max_steps=2, evaluate=True).evaluation is not None
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_group(environment):
+    environment(**GROUP)
+    assert read_group() == Group(2, 1, None)
+    environment(**GROUP, LOCAL_RANK="0")
+    assert read_group() == Group(2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be an integer >= 1, got 'two'"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE must be an integer >= 1, got '-2'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be an integer >= 1, got '0'"),
+        ({"RANK": ""}, "WORLD_SIZE is 2 and RANK must be set too, as torchrun does"),
+        ({"RANK": "2"}, r"RANK must be an integer in \[0, 2\), got '2'"),
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE is 2 and MASTER_ADDR must be set too"),
+        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT must be set too"),
+        ({"MASTER_PORT": "x"}, r"MASTER_PORT must be an integer in \[1, 65536\), got 'x'"),
+        ({"LOCAL_RANK": "1.5"}, "LOCAL_RANK must be an integer >= 0, got '1.5'"),
+    ],
+)
+def test_half_a_group_is_refused(environment, tmp_path, capsys, changes, message):
+    environment(**{**GROUP, **changes})
+    with pytest.raises(ConfigError, match=message):
+        Workers("cpu")
+    assert main(arguments(tmp_path)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cgm-fast: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_experiment_is_for_one_process(environment, tmp_path):
+    environment(**GROUP)
+    with pytest.raises(ConfigError, match="runs in one process, got WORLD_SIZE 2"):
+        run_experiment(Experiment("fig2", out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_pick_device():

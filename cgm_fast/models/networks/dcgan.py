@@ -55,6 +55,7 @@ class DCGANEncoder(nn.Sequential):
             ]
             channels = out
         super().__init__(*layers, nn.Conv2d(channels, latent_dim, sides[-1]), nn.Flatten())
+        self.latent_dim = latent_dim
         self.apply(_xavier)
 
 
@@ -94,6 +95,7 @@ class DCGANDecoder(nn.Sequential):
                 layers += [nn.BatchNorm2d(following), nn.ReLU()]
             channels = following
         super().__init__(*layers)
+        self.latent_dim = latent_dim
         self.apply(_xavier)
 
     def forward(self, input: Tensor) -> Tensor:

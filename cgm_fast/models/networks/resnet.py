@@ -90,6 +90,7 @@ class ResNetEncoder(nn.Sequential):
             nn.Conv2d(widths[-1], latent_dim, sides[-1]),
             nn.Flatten(),
         )
+        self.latent_dim = latent_dim
         self.apply(_xavier)
 
 
@@ -126,4 +127,5 @@ class ResNetDecoder(nn.Sequential):
         super().__init__(
             *layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, out, 3, padding=1)
         )
+        self.latent_dim = latent_dim
         self.apply(_xavier)

@@ -1,11 +1,12 @@
 """MMD² in plain PyTorch: what every other implementation must compute.
 
-Rows are visited in chunks, so nothing of size M x M is ever stored, forward or backward. See
-README.md beside this file for the formulas.
+Rows are visited in chunks, so nothing of size M x M is ever stored, forward or backward. Nothing
+waits for the device. See README.md beside this file for the formulas.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,24 +14,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.mmd.common import batched
-
-# Pairs of rows held at once. Half a dozen temporaries of this size fit in a CPU's cache.
-PAIRS_PER_CHUNK = 1 << 18
+from cgm_fast.ops.chunks import pairs_per_chunk
+from cgm_fast.ops.mmd.common import Coefficients, batched
 
 
-def gaussian(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """phi(t) - 1, phi'(t) and phi''(t) for phi(t) = exp(-t), t = |a - b|² / 2h (eq. 7)."""
-    value = torch.exp(-t)
-    return torch.expm1(-t), -value, value
+@dataclass
+class Values:
+    """The kernel of a chunk's pairs. Shapes: [b, c, M]."""
+
+    small: Tensor
+    """k - 1 for near pairs, k for the others; of several bandwidths the weighted sum."""
+    near: list[Tensor]
+    """For every bandwidth, whether k is above 1/2."""
+    by_u: Tensor
+    """dk/du."""
+    minus_one: Tensor | None
+    """k - 1 for all pairs; None unless asked for."""
+    by_h: list[Tensor]
+    """dk/dh for every bandwidth; empty unless asked for."""
 
 
 @dataclass
 class Chunk:
     """All pairs of rows [i0, i1) with every row of z, of one slice of the batch.
 
-    Shapes: z [b, M, d], rows [b, c, d], a [b, M], a_rows [b, c], relation [b or 1, M],
-    variance [b or 1, s], squared distances u [b, c, M].
+    Shapes: z [b, M, d], rows [b, c, d], a [b, M], a_rows [b, c], relation [b or 1, M], squared
+    distances u [b, c, M]; a variance is a number or [b, 1, 1].
     """
 
     batch: slice
@@ -42,38 +51,49 @@ class Chunk:
     a_rows: Tensor
     relation: Tensor
     across: Tensor
-    variance: Tensor
+    variances: list[float | Tensor]
     kernel_weights: list[float]
     u: Tensor
 
-    def kernel(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """k - 1 and dk/du, each [b, c, M], and dk/dh for every bandwidth."""
-        minus_one, by_u = torch.zeros_like(self.u), torch.zeros_like(self.u)
-        by_h = []
-        for s, weight in enumerate(self.kernel_weights):
-            h = self.variance[:, s, None, None]
-            t = self.u / (2 * h)
-            value, first, _ = gaussian(t)
-            minus_one += weight * value
-            by_u += weight * first / (2 * h)
-            by_h.append(-weight * first * t / h)
-        return minus_one, by_u, by_h
+    def kernel(self, with_a: bool, with_p: bool) -> Values:
+        """Values and the derivatives that are wanted."""
+        out = Values(self.u, [], self.u, None, [])
+        for s, (h, weight) in enumerate(zip(self.variances, self.kernel_weights, strict=True)):
+            e = self.u * (-0.5 / h)
+            value, minus_one, near = torch.exp(e), torch.expm1(e), e > -math.log(2)
+            # A row's pair with itself is left out: it pulls nowhere, but where all others are many
+            # bandwidths away its rounding would be all there is.
+            value.diagonal(self.i0, -2, -1).zero_()
+            small, by_u = torch.where(near, minus_one, value), value * (-0.5 * weight / h)
+            near.diagonal(self.i0, -2, -1).zero_()
+            if weight != 1:
+                small = small * weight
+            out.small = small if s == 0 else out.small + small
+            out.by_u = by_u if s == 0 else out.by_u + by_u
+            out.near.append(near)
+            if with_a or with_p:
+                minus_one = weight * minus_one
+                out.minus_one = minus_one if out.minus_one is None else out.minus_one + minus_one
+            if with_p:
+                out.by_h.append(value * e * (-weight / h))
+        return out
 
     def kernel_along(
         self, u_dot: Tensor, h_dot: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The derivatives of `kernel`'s results along (u_dot [b, c, M], h_dot [b, s])."""
+        """Derivatives of k - 1, dk/du and dk/dh along (u_dot [b, c, M], h_dot [b, s])."""
         minus_one, by_u = torch.zeros_like(self.u), torch.zeros_like(self.u)
         by_h = []
-        for s, weight in enumerate(self.kernel_weights):
-            h = self.variance[:, s, None, None]
+        for s, (h, weight) in enumerate(zip(self.variances, self.kernel_weights, strict=True)):
             relative = 0 if h_dot is None else h_dot[:, s, None, None] / h
-            t = self.u / (2 * h)
-            t_dot = u_dot / (2 * h) - t * relative
-            _, first, second = gaussian(t)
+            t = self.u * (0.5 / h)
+            t_dot = u_dot * (0.5 / h) - t * relative
+            second = torch.exp(-t)
+            second.diagonal(self.i0, -2, -1).zero_()  # as above
+            first = -second
             minus_one += weight * first * t_dot
-            by_u += weight * (second * t_dot - first * relative) / (2 * h)
-            by_h.append(-weight * ((second * t + first) * t_dot - first * t * relative) / h)
+            by_u += (second * t_dot - first * relative) * (0.5 * weight / h)
+            by_h.append(((second * t + first) * t_dot - first * t * relative) * (-weight / h))
         return minus_one, by_u, by_h
 
 
@@ -96,36 +116,72 @@ def mmd_fwd(
     with_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
-    b, rows, d = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
+    b, n, rows, d = x.shape[0], x.shape[1], x.shape[1] + y.shape[1], x.shape[2]
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = _wide(x)
+    scales = len(kernel_weights)
     loss = x.new_zeros(b, dtype=wide)
+    # Σ of w_i w_j over near pairs: from x to x, y to y, across; w are weights without their scale.
+    near = x.new_zeros((3, b, scales), dtype=wide)
     grad_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
     grad_a = x.new_empty((b, rows) if with_a else (0,), dtype=dtype)
-    grad_p = x.new_zeros((b, len(kernel_weights) + 1) if with_p else (0,), dtype=wide)
+    grad_p = x.new_zeros((b, scales + 1) if with_p else (0,), dtype=wide)
+    weights = _joined(x, y, x_weights, y_weights)
     inputs = (x, y, x_weights, y_weights, cross, variance, variances, kernel_weights)
     with _no_autocast(x.device.type):
-        for chunk in _chunks(*inputs, x_scale, y_scale, cross_scale):
+        for chunk in _chunks(*inputs, x_scale, y_scale, cross_scale, 10 + 6 * scales):
             c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
-            minus_one, by_u, by_h = chunk.kernel()
+            k = chunk.kernel(with_a, with_p)
             a = (chunk.relation * chunk.a).unsqueeze(1)  # [b, 1, M]
-            inside = (a * minus_one).sum(-1)
-            loss[c] += (chunk.a_rows * inside).sum(-1, dtype=wide)
+            loss[c].add_((chunk.a_rows * (a * k.small).sum(-1)).sum(-1, dtype=wide))
+            for s, pairs in enumerate(k.near):
+                for of_y, columns in enumerate((slice(0, n), slice(n, rows))):
+                    kind = 2 if of_y != (i0 >= n) else of_y
+                    near[kind, c, s].add_(_mass(pairs[..., columns], weights, c, i0, i1, columns))
             if with_a:
-                grad_a[c, i0:i1] = 2 * inside
+                grad_a[c, i0:i1] = 2 * (a * k.minus_one).sum(-1)
             if with_p:
-                for s, k_h in enumerate(by_h):
+                for s, k_h in enumerate(k.by_h):
                     grad_p[c, s] += (chunk.a_rows * (a * k_h).sum(-1)).sum(-1, dtype=wide)
-                part = (chunk.a * chunk.across).unsqueeze(1) * minus_one
+                part = (chunk.a * chunk.across).unsqueeze(1) * k.minus_one
                 grad_p[c, -1] += (chunk.a_rows * part.sum(-1)).sum(-1, dtype=wide)
             begin, end = max(i0, row_begin), min(i1, row_end)
             if begin < end:
                 keep = slice(begin - i0, end - i0)
-                w = (a * by_u)[:, keep]
-                pull = _pull(w, chunk.rows[:, keep], chunk.z, x.shape[1])
+                w = (a * k.by_u)[:, keep]
+                pull = _pull(w, chunk.rows[:, keep], chunk.z, n)
                 grad = 4 * chunk.a_rows[:, keep, None] * pull
                 grad_z[c, begin - row_begin : end - row_begin] = grad
+    coefficients = Coefficients.of(
+        n, rows - n, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
+    )
+    for s, weight in enumerate(kernel_weights):
+        loss += weight * coefficients.constant(*near[:, :, s])
     return loss.to(dtype), grad_z, grad_a, grad_p.to(dtype)
+
+
+def _joined(
+    x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None
+) -> Tensor | None:
+    """Weights of the stacked rows [b, M], without their scale; None where all are 1."""
+    if x_weights is None and y_weights is None:
+        return None
+    given = x_weights if x_weights is not None else y_weights
+    ones = given.new_ones(())
+    of_x = ones.expand(x.shape[:2]) if x_weights is None else x_weights
+    of_y = ones.expand(y.shape[:2]) if y_weights is None else y_weights
+    return torch.cat((of_x, of_y), 1)
+
+
+def _mass(
+    near: Tensor, weights: Tensor | None, batch: slice, i0: int, i1: int, columns: slice
+) -> Tensor:
+    """Σ of w_i w_j over the near pairs of rows [i0, i1) and some columns, [b]."""
+    if weights is None:
+        return near.sum((-2, -1))
+    wide = _wide(near)
+    of_row = (near * weights[batch, None, columns]).sum(-1, dtype=wide)
+    return (weights[batch, i0:i1] * of_row).sum(-1)
 
 
 @batched
@@ -163,7 +219,7 @@ def mmd_bwd(
     cross_dot = zero.expand(b) if tangent_p is None else tangent_p[:, -1]
     inputs = (x, y, x_weights, y_weights, cross, variance, variances, kernel_weights)
     with _no_autocast(x.device.type):
-        for chunk in _chunks(*inputs, x_scale, y_scale, cross_scale):
+        for chunk in _chunks(*inputs, x_scale, y_scale, cross_scale, 20 + 8 * len(kernel_weights)):
             c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
             t, t_rows = z_dot[c], z_dot[c, i0:i1]
             da, da_rows = a_dot[c].unsqueeze(1), a_dot[c, i0:i1].unsqueeze(2)
@@ -174,7 +230,8 @@ def mmd_bwd(
             u_dot = (chunk.rows * t_rows).sum(-1)[:, :, None] + (chunk.z * t).sum(-1)[:, None, :]
             u_dot = 2 * (u_dot - chunk.rows @ t.mT - t_rows @ chunk.z.mT)
             u_dot.diagonal(i0, -2, -1).zero_()  # and stays so, exactly
-            minus_one, by_u, by_h = chunk.kernel()
+            k = chunk.kernel(True, True)
+            minus_one, by_u, by_h = k.minus_one, k.by_u, k.by_h
             minus_one_dot, by_u_dot, by_h_dot = chunk.kernel_along(
                 u_dot, None if h_dot is None else h_dot[c]
             )
@@ -213,15 +270,20 @@ def _chunks(
     x_scale: float,
     y_scale: float,
     cross_scale: float,
+    temporaries: int,
 ) -> Iterator[Chunk]:
-    """Visit every ordered pair of rows once; a chunk's rows all come from one sample."""
+    """Visit every ordered pair of rows once; a chunk's rows all come from one sample.
+
+    A pair has so many temporaries of the dtype that is computed in.
+    """
     b, n, m = x.shape[0], x.shape[1], y.shape[1]
     dtype = torch.promote_types(x.dtype, torch.float32)
-    z = torch.cat((x, y), 1).to(dtype)
-    # The loss does not move when the origin does; distances in |a|² + |b|² - 2ab lose least when
-    # the origin lies amid the data. The difference is exact where the data is far from zero.
-    z = z - z.mean(1, keepdim=True)
-    squares = (z * z).sum(-1)
+    # The loss does not move when the origin does. |a|² + |b|² - 2ab loses what |a|² has over the
+    # distance: so it is taken in float64, where there is one.
+    far = torch.cat((x, y), 1).to(_wide(x))
+    far = far - far.mean(1, keepdim=True)
+    squares = (far * far).sum(-1)
+    z = far.to(dtype)
     ones = z.new_ones(())
     a = torch.cat(
         (
@@ -231,25 +293,27 @@ def _chunks(
         1,
     )
     outside = cross_scale * (ones.expand(b) if cross is None else cross)
-    h = z.new_tensor(variances).unsqueeze(0) if variance is None else variance
     in_x = (torch.arange(n + m, device=x.device) < n).to(dtype)
 
-    batch_step = max(1, PAIRS_PER_CHUNK // (n + m) ** 2)
-    row_step = max(1, PAIRS_PER_CHUNK // (n + m))
+    pairs = pairs_per_chunk(x.device, temporaries * dtype.itemsize)
+    batch_step = max(1, pairs // (n + m) ** 2)
+    row_step = max(1, pairs // (n + m))
     for b0 in range(0, b, batch_step):
         batch = slice(b0, min(b0 + batch_step, b))
+        h: list[float | Tensor] = list(variances)
+        if variance is not None:
+            h = [of_s[:, None, None] for of_s in variance.expand(b, -1)[batch].unbind(1)]
         for first, last in ((0, n), (n, n + m)):
             across = (1 - in_x if first == 0 else in_x).unsqueeze(0)
             relation = torch.where(across > 0, outside[batch, None], ones)
             for i0 in range(first, last, row_step):
                 i1 = min(i0 + row_step, last)
-                rows = z[batch, i0:i1]
                 u = squares[batch, i0:i1, None] + squares[batch, None, :]
-                u = (u - 2 * rows @ z[batch].mT).clamp_min_(0)
+                u.baddbmm_(far[batch, i0:i1], far[batch].mT, alpha=-2).clamp_min_(0)
                 u.diagonal(i0, -2, -1).zero_()  # a row is at distance zero from itself, exactly
                 yield Chunk(
-                    batch, i0, i1, z[batch], rows, a[batch], a[batch, i0:i1],
-                    relation, across, h.expand(b, -1)[batch], kernel_weights, u,
+                    batch, i0, i1, z[batch], z[batch, i0:i1], a[batch], a[batch, i0:i1],
+                    relation, across, h, kernel_weights, u.to(dtype),
                 )  # fmt: skip
 
 
@@ -268,6 +332,6 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:
     """Half-precision matrix products would break the numerics contract."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

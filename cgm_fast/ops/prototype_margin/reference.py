@@ -1,7 +1,7 @@
 """Nearest prototype and margin loss in plain PyTorch: what other implementations must compute.
 
-Samples are visited in chunks, so the B x K matrix of distances is never stored whole. See
-README.md beside this file for the formulas.
+Samples are visited in chunks, so the B x K matrix of distances is never stored whole. Nothing waits
+for the device. See README.md beside this file for the formulas.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-PAIRS_PER_CHUNK = 1 << 18
+from cgm_fast.ops.chunks import pairs_per_chunk
 
 
 def prototype_margin_fwd(
@@ -39,7 +39,7 @@ def prototype_margin_fwd(
             else:
                 nearest = labels[i].clamp(0, g.shape[0] - 1)
             assignment[i] = nearest if labels is None else labels[i]
-            own = torch.nn.functional.one_hot(nearest, g.shape[0]).bool()
+            own = _own(nearest, g.shape[0])
             attraction = distance.gather(1, nearest.unsqueeze(1)).squeeze(1)
             # Not `distance < margin`: a NaN distance must reach the loss.
             hinge = (margin - distance).clamp_min(0).masked_fill(own, 0)
@@ -75,11 +75,15 @@ def prototype_margin_bwd(
     with _no_autocast(r.device.type):
         for i, _, _, distance in _chunks(r, g):
             nearest = assignment[i].clamp(0, g.shape[0] - 1)
-            own = torch.nn.functional.one_hot(nearest, g.shape[0]).bool()
-            a = _slopes(own, distance, margin, negative_scale)
+            a = _slopes(_own(nearest, g.shape[0]), distance, margin, negative_scale)
             out_r[i] = 2 * scale * (a.sum(1, keepdim=True) * t_r[i] - a @ t_g)
             out_g += 2 * scale * (a.sum(0).unsqueeze(1) * t_g - a.T @ t_r[i])
     return out_r, out_g.to(dtype)
+
+
+def _own(nearest: Tensor, k: int) -> Tensor:
+    """Whether a prototype is the assigned one, [B, k]; `one_hot` would look for values beyond k."""
+    return nearest.unsqueeze(1) == torch.arange(k, device=nearest.device)
 
 
 def _slopes(own: Tensor, distance: Tensor, margin: float, negative_scale: float) -> Tensor:
@@ -94,8 +98,8 @@ def _chunks(r: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tenso
     # The gradients' matrix products lose least when the origin lies amid the prototypes.
     centre = g.to(dtype).mean(0, keepdim=True)
     samples, prototypes = r.to(dtype) - centre, g.to(dtype) - centre
-    part = max(1, PAIRS_PER_CHUNK // g.numel())
-    step = max(1, PAIRS_PER_CHUNK // g.shape[0])
+    part = max(1, pairs_per_chunk(r.device, 3 * dtype.itemsize) // g.numel())
+    step = max(1, pairs_per_chunk(r.device, 8 * dtype.itemsize) // g.shape[0])
     for i0 in range(0, r.shape[0], step):
         i = slice(i0, min(i0 + step, r.shape[0]))
         rows = samples[i]
@@ -111,6 +115,6 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:
     """Half-precision matrix products would break the numerics contract."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

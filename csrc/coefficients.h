@@ -1,0 +1,52 @@
+// Sums of the coefficients c_ij of an MMD²: what turns sums in which 1 was subtracted from k for
+// near pairs only (k >= 1/2) into those of k - 1. See cgm_fast/ops/mmd/README.md.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#define CGM_HOST_DEVICE __host__ __device__
+#else
+#define CGM_HOST_DEVICE
+#endif
+
+namespace cgm_fast {
+
+// Weights w come without their sample's scale here; pairs are ordered ones, i != j.
+struct Coefficients {
+  double x, y;    // (sum of w)^2 - sum of w^2, what all pairs within a sample weigh
+  double across;  // twice the product of both samples' sums of w
+  double x_scale, y_scale, cross;
+  bool unbiased;    // whether scales and `cross` are that estimator's
+  double rounding;  // what scaled weights may be off, relative to them
+
+  // The sum of c_ij, given those of w_i w_j; with sign 1, that of |c_ij|.
+  CGM_HOST_DEVICE double add(double of_x, double of_y, double of_across, double sign = -1) const {
+    return x_scale * x_scale * of_x + y_scale * y_scale * of_y +
+           sign * (cross * (x_scale * y_scale)) * of_across;
+  }
+
+  // The sum of c_ij over near pairs less that over all, given those of w_i w_j over near ones.
+  // Whichever of near and far pairs weigh less are added up: then the result is exact where all are
+  // near, and where none is.
+  CGM_HOST_DEVICE double constant(double near_x, double near_y, double near_across) const {
+    const double far_x = x - near_x, far_y = y - near_y, far_across = across - near_across;
+    if (add(near_x, near_y, near_across, 1) < add(far_x, far_y, far_across, 1))
+      return add(near_x, near_y, near_across) - all();
+    return -add(far_x, far_y, far_across);
+  }
+
+  // Over all pairs. For the unbiased estimator this is the square of the difference of the samples'
+  // masses; terms of size 1 cancel there, and the rounding of the scaled weights would be left.
+  CGM_HOST_DEVICE double all() const {
+    if (unbiased) {
+      const double p = x_scale * std::sqrt(x), q = y_scale * std::sqrt(y);
+      const double between = 0.5 * cross * (x_scale * y_scale) * across;
+      if (std::fabs(between - p * q) <= rounding * (p * q))
+        return std::fabs(p - q) <= rounding * (p + q) ? 0.0 : (p - q) * (p - q);
+    }
+    return add(x, y, across);
+  }
+};
+
+}  // namespace cgm_fast

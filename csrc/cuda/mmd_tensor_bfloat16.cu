@@ -1,0 +1,5 @@
+// MMD² on tensor cores, of bfloat16 samples.
+#include "cuda/mmd_tensor_launch.cuh"
+
+template void cgm_fast::cuda::on_tensor_cores_of<cgm_fast::cuda::Numbers::bfloat16>(
+    const MmdCall<float>&, const MmdGradient<float>&);

@@ -1,0 +1,181 @@
+"""The reference implementation on devices other than the CPU: kernels launched, nothing awaited.
+
+Tensors of the device "meta" stand for a GPU's: they have no values, so that whatever would have to
+wait for one raises.
+"""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cgm_fast.ops import chunks
+from cgm_fast.ops.cgm_step import reference as cgm_step
+from cgm_fast.ops.mmd import reference as mmd
+from cgm_fast.ops.prototype_margin import reference as prototype_margin
+
+N = 16384
+GPU = torch.device("cuda", 0)
+
+# What waits for the device: values as numbers, sizes that depend on values.
+WAITS = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2",
+    "repeat_interleave", "bincount", "to_the_host_or_back",
+}  # fmt: skip
+# Views and allocations, which launch no kernel.
+FREE = {
+    "view", "expand", "slice", "select", "unsqueeze", "squeeze", "transpose", "diagonal", "detach",
+    "t", "split_with_sizes", "split", "alias", "permute", "_unsafe_view", "as_strided", "unbind",
+    "empty", "empty_like", "new_empty", "promote_types",
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations by name, and the copies that change the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        out = func(*args, **(kwargs or {}))
+        if name == "_to_copy" and out.device != args[0].device:
+            name = "to_the_host_or_back"
+        self.counts[name] += 1
+        return out
+
+    @property
+    def kernels(self):
+        return sum(count for name, count in self.counts.items() if name not in FREE)
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch):
+    """Sets a GPU's memory, in bytes; all chunks are then cut as on that GPU."""
+
+    def set_to(size):
+        properties = SimpleNamespace(total_memory=size)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        chunks._budget.cache_clear()
+
+    def on_gpu(device, bytes_per_pair):
+        return chunks.pairs_per_chunk(GPU, bytes_per_pair)
+
+    for module in (mmd, prototype_margin):
+        monkeypatch.setattr(module, "pairs_per_chunk", on_gpu)
+    set_to(80 << 30)
+    yield set_to
+    chunks._budget.cache_clear()
+
+
+def new(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def mmd_arguments(n, *, weights=False, variance=False):
+    # As the op takes them: weights, cross, variance, variances, kernel weights, scales.
+    of_rows = (new(n), new(n), new()) if weights else (None, None, None)
+    h = (new(2), [], [0.5, 0.5]) if variance else (None, [10.0], [1.0])
+    return (new(n, 10), new(n, 10), *of_rows, *h, 1.0 / n, 1.0 / n, 1.0)
+
+
+def launches(function, *arguments):
+    with Launches() as mode:
+        function(*arguments)
+    return mode
+
+
+def test_a_large_mmd_takes_few_launches_on_a_gpu(gpu_memory):
+    # With chunks for a CPU's cache it took 184,000.
+    forward = launches(mmd.mmd_fwd, *mmd_arguments(N), 0, 2 * N, False, False)
+    assert forward.kernels < 4000
+    tangent = (new(2 * N, 10), None, None)
+    backward = launches(mmd.mmd_bwd, *mmd_arguments(N), 0, 2 * N, False, False, *tangent)
+    assert backward.kernels < 16_000
+
+
+def test_a_chunk_of_the_mmd_takes_forty_launches(gpu_memory):
+    counts = []
+    for n in (N, 2 * N):
+        mode = launches(mmd.mmd_fwd, *mmd_arguments(n), 0, 2 * n, False, False)
+        counts.append((mode.kernels, mode.counts["baddbmm_"]))
+    (some, chunks_of_some), (more, chunks_of_more) = counts
+    assert (more - some) / (chunks_of_more - chunks_of_some) <= 40
+
+
+CALLS = {
+    "mmd_fwd": lambda: (mmd.mmd_fwd, *mmd_arguments(1000), 0, 2000, False, False),
+    "mmd_fwd_of_all": lambda: (
+        mmd.mmd_fwd, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
+    ),
+    "mmd_bwd": lambda: (
+        mmd.mmd_bwd, *mmd_arguments(1000), 0, 2000, False, False, new(2000, 10), None, None,
+    ),
+    "mmd_bwd_of_all": lambda: (
+        mmd.mmd_bwd, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
+        new(2000, 10), new(2000), new(3),
+    ),
+    "prototype_margin_fwd": lambda: (
+        prototype_margin.prototype_margin_fwd, new(1000, 10), new(100, 10), None, 1.0, 1.0, 0.01,
+        True, True,
+    ),
+    "prototype_margin_fwd_labels": lambda: (
+        prototype_margin.prototype_margin_fwd, new(1000, 10), new(100, 10),
+        new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, True, True,
+    ),
+    "prototype_margin_bwd": lambda: (
+        prototype_margin.prototype_margin_bwd, new(1000, 10), new(100, 10),
+        new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, new(1000, 10), new(100, 10),
+    ),
+    "cgm_step_fwd": lambda: (
+        cgm_step.cgm_step_fwd, new(100, 10), new(10, 10), None, new(2, 100, 10), 0.1, 0.1, 1000.0,
+        1.0, 1.0, 1.0, [10.0], [1.0], False, True, True,
+    ),
+    "cgm_step_bwd": lambda: (
+        cgm_step.cgm_step_bwd, new(100, 10), new(10, 10), new(100, dtype=torch.int64),
+        new(2, 100, 10), 0.1, 0.1, 1000.0, 1.0, 1.0, 1.0, [10.0], [1.0], False,
+        new(100, 10), new(10, 10),
+    ),
+}  # fmt: skip
+
+
+def refuse(*args, **kwargs):
+    raise AssertionError("numbers from the host become a tensor, which waits for the device")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_waits_for_the_device(call, gpu_memory, monkeypatch):
+    function, *arguments = CALLS[call]()
+    for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
+        monkeypatch.setattr(owner, name, refuse)
+    mode = launches(function, *arguments)
+    assert mode.counts.keys() & WAITS == set()
+    assert mode.kernels > 10
+
+
+def test_what_waits_would_be_seen():
+    with Launches() as mode:
+        torch.ones(2).nonzero()
+        torch.ones(2).to("meta")
+        torch.ones(()).item()
+    assert mode.counts.keys() & WAITS == {"nonzero", "to_the_host_or_back", "_local_scalar_dense"}
+
+
+@pytest.mark.parametrize("size", [1 << 30, 24 << 30, 192 << 30])
+def test_chunks_take_a_modest_share_of_a_gpus_memory(size, gpu_memory):
+    gpu_memory(size)
+    held = 40 * chunks.pairs_per_chunk(GPU, 40)
+    assert 32 << 20 < held <= 1 << 30
+    assert held <= max(size // 64, 64 << 20)
+
+
+def test_chunks_stay_in_a_cpus_cache():
+    assert chunks.pairs_per_chunk(torch.device("cpu"), 40) == 1 << 18
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "meta"])
+def test_other_devices_get_a_fixed_share(kind):
+    assert 1 << 20 < chunks.pairs_per_chunk(torch.device(kind), 40) < 1 << 26
