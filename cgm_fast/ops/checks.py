@@ -63,7 +63,7 @@ def check_all_finite(name: str, value: Tensor) -> None:
     if not finite.is_meta and not bool(finite.all()):
         count = int((~finite).sum())
         raise ValueError(
-            f"{name} must be finite, got {count} NaN or infinite of {value.numel()} values"
+            f"{name} must be finite, got {count} NaN or infinite of {finite.numel()} values"
         )
 
 
