@@ -1,7 +1,7 @@
-.PHONY: install lint format test test-all matrix bench gpu sanitize-gpu tiles native sanitize instructions clean
+.PHONY: install lint format test test-all matrix bench gpu gpu-pack gpu-collect tiles native sanitize instructions clean
 
-SOURCES := $(shell find csrc tests/native tests/emulation -name '*.h' -o -name '*.cpp' \
-  -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc tests/native tests/emulation tests/standin tools/gpu -name '*.h' -o -name '*.cpp' \
+  -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
 install:  ## editable, with everything a developer needs
 	pip install -e ".[dev]"

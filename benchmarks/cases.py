@@ -27,6 +27,10 @@ SAMPLED_ROWS = 8192
 """Rows of each sample that it takes then."""
 
 
+BANDWIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Of the op with several, in units of sqrt(d)."""
+
+
 class MMDShape(NamedTuple):
     """Two samples [n, d]."""
 
@@ -85,12 +89,17 @@ def block_rows(columns: int, device: torch.device) -> int:
     return max(1, size // (8 * columns))
 
 
-def mmd_oracle(x: Tensor, y: Tensor) -> Oracle:
+def mmd_oracle(x: Tensor, y: Tensor, bandwidths: tuple[float, ...] = (1.0,)) -> Oracle:
     """Eq. 5 with the kernel of eq. 7, biased; on the device where x and y are.
 
     Of more than FULL_PAIRS pairs only a random part, see `sampled_mmd_oracle`.
+
+    Args:
+        x: [n, d].
+        y: [m, d].
+        bandwidths: In units of sqrt(d); their kernels' mean is taken.
     """
-    if (len(x) + len(y)) ** 2 > FULL_PAIRS:
+    if (len(x) + len(y)) ** 2 > FULL_PAIRS and bandwidths == (1.0,):
         return sampled_mmd_oracle(x, y, SAMPLED_ROWS)
     x, y = (value.detach().double().requires_grad_() for value in (x, y))
     n, m, d = len(x), len(y), x.shape[1]
@@ -100,7 +109,8 @@ def mmd_oracle(x: Tensor, y: Tensor) -> Oracle:
             # By products: in float64 and this near the origin they lose nothing that matters.
             squares = rows.square().sum(1, keepdim=True) + b.square().sum(1)
             distance = (squares - 2 * rows @ b.T).clamp_min(0)
-            block = c * (distance / (-2 * d)).exp().sum()
+            kernels = [(distance / (-2 * d * unit**2)).exp().sum() for unit in bandwidths]
+            block = c * torch.stack(kernels).mean()
             block.backward(retain_graph=True)
             loss += float(block.detach())
             magnitude += abs(c) * rows.shape[0] * len(b) - abs(float(block.detach()))
@@ -199,6 +209,12 @@ def mmd_case(shape: MMDShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
 
 
 @functools.lru_cache(maxsize=1)
+def mmd_bandwidths_case(shape: MMDShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
+    x, y = samples(shape.n, shape.n, shape.d, device=device)
+    return (x, y), mmd_oracle(x, y, BANDWIDTHS)
+
+
+@functools.lru_cache(maxsize=1)
 def prototype_margin_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
     r, g = clear_prototypes(*shape, device=device)
     return (r, g), margin_oracle(r, g)
@@ -206,7 +222,24 @@ def prototype_margin_case(shape: PrototypeShape, device: str) -> tuple[tuple[Ten
 
 @functools.lru_cache(maxsize=1)
 def cgm_step_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
+    return of_step(shape, device, *clear_prototypes(*shape))
+
+
+@functools.lru_cache(maxsize=1)
+def collapsed_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
+    """A step whose samples all have the same nearest prototype, as an untrained encoder's have."""
     r, g = clear_prototypes(*shape)
+    first = (r.double()[:, None] - g.double()).square().sum(2).argmin(1) == 0
+    away = g.clone()
+    away[1:] += 10.0  # beyond the margin of all samples
+    assert first.any()
+    return of_step(shape, device, r[first][torch.arange(len(r)) % int(first.sum())], away)
+
+
+def of_step(
+    shape: PrototypeShape, device: str, r: Tensor, g: Tensor
+) -> tuple[tuple[Tensor, ...], Oracle]:
+    """A step's inputs on the device, with its noise, and what it gives in float64."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn((2, shape.b, shape.d), generator=generator)
     leaves = [value.double().requires_grad_() for value in (r, g)]
@@ -243,8 +276,10 @@ MMD = Op(
     gpu_shapes=tuple(
         MMDShape(*shape)
         for shape in (
-            (16384, 2), (16384, 64), (16384, 300), (65536, 2), (65536, 10), (65536, 64),
-            (131072, 2), (131072, 10), (131072, 64),
+            (64, 64), (256, 64), (1024, 65), (1024, 300), (1024, 768), (1024, 2048), (10000, 10),
+            (10000, 64), (16384, 2), (16384, 16), (16384, 64), (16384, 65), (16384, 300),
+            (16384, 768), (16384, 2048), (65536, 2), (65536, 10), (65536, 64),
+            (65536, 300), (131072, 2), (131072, 10), (131072, 64),
         )
     ),
     gpu_last=(MMDShape(10**6, 10),),
@@ -274,4 +309,21 @@ CGM_STEP = Op(
         for shape in ((64, 10, 2), (64, 10, 10), (100, 10, 300), (256, 100, 600))
     ),
     cgm_step_case,
+    gpu_shapes=tuple(
+        PrototypeShape(*shape)
+        for shape in ((256, 10, 10), (1024, 10, 10), (1024, 100, 10), (1024, 10, 64))
+    ),
+)
+MMD_BANDWIDTHS = Op(
+    "mmd_bandwidths",
+    floors.mmd_bandwidths(len(BANDWIDTHS)),
+    (MMDShape(256, 10), MMDShape(1024, 64)),
+    mmd_bandwidths_case,
+    gpu_shapes=(MMDShape(4096, 10), MMDShape(16384, 10), MMDShape(16384, 64)),
+)
+CGM_STEP_COLLAPSED = CGM_STEP._replace(
+    name="cgm_step_collapsed",
+    shapes=(PrototypeShape(64, 10, 10),),
+    case=collapsed_case,
+    gpu_shapes=(PrototypeShape(256, 10, 10), PrototypeShape(1024, 10, 10)),
 )

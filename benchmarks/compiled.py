@@ -50,12 +50,12 @@ RECORDED = (
 F16, F32, F64 = torch.float16, torch.float32, torch.float64
 TYPES = {F16: "fp16", torch.bfloat16: "bf16", F32: "fp32", F64: "fp64"}
 INTEGERS = {"labels": "i64", "assignment": "i64", "own": "i32", "within": "i32", "counter": "i32"}
-DOUBLES = {"p_sums", "partials", "losses"}
+DOUBLES = {"p_sums", "partials", "losses", "coefficients"}
 COUNTS = {
     "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "total_rows", "features", "span", "splits",
-    "x_splits", "scales", "variance_item", "first_block", "some_blocks", "row_begin", "row_end",
-    "row_blocks", "blocks", "parts", "largest_parts", "chunks", "x_item", "x_row", "x_feature",
-    "y_item", "y_row", "y_feature",
+    "x_splits", "scales", "variance_item", "coefficients_item", "first_block", "some_blocks",
+    "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
+    "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
 }  # fmt: skip
 
@@ -101,7 +101,7 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
         if key.kernel == "mmd_fwd":
             visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
             visit |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts, "FAR": held.far}
-            visit["LARGEST"] = 1
+            visit |= {"LARGEST": 1, "NEAR_FROM": mmd.NEAR_FROM}
             for several, with_p in ((False, False), (True, False), (True, True)):
                 name = "mmd_fwd_kernel" + several * ", bandwidths" + with_p * ", trained"
                 constants = {**visit, "SEVERAL": several, "WITH_P": with_p}
@@ -152,6 +152,7 @@ def step_variants(held: launch.Numbers) -> Iterator[Variant]:
     assign |= {"SIGMA": step.SIGMA, "PRIOR_SIGMA": step.PRIOR_SIGMA, "MARGIN": step.MARGIN}
     yield Variant("cgm_assign_kernel", step.cgm_assign_kernel, assign, blocks, held)
     finish = {**tile, "PARTS": held.parts, "BLOCKS": 64, "OF_PRIOR": True}
+    finish["KERNEL_WEIGHTS"] = mmd.KERNEL_WEIGHTS
     finish["PRECISION"] = "ieee" if held.precision == "ieee" else "tf32x3"
     finish |= {"MMD_WEIGHT": step.MMD_WEIGHT, "MARGIN_WEIGHT": step.MARGIN_WEIGHT}
     yield Variant("cgm_finish_kernel", step.cgm_finish_kernel, finish, blocks, held)

@@ -8,6 +8,7 @@ documents, the number of its multiprocessors and its highest clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -41,6 +42,16 @@ def mmd(n: int, d: int) -> Work:
     """The full matrix of n + n rows: a distance and a share of the gradient for each pair."""
     pairs = (2 * n) ** 2
     return Work(2 * d * pairs, pairs, 2 * 4 * (2 * n * d))
+
+
+def mmd_bandwidths(count: int) -> Callable[[int, int], Work]:
+    """The same with the mean of several kernels: an exponential for each of them."""
+
+    def work(n: int, d: int) -> Work:
+        one = mmd(n, d)
+        return one._replace(exponentials=count * one.exponentials)
+
+    return work
 
 
 def mmd_each_pair_once(n: int, d: int) -> Work:

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from benchmarks import gpu, measure
-from benchmarks.cases import CGM_STEP, MMD, PROTOTYPE_MARGIN, shape_id
+from benchmarks.cases import (
+    CGM_STEP,
+    CGM_STEP_COLLAPSED,
+    MMD,
+    MMD_BANDWIDTHS,
+    PROTOTYPE_MARGIN,
+    shape_id,
+)
 from benchmarks.machine import DEVICES
 from benchmarks.peers import cgm_step, mmd, prototype_margin
 from cgm_fast.testing import GRADIENT_TOLERANCE, LOSS_TOLERANCE, relative_l2
@@ -19,10 +26,13 @@ from cgm_fast.testing import GRADIENT_TOLERANCE, LOSS_TOLERANCE, relative_l2
 OUR_TOLERANCE = {"loss": LOSS_TOLERANCE, "gradient": GRADIENT_TOLERANCE}
 # Ours where tf32 is allowed, as the ops' READMEs say; a step has both terms.
 MARGIN_TF32_TOLERANCE = {"loss": 1e-3, "gradient": 1e-2}
+MMD_TF32_TOLERANCE = {"loss": 2e-5, "gradient": 5e-4}
 OUR_TF32_TOLERANCE = {
-    MMD.name: {"loss": 2e-5, "gradient": 5e-4},
+    MMD.name: MMD_TF32_TOLERANCE,
+    MMD_BANDWIDTHS.name: MMD_TF32_TOLERANCE,
     PROTOTYPE_MARGIN.name: MARGIN_TF32_TOLERANCE,
     CGM_STEP.name: MARGIN_TF32_TOLERANCE,
+    CGM_STEP_COLLAPSED.name: MARGIN_TF32_TOLERANCE,
 }
 # Other people's packages make other promises: what they reach is measured, garbage is refused.
 PEER_TOLERANCE = {"loss": 1e-3, "gradient": 1e-2}
@@ -189,3 +199,13 @@ def test_prototype_margin(benchmark, limits, budget, shape, peer, device):
 @pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_STEP, cgm_step.PEERS))
 def test_cgm_step(benchmark, limits, budget, shape, peer, device):
     run_as(peer, benchmark, limits, budget, CGM_STEP, shape, peer, device)
+
+
+@pytest.mark.parametrize(("shape", "peer", "device"), cases(MMD_BANDWIDTHS, mmd.BANDWIDTHS_PEERS))
+def test_mmd_bandwidths(benchmark, limits, budget, shape, peer, device):
+    run_as(peer, benchmark, limits, budget, MMD_BANDWIDTHS, shape, peer, device)
+
+
+@pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_STEP_COLLAPSED, cgm_step.PEERS))
+def test_cgm_step_collapsed(benchmark, limits, budget, shape, peer, device):
+    run_as(peer, benchmark, limits, budget, CGM_STEP_COLLAPSED, shape, peer, device)

@@ -37,7 +37,8 @@ from cgm_fast.experiments.catalogue import Experiment, run_experiment
 from cgm_fast.experiments.study import StoppedError
 from cgm_fast.extras import MissingExtraError, installed_version, require
 from cgm_fast.files import RunError
-from cgm_fast.training.config import ConfigError, TrainConfig, check_path
+from cgm_fast.training.config import ConfigError, TrainConfig
+from cgm_fast.training.limits import check_path
 from cgm_fast.training.signals import BROKEN_PIPE
 from cgm_fast.training.trainer import NonFiniteError
 from cgm_fast.training.workers import read_group

@@ -18,7 +18,8 @@ from cgm_fast.evaluation.denoising import denoise, psnr
 from cgm_fast.experiments import run as experiments
 from cgm_fast.files import write_whole
 from cgm_fast.training import runs
-from cgm_fast.training.config import MAX_SEED, check_range
+from cgm_fast.training.config import MAX_SEED
+from cgm_fast.training.limits import check_range
 from cgm_fast.training.workers import pick_device
 
 

@@ -18,7 +18,8 @@ def prepare_streams() -> None:
     """Print what an encoding lacks (ASCII, cp1252) as question marks, rather than raise."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            with suppress(OSError, ValueError):  # closed, or not what it was when it was opened
+                stream.reconfigure(errors="replace")
 
 
 def say(text: str) -> None:

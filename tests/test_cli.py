@@ -19,6 +19,9 @@ from tiny import arguments, checkpoint, listed
 
 from cgm_fast import cli
 from cgm_fast.cli import COMMANDS, main
+from cgm_fast.cli_output import PlainProgress
+from cgm_fast.data import load
+from cgm_fast.models import LatentModel
 
 
 def _picture(path):
@@ -111,6 +114,50 @@ def test_unreadable_options_exit_with_two(capsys, words):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("word", "meant"), [("trian", "train"), ("evalute", "evaluate")])
+def test_a_command_that_is_nearly_one(capsys, word, meant):
+    with pytest.raises(SystemExit) as left:
+        main([word])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"cgm-fast: no command '{word}'; did you mean {meant}? There are train, "
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["--descriptor", "lerned"], ["--epohcs", "3"], ["--epochs", "x"]]
+)
+def test_errors_fit_a_narrow_terminal(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit):
+        main(["train", *words])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 40
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"cgm-fast \d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_what_was_given_is_known_whatever_its_value():
+    words = ["train", "--seed=0", "--data_root", "x", "--no-evaluate", "--lr", "1"]
+    assert {"seed", "data_root", "evaluate", "lr"} <= cli._given(words)
+    assert not {"out", "data"} & cli._given(words)
+
+
+def test_resume_knows_an_option_by_its_being_given(tmp_path, capsys):
+    assert main([*arguments(tmp_path, max_steps=2), "--seed", "4"]) == 0
+    words = ["train", "--out", str(tmp_path / "run"), "--resume"]
+    assert main([*words, "--max-steps", "3", "--seed", "4"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--seed", "0"]) == 1  # which is its default
+    assert "seed must stay 4 with resume, got 0" in capsys.readouterr().err
+    assert checkpoint(tmp_path)["step"] == 3
+
+
 # Every command
 
 
@@ -176,6 +223,43 @@ def test_generate_arrays(folder, tmp_path):
     assert np.array_equal(found["mixed"]["images"], found["default"]["images"])
 
 
+def test_many_images_are_generated_in_batches(folder, tmp_path, monkeypatch):
+    generate, sizes = LatentModel.generate, []
+
+    def counted(model, count, **options):
+        sizes.append(count)
+        return generate(model, count, **options)
+
+    monkeypatch.setattr(LatentModel, "generate", counted)
+    out = str(tmp_path / "a.npz")
+    assert main(["generate", str(folder / "run"), "--count", "1300", "--out", out]) == 0
+    assert sizes == [512, 512, 276]
+    with np.load(out) as arrays:
+        assert arrays["images"].shape == (1300, 8, 8, 1)
+        assert arrays["labels"].shape == (1300,)
+        assert len(np.unique(arrays["images"].reshape(1300, -1), axis=0)) > 1200  # none is repeated
+
+
+@pytest.mark.parametrize("words", [["reconstruct", "--count", "1100"], ["denoise"]])
+def test_many_images_are_reconstructed_in_batches(folder, tmp_path, monkeypatch, words):
+    reconstruct, sizes = LatentModel.reconstruct, []
+
+    def counted(model, x, *given, **options):
+        sizes.append(len(x))
+        return reconstruct(model, x, *given, **options)
+
+    def many(*_):
+        data = load(str(folder / "tiny.npz"))
+        return dataclasses.replace(data, test=data.test.repeat(300, 1, 1, 1))
+
+    monkeypatch.setattr(LatentModel, "reconstruct", counted)
+    monkeypatch.setattr("cgm_fast.experiments.run.load_run_data", many)
+    out = str(tmp_path / "a.png")
+    assert main([words[0], str(folder / "run"), *words[1:], "--out", out]) == 0
+    assert max(sizes) <= 512
+    assert sum(sizes) == (1100 if words[0] == "reconstruct" else 1000)
+
+
 @pytest.mark.parametrize("count", [3, 14, 50])
 def test_reconstruct(folder, tmp_path, count):
     out = tmp_path / "a.png"
@@ -238,6 +322,22 @@ def test_the_installed_program(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == f"cgm-fast: {tmp_path / 'gone'} holds no run: there is no config.json\n"
+
+
+def test_plain_progress_ends_with_the_last_step(capsys):
+    progress = PlainProgress()
+    latest = dict.fromkeys(
+        ("reconstruction", "mmd_weighted", "margin_weighted", "rate_bits", "images_per_second"), 1.0
+    )
+    for step in range(1, 301):
+        progress(step, 300, latest)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 1/300 ")
+    assert lines[-1].startswith("step 300/300 ")
+    assert 20 <= len(lines) <= 22
+    progress = PlainProgress()
+    progress(7, 7, latest)
+    assert capsys.readouterr().err.startswith("step 7/7 ")
 
 
 def test_progress_on_a_terminal(tmp_path, capsys, monkeypatch):

@@ -1,10 +1,13 @@
+import errno
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cgm_fast.extras import MissingExtraError
-from cgm_fast.figures import PIXELS, image_grid, save_grid, save_latents
+from cgm_fast.figures import PIXELS, image_grid, plain, save_grid, save_latents
+from cgm_fast.files import RunError
 
 
 def _open(path):
@@ -77,3 +80,54 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     ):
         save_grid(tmp_path / "a.png", torch.rand(1, 1, 8, 8), 1)
     assert not (tmp_path / "a.png").exists()
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    """A pair of dollars is mathematics to matplotlib; bytes of file names need not be text."""
+    names = ("$5 to $10", "$\\frac{$", "caf\udce9")
+    r, g = torch.randn(9, 2), torch.randn(3, 2)
+    save_latents(tmp_path / "a.png", r, g, torch.arange(9) % 3, names, "from $1 to $2_{")
+    save_grid(tmp_path / "b.png", torch.rand(3, 1, 8, 8), 1, row_labels=names, title="$a_ $")
+    assert _open(tmp_path / "a.png").shape == (572, 704, 3)
+    assert plain("$5 to $10") == r"\$5 to \$10"
+
+
+def test_a_picture_is_there_whole_or_the_old_one_is(tmp_path, monkeypatch):
+    images = torch.rand(1, 1, 8, 8)
+    save_grid(tmp_path / "a.png", images, 1)
+    before = (tmp_path / "a.png").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=r"a\.png could not be written: no space left; the old one"):
+        save_grid(tmp_path / "a.png", 1 - images, 1)
+    with pytest.raises(RunError, match=r"b\.png could not be written"):
+        save_latents(tmp_path / "b.png", torch.randn(4, 2), torch.randn(2, 2), torch.zeros(4).int())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((1, 1, 8, 8), torch.nan), "was not drawn: its images hold NaN or infinity"),
+        (torch.zeros(20_000, 1, 8, 8), "20000 images would be .* pixels.*: ask for fewer images"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn(tmp_path, images, message):
+    with pytest.raises(RunError, match=message):
+        save_grid(tmp_path / "a.png", images, 10)
+    assert not any(tmp_path.iterdir())
+
+
+def test_codes_without_a_label(tmp_path):
+    save_latents(
+        tmp_path / "a.png",
+        torch.randn(9, 2),
+        torch.randn(2, 2),
+        torch.arange(9) % 3 - 1,
+        ("a", "b"),
+    )
+    assert _open(tmp_path / "a.png").shape == (572, 704, 3)

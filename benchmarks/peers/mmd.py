@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cgm_fast
+from benchmarks.cases import BANDWIDTHS
 from benchmarks.peers import (
     Peer,
     Planned,
@@ -233,4 +234,35 @@ PEERS = (
         compiles=True,
     ),
     Peer("jax", jax_jit, needs=("jax",), devices=("cpu",), stores_pairs=True),
+)
+
+
+# Several bandwidths
+
+
+def eager_bandwidths(x: Tensor, y: Tensor) -> tuple[Tensor, None]:
+    """What one writes: the eager form with the mean of a kernel for each bandwidth."""
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
+        distance = squares - 2 * a @ b.T
+        kernels = [(distance / (-2 * x.shape[1] * unit**2)).exp().mean() for unit in BANDWIDTHS]
+        return torch.stack(kernels).mean()
+
+    return mean_kernel(x, x) - 2 * mean_kernel(x, y) + mean_kernel(y, y), None
+
+
+def our_bandwidths(backend: str, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
+    """This package, in one pass over the pairs."""
+    sigma = [unit * math.sqrt(x.shape[1]) for unit in BANDWIDTHS]
+    return cgm_fast.mmd(x, y, bandwidth=sigma, backend=backend), None
+
+
+EAGER_BANDWIDTHS = Peer("eager", with_gradients(eager_bandwidths), stores_pairs=True)
+
+BANDWIDTHS_PEERS = (
+    *our_peers(our_bandwidths),
+    EAGER_BANDWIDTHS,
+    at_high(EAGER_BANDWIDTHS),
+    Peer("compile", compiled(eager_bandwidths), compiles=True, stores_pairs=True),
 )

@@ -103,7 +103,7 @@ def list_images(path: Path) -> Listing:
             empty.append(folder.name)
     left_out: tuple[str, ...] = ()
     if others:
-        left_out = (f"{path}: {_kinds(others)} are not read",)
+        left_out = (f"{path}: not read: {_kinds(others)}",)
     if not files and beside:
         return Listing(path, beside, None, (), left_out)
     if not files or empty:
@@ -113,7 +113,7 @@ def list_images(path: Path) -> Listing:
             + f" (files whose names end in {', '.join(SUFFIXES)})"
         )
     if beside:
-        left_out += (f"{path}: {len(beside)} images beside the classes' folders are not read",)
+        left_out += (f"{path}: not read: images beside the classes' folders, {len(beside)}",)
     return Listing(path, files, labels, tuple(folder.name for folder in classes), left_out)
 
 
@@ -181,7 +181,7 @@ def read_folder(
         *listing.left_out,
     ]
     if broken:
-        notes.append(f"{listing.path}: {len(broken)} files are left out; {broken[0]}")
+        notes.append(f"{listing.path}: left out: {len(broken)}, such as: {broken[0]}")
     return Part(images[: len(kept)], labels, listing.names), tuple(notes)
 
 
@@ -241,5 +241,5 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 def _kinds(files: list[Path]) -> str:
     """How many files have which endings."""
-    counts = Counter(file.suffix.lower() or "no ending" for file in files)
-    return some_of([f"{count} files ({ending})" for ending, count in counts.most_common()])
+    counts = Counter(file.suffix.lower() or "without an ending" for file in files)
+    return "files, " + some_of([f"{count} {ending}" for ending, count in counts.most_common()])

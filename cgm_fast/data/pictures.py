@@ -44,13 +44,12 @@ class Seen:
     def notes(self) -> tuple[str, ...]:
         """A line for each thing that was done."""
         lines = {
-            f"{self.transparent} with transparent pixels lie on white": self.transparent,
-            f"{self.turned} are turned as their camera's orientation says": self.turned,
-            f"{self.deep} of 16-bit pixels are scaled from [0, {DEEPEST}]; the highest value is "
-            f"{self.highest}": self.deep,
-            f"{self.frames} have several frames, of which the first is read": self.frames,
+            "images with transparent pixels, put on white": self.transparent,
+            "images turned as their camera's orientation says": self.turned,
+            f"16-bit images, scaled from [0, {DEEPEST}], the highest value being {self.highest}": self.deep,
+            "images of several frames, of which the first is read": self.frames,
         }
-        return tuple(f"images: {line}" for line, count in lines.items() if count)
+        return tuple(f"{line}: {count}" for line, count in lines.items() if count)
 
 
 def read_header(path: Path) -> Header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from torch import Tensor
@@ -77,10 +78,12 @@ def load(
     if path.is_dir():
         return _folder(path, None if test is None else Path(test), image_size, channels,
                        skip_broken)  # fmt: skip
-    known = ", ".join(("digits", *TORCHVISION))
+    known = ("digits", *TORCHVISION)
+    close = difflib.get_close_matches(name, known, 1)
     raise DataError(
-        f"data must be one of {known}, the path of an npz file or of a folder of images; "
-        f"got {name!r}, which is none of these"
+        f"data must be one of {', '.join(known)}, the path of an npz file or of a folder of "
+        f"images; got {name!r}, which is none of these"
+        + (f" (did you mean {close[0]}?)" if close else "")
     )
 
 
@@ -149,7 +152,7 @@ def _folder(
     if test is None:
         train, test, unread = find_splits(path)
         if unread is not None:
-            notes += (f"{unread} is not read",)
+            notes += (f"{path}: not read: {unread.name}",)
     else:
         # A test set may be given as a folder of splits, of which it is the test set's.
         train = find_splits(path).train

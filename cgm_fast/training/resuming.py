@@ -13,9 +13,9 @@ from cgm_fast.training.config import PRESETS, ConfigError, RunConfig, TrainConfi
 # Settings that may be given anew with resume: they change how far and how a run goes, or what is
 # logged and looked at, and not what the weights mean.
 MAY_CHANGE = (
-    "epochs", "max_steps", "lr", "lr_schedule", "clip_grad_norm", "data_root", "skip_broken",
-    "backend",
-    "log_every", "checkpoint_every", "probes", "pictures", "evaluate", "nll_images", "nll_samples",
+    "epochs", "max_steps", "lr", "lr_schedule", "clip_grad_norm", "backend", "data_root",
+    "skip_broken", "log_every", "checkpoint_every", "evaluate", "probes", "pictures", "nll_images",
+    "nll_samples",
 )  # fmt: skip
 # Settings of a call, of which a run's config.json holds none, or an older one.
 OF_CALL = ("out", "resume", "overwrite", "download", "device")
@@ -49,6 +49,8 @@ def differences(
         old, new = getattr(saved, name), getattr(config, name)
         if name in MAY_CHANGE or (name in ("data", "test_data") and old is not None):
             changes[name] = new
+        elif name == "init" and None not in (old, new) and Path(old).name == Path(new).name:
+            continue  # it may have moved, and has been used
         elif old != new:
             raise ConfigError(
                 f"{name} must stay {_option(old)} with resume, got {_option(new)}: leave it out, "

@@ -81,7 +81,7 @@ def test_names_of_splits(tmp_path, train, test):
 def test_validation_images_beside_test_images_are_left_and_named(tmp_path):
     for name in ("train", "valid", "test"):
         write_pictures(tmp_path / name, {"cat": 3, "dog": 2})
-    assert f"{tmp_path / 'valid'} is not read" in load(str(tmp_path)).notes
+    assert f"{tmp_path}: not read: valid" in load(str(tmp_path)).notes
 
 
 def test_splits_without_classes(tmp_path):
@@ -116,7 +116,7 @@ def test_images_without_classes(tmp_path):
     assert data.notes == (
         f"{tmp_path / 'all'}: 10 images without labels, colour, 8 x 8 pixels, the first one's "
         "shorter side",
-        f"{tmp_path / 'all'}: 1 files (.txt) are not read",
+        f"{tmp_path / 'all'}: not read: files, 1 .txt",
     )
 
 
@@ -126,8 +126,8 @@ def test_what_was_read_is_said(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "beside.png")
     assert load(str(tmp_path), image_size=16).notes == (
         f"{tmp_path}: 5 images of 2 classes (cat, dog), grey, 16 x 16 pixels",
-        f"{tmp_path}: 1 files (.heic) are not read",
-        f"{tmp_path}: 1 images beside the classes' folders are not read",
+        f"{tmp_path}: not read: files, 1 .heic",
+        f"{tmp_path}: not read: images beside the classes' folders, 1",
     )
 
 
@@ -174,7 +174,7 @@ def test_broken_images_are_left_out_on_request(tmp_path):
     data = load(str(tmp_path), skip_broken=True)
     assert len(data.train) + len(data.test) == 8
     assert torch.bincount(torch.cat((data.train_labels, data.test_labels))).tolist() == [5, 3]
-    assert data.notes[1].startswith(f"{tmp_path}: 2 files are left out; {tmp_path / 'cat'}/0.png ")
+    assert data.notes[1].startswith(f"{tmp_path}: left out: 2, such as: {tmp_path / 'cat'}/0.png ")
     for file in tmp_path.rglob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no image that can be read: .*png cannot be read"):

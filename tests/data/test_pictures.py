@@ -35,15 +35,13 @@ def test_16_bits_are_scaled_by_their_range(tmp_path, ending):
     assert read(path, 3).shape == (3, 8, 8)
     read(save(tmp_path / f"b.{ending}", DEEP // 16), seen=seen)
     (note,) = seen.notes()
-    assert note == (
-        "images: 2 of 16-bit pixels are scaled from [0, 65535]; the highest value is 65535"
-    )
+    assert note == "16-bit images, scaled from [0, 65535], the highest value being 65535: 2"
 
 
 def test_the_highest_value_tells_12_bits(tmp_path):
     seen = Seen()
     read(save(tmp_path / "a.png", DEEP // 16), seen=seen)
-    assert seen.notes()[0].endswith("the highest value is 4095")
+    assert seen.notes()[0].endswith("the highest value being 4095: 1")
 
 
 def test_floats_between_0_and_1(tmp_path):
@@ -111,7 +109,7 @@ def test_transparent_pixels_lie_on_white(tmp_path, mode):
         found = read(path, channels, seen=seen)
         assert found[:, 0, 0].tolist() == [expected[0]] * channels
         assert found[:, 7, 7].tolist() == [expected[1]] * channels
-    assert seen.notes() == ("images: 2 with transparent pixels lie on white",)
+    assert seen.notes() == ("images with transparent pixels, put on white: 2",)
 
 
 def test_nothing_is_said_of_opaque_images(tmp_path):
@@ -171,7 +169,7 @@ def test_the_first_of_several_frames(tmp_path):
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     seen = Seen()
     assert read(tmp_path / "a.tif", seen=seen).unique().tolist() == [10]
-    assert seen.notes() == ("images: 1 have several frames, of which the first is read",)
+    assert seen.notes() == ("images of several frames, of which the first is read: 1",)
 
 
 @pytest.mark.parametrize("function", [read_header, read])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from dataclasses import fields
@@ -8,6 +9,7 @@ from tiny import CLASSES, linear_model, pixels
 
 from cgm_fast.data import ImageData
 from cgm_fast.evaluation import report as report_module
+from cgm_fast.evaluation.clustering import clustering_scores
 from cgm_fast.evaluation.codes import encode_images
 from cgm_fast.evaluation.report import evaluate
 from cgm_fast.models import FullMixturePrior, MixturePrior
@@ -155,3 +157,19 @@ def test_one_class_leaves_nothing_to_probe():
     report = _evaluate(data=_data(classes=1))
     assert "probe_error" not in report
     assert 0 < report["clustering"]["accuracy"] <= 1
+
+
+def test_images_without_a_label_are_left_out_where_labels_count():
+    data, model = _data(), linear_model()
+    some = dataclasses.replace(
+        data,
+        train_labels=data.train_labels.where(torch.arange(40) % 4 > 0, -1),
+        test_labels=data.test_labels.where(torch.arange(20) % 5 > 0, -1),
+    )
+    report = _evaluate(model, some, supervised=True)
+    kept = some.test_labels >= 0
+    found = model.assign(model.encode(some.test.float() / 255))[kept]
+    wrong = (found != some.test_labels[kept]).float().mean().item()
+    assert report["nearest_prototype_error"] == pytest.approx(wrong)
+    assert report["clustering"] == clustering_scores(found, some.test_labels[kept])
+    assert 0 <= report["probe_error"]["linear_r"] <= 1

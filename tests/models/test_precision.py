@@ -150,6 +150,19 @@ def test_the_default_device_is_not_asked(kind):
         assert value.device.type == "cpu"
 
 
+@pytest.mark.parametrize("labels", [None, LABELS])
+@pytest.mark.parametrize("kind", MODELS)
+def test_shapes_without_content(kind, labels):
+    """On the device "meta", as tools that count memory or plan a model over devices use it."""
+    model, x = MODELS[kind]().to("meta"), X.to("meta")
+    out = model.train()(x, None if labels is None else labels.to("meta"))
+    out.loss.backward()
+    expected = MODELS[kind]().train()(X, labels)
+    for found, real in zip(out, expected, strict=True):
+        assert (found.device.type, found.shape, found.dtype) == ("meta", real.shape, real.dtype)
+    assert all(p.grad is None or p.grad.device.type == "meta" for p in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_running_means_are_not_lost_to_rounding(dtype):
     """By hundredths they reach their values, as they do in float32."""

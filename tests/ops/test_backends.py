@@ -1,12 +1,16 @@
 """Which implementation a call gets: chosen, asked for, absent; and what is said about it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import cgm_fast
 from cgm_fast.ops import backends
+from cgm_fast.ops.cuda_launch import EMULATION
 
 OPS = {
     "mmd": lambda r, g, **how: cgm_fast.mmd(r, g, **how),
@@ -140,3 +144,52 @@ def test_an_interpreter_that_this_numpy_breaks(triton, numpy, runs, monkeypatch)
     assert (reason is None) == runs
     if not runs:
         assert f"Triton {triton} cannot run with numpy {numpy}; pip install 'numpy<2.4'" in reason
+
+
+FIRST_CALL = """
+import sys
+import torch
+
+def refuse(*args, **how):
+    raise AssertionError("a GPU was asked about")
+
+for name in ("is_available", "device_count", "get_device_capability", "init", "_lazy_init"):
+    setattr(torch.cuda, name, refuse)
+import cgm_fast
+
+x, y = torch.randn(33, 5, requires_grad=True), torch.randn(31, 5)
+cgm_fast.mmd(x, y).backward()
+cgm_fast.prototype_margin(x, y).loss.backward()
+cgm_fast.cgm_loss(x, y).loss.backward()
+cgm_fast.mmd(x, y, backend="reference").backward()
+assert "triton" not in sys.modules
+"""
+
+
+def test_a_call_on_the_cpu_asks_no_gpu_and_imports_no_triton():
+    # Once CUDA has started, a process cannot fork.
+    plain = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", EMULATION)}
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, env=plain
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_of_unlike_gpus_each_is_asked_for_itself(name, pretend, monkeypatch):
+    pretend(name, None)
+    capability = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capability[torch.device(device).index]
+    )
+    monkeypatch.setattr(torch.version, "hip", None)
+    changed = dataclasses.replace(backends.BACKENDS[name], on_request=())
+    monkeypatch.setitem(backends.BACKENDS, name, changed)
+    for other in {"cuda", "triton"} - {name}:
+        pretend(other)
+    new, old = torch.device("cuda:0"), torch.device("cuda:1")
+    assert backends.choose(name, new) == backends.choose("auto", new) == name
+    assert backends.choose("auto", old) == "reference"
+    message = f"backend='{name}' cannot run here: cuda:1 has compute capability 7.5, and 8.0"
+    with pytest.raises(RuntimeError, match=message):
+        backends.choose(name, old)

@@ -192,8 +192,9 @@ def test_a_run_that_is_told_to_end_takes_its_stage_along(tmp_path):
     """As the whole run is, when a machine's time is over."""
     started = tmp_path / "started"
     fake = tmp_path / "python"
-    fake.write_text(f"#!/bin/sh\ntrap '' INT\necho $$ >{started}.part\nmv {started}.part {started}\n"
-                    "echo begun\nsleep 300\n")  # fmt: skip
+    lines = ("#!/bin/sh", "trap '' INT", f"echo $$ >{started}.part", f"mv {started}.part {started}",
+             "echo begun", "sleep 300", "")  # fmt: skip
+    fake.write_text("\n".join(lines))
     fake.chmod(0o755)
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -208,3 +209,52 @@ def test_a_run_that_is_told_to_end_takes_its_stage_along(tmp_path):
     assert process.wait(20) != 0
     assert not members(int(started.read_text()))
     assert "begun" in (out / "log.txt").read_text()
+
+
+# Collects for each expression what pytest would if there were a GPU.
+AS_IF = """
+import contextlib, io, json, sys
+import pytest
+from benchmarks import machine
+machine.DEVICES = ("cpu", "cuda")
+found = {}
+for name, words in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = pytest.main([*words, "--collect-only"])
+    lines = [line.rpartition("::")[2] for line in out.getvalue().splitlines() if "::" in line]
+    found[name] = lines if status == 0 else out.getvalue()
+print(json.dumps(found))
+"""
+
+
+def test_every_stage_of_benchmarks_measures_something_and_no_case_twice(tools, tmp_path):
+    plan = tools("stages").plan(
+        out=tmp_path, kit=tmp_path, site=tmp_path, python=sys.executable, device="cuda", commit=None
+    )
+    commands = {
+        stage.name: stage.command[stage.command.index("pytest") + 1 :]
+        for stage in plan
+        if stage.name.startswith("bench")
+    }
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", AS_IF, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    every = [case for cases in found.values() for case in cases]
+    assert len(every) == len(set(every)), sorted({c for c in every if every.count(c) > 1})
+    for name, cases in found.items():
+        assert 5 <= len(cases) <= 120, (name, len(cases), cases)
+        assert not [case for case in cases if "cpu" in case]
+    for case in (
+        "test_mmd[n64-d10-cuda-cuda]", "test_mmd[n10000-d10-triton-cuda]",
+        "test_mmd[n65536-d300-cuda-cuda]",
+        "test_mmd[n16384-d2048-cuda-cuda]", "test_mmd[n65536-d64-cuda-cuda]",
+        "test_mmd[n16384-d64-compile-cuda]", "test_mmd[n1024-d768-eager-cuda]",
+        "test_mmd[n4096-d10-reference-cuda]", "test_mmd[n16384-d10-sdpa-cuda]",
+        "test_mmd_bandwidths[n16384-d64-cuda-cuda]", "test_cgm_step[b1024-k10-d10-cuda-cuda]",
+        "test_cgm_step_collapsed[b64-k10-d10-triton-cuda]", "test_train_step[cuda-graph-cuda]",
+        "test_prototype_margin[b16384-k1000-d64-flash-kmeans-cuda]",
+        "test_prototype_margin[b65536-k100-d10-cuda-cuda]", "test_train_step[cuda-compile-cuda]",
+    ):  # fmt: skip
+        assert case in every

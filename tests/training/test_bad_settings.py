@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny import run, settings, write_npz
+from tiny import pixels, run, settings, write_npz
 
 from cgm_fast.data import DataError
 from cgm_fast.experiments.run import train
@@ -64,6 +64,15 @@ BAD = [
     ({"device": "tpu"}, "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
     ({"device": "cuda:77"}, "device 'cuda:77' is not available here"),
     ({"device": "cpu:1"}, "device 'cpu:1' is not available here"),
+    ({"sigma2": 1e-320}, r"sigma2 must lie in what float32 holds, 1.18e-38 to 1.7e\+38, "),
+    ({"margin": 1e308}, r"margin must lie in what float32 holds"),
+    ({"lr": 1e-320}, "lr must lie in what float32 holds"),
+    ({"bandwidth": 1e300}, "bandwidth must lie in what float32 holds"),
+    ({"max_steps": 10**30}, "max_steps must be at most 2147483647, got 10"),
+    ({"latent_dim": 2**63}, "latent_dim must be at most 2147483647"),
+    ({"data": "a\0b"}, r"data must be a path without null characters, got 'a\\x00b'"),
+    ({"out": "a\0b"}, "out must be a path without null characters"),
+    ({"data_root": "a\ud800"}, r"data_root must be a path that the file system can encode, got"),
     ({"evaluate": "yes"}, "evaluate must be true or false, got 'yes'"),
 ]
 
@@ -128,3 +137,22 @@ def test_an_unwritable_folder(tmp_path):
     with pytest.raises(RunError, match="could not be made"):
         train(config)
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_model_that_sees_labels_needs_those_of_test_images_before_it_is_trained(tmp_path):
+    test = write_npz(tmp_path / "test.npz", labels=False)
+    options = {"model": "cvae", "supervised": True, "evaluate": True, "test_data": str(test)}
+    with pytest.raises(ConfigError, match=r"needs labels of the test images too, and 40 of .*test"):
+        run(tmp_path, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_sees_labels_needs_every_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = str(tmp_path / "some.npz")
+    np.savez(data, images=pixels(), labels=np.arange(40) % 4 - 1)
+    with pytest.raises(ConfigError, match=r"a label for each image, and \d of those of .*some"):
+        run(
+            tmp_path, data=data, model="cvae", supervised=True, test_data=str(tmp_path / "tiny.npz")
+        )
+    assert run(tmp_path, data=data, evaluate=True, max_steps=1).evaluation

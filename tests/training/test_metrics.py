@@ -1,4 +1,5 @@
 import csv
+import errno
 import math
 
 import pytest
@@ -7,8 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import linear_model, run
 
 from cgm_fast.evaluation.rate import monte_carlo_rate
+from cgm_fast.files import RunError
 from cgm_fast.training import metrics
 from cgm_fast.training.metrics import COLUMNS, MetricsLog, Window, all_finite
+from cgm_fast.training.states import load_checkpoint
 
 X = torch.linspace(0, 1, 12 * 64).reshape(12, 1, 8, 8)
 
@@ -168,3 +171,13 @@ def test_a_resumed_log_drops_later_and_broken_rows(tmp_path):
 )
 def test_all_finite(values, finite):
     assert all_finite(*(torch.tensor(value) for value in values)) is finite
+
+
+def test_events_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(RunError, match=r"run/events could not be written: no space left$"):
+        run(tmp_path)
+    assert load_checkpoint(tmp_path / "run")["step"] == 0

@@ -1,19 +1,22 @@
 import errno
 import json
 import os
-import pickle
+import re
+import resource
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import listed, run, same
+from safetensors.torch import load_file, save_file
+from tiny import arguments, checkpoint, listed, metrics, run, same
 
 from cgm_fast import files
+from cgm_fast.experiments.run import evaluate_run
 from cgm_fast.files import RunError
 from cgm_fast.training import runs
 from cgm_fast.training.config import ConfigError
 from cgm_fast.training.runs import CONFIG, FILES, METRICS
-from cgm_fast.training.states import CHECKPOINT, FORMAT, MODEL
+from cgm_fast.training.states import CHECKPOINT, MODEL
 
 # Writing
 
@@ -277,50 +280,147 @@ def test_a_model_of_other_settings(tmp_path):
         run(tmp_path, resume=True, latent_dim=4)
 
 
-# Checkpoints
+def test_weights_that_no_training_leaves(tmp_path):
+    """Usage counts of nothing, and NaN: generate would draw pictures of it."""
+    run(tmp_path, max_steps=1)
+    file = tmp_path / "run" / MODEL
+    good = load_file(file)
+    name = next(name for name in good if name.startswith("decoder") and "weight" in name)
+    for key, value, message in (
+        (name, float("nan"), f"model.safetensors holds NaN or infinity in {name}"),
+        ("usage", 0.0, r"shares of categories \(usage\) that are none"),
+        ("usage", float("inf"), "holds NaN or infinity in usage"),
+        ("usage", -1.0, r"shares of categories \(usage\) that are none"),
+    ):
+        save_file({**good, key: torch.full_like(good[key], value)}, file)
+        with pytest.raises(RunError, match=message):
+            runs.load_run(tmp_path / "run")
+    save_file(good, file)  # as written before there was a checksum
+    runs.load_run(tmp_path / "run")
 
 
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
-def _bad_checkpoints(whole, touched):
-    content = torch.load(whole)
-    data = whole.read_bytes()
-    yield "empty", b""
-    yield "garbage", b"garbage" * 99
-    for share in (0.2, 0.7, 0.999):
-        yield f"truncated to {share}", data[: int(share * len(data))]
-    yield "pickled bomb", pickle.dumps({"format": FORMAT, "model": Bomb(touched)})
-    for name, foreign in {
-        "a list": [1, 2],
-        "a foreign dictionary": {"state_dict": {}},
-        "another format": {**content, "format": FORMAT + 1},
-        "a torch bomb": {**content, "model": Bomb(touched)},
-        "no optimizer": {key: value for key, value in content.items() if key != "optimizer"},
-        "no model": {**content, "model": None},
-        "another optimizer": {**content, "optimizer": {"state": {}, "param_groups": []}},
-        "no window": {**content, "window": None},
-        "no random state": {**content, "random": [{}]},
-    }.items():
-        torch.save(foreign, whole.with_name("foreign.pt"))
-        yield name, whole.with_name("foreign.pt").read_bytes()
-
-
-def test_bad_checkpoints(tmp_path):
-    run(tmp_path, max_steps=6)
-    file, touched = tmp_path / "run" / CHECKPOINT, tmp_path / "touched"
+def test_one_flipped_bit_in_the_weights(tmp_path):
+    run(tmp_path, max_steps=1)
+    file = tmp_path / "run" / MODEL
     good = file.read_bytes()
-    (tmp_path / "copy.pt").write_bytes(good)
-    for name, bad in _bad_checkpoints(tmp_path / "copy.pt", str(touched)):
+    before = runs.load_run(tmp_path / "run")[0].state_dict()
+    for position in range(0, len(good), len(good) // 150):
+        bad = bytearray(good)
+        bad[position] ^= 1 << position % 8
         file.write_bytes(bad)
-        with pytest.raises(RunError, match=r"checkpoint\.pt (is|does not|lacks)"):
-            run(tmp_path, resume=True, max_steps=9)
-        assert file.read_bytes() == bad, name
-        assert not touched.exists(), name
-    file.write_bytes(good)
-    assert run(tmp_path, resume=True, max_steps=9).stopped_by is None
+        try:
+            after = runs.load_run(tmp_path / "run")[0].state_dict()
+        except RunError:
+            continue
+        else:  # a space of the header, say
+            assert same(dict(before), dict(after)), position
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latent_dim": 10**9},
+        {"latent_dim": 10**20},
+        {"width": 10**9},
+        {"num_prototypes": 10**10},
+        {"image_shape": [1, 10**6, 10**6]},
+        {"image_shape": [10**9, 8, 8]},
+        {"image_shape": [1, 8, 10**20]},
+        {"sigma2": 1e-320},
+        {"margin": 1e308},
+        {"data": "a\0b"},
+        {"data": "a\ud800b"},
+    ],
+    ids=str,
+)
+def test_a_config_of_absurd_sizes_takes_no_memory(tmp_path, change):
+    run(tmp_path, max_steps=1)
+    file = tmp_path / "run" / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunError, match="config"):
+        runs.load_run(tmp_path / "run")
+    with pytest.raises((RunError, ConfigError), match=r"config|stay|takes|at most"):
+        run(tmp_path, resume=True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200 * 1024  # KiB
+
+
+def test_a_new_run_of_absurd_sizes_is_refused(tmp_path):
+    for change, message in (
+        ({"latent_dim": 10**9}, r"takes \S+ GiB to train, and this machine has"),
+        ({"width": 10**7}, r"takes \S+ GiB to train, and this machine has"),
+        ({"latent_dim": 10**20}, "latent_dim must be at most 2147483647"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(tmp_path, **change)
+    assert not (tmp_path / "run").exists()
+
+
+# One process at a time
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    run(tmp_path, max_steps=2)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with files.locked(tmp_path / "run"):
+        for options in ({"overwrite": True}, {"resume": True, "max_steps": 9}):
+            with pytest.raises(RunError, match="run is in use by another process: wait for it, or"):
+                run(tmp_path, **options)
+        with pytest.raises(RunError, match="in use by another process"):
+            evaluate_run(tmp_path / "run", device="cpu")
+    assert {path: path.read_bytes() for path in before} == before
+    run(tmp_path, resume=True, max_steps=9)
+
+
+def test_two_that_start_at_once(tmp_path, launch):
+    """One trains; the other is told so, and nothing of either is in the other's files."""
+    words = {"evaluate": False, "max_steps": 40, "epochs": 40, "log_every": 1}
+    children = [launch(*arguments(tmp_path, seed=seed, **words)) for seed in range(2)]
+    codes = [child.wait() for child in children]
+    assert sorted(codes) == [0, 1], [child.log.read_text() for child in children]
+    lost = children[codes.index(1)].log.read_text()
+    assert re.search("in use by another process|already holds a run|changed .* while", lost)
+    assert len(metrics(tmp_path)) == 40
+    won = codes.index(0)
+    assert runs.read_config(tmp_path / "run").seed == won
+    run(tmp_path, out=str(tmp_path / "alone"), seed=won, **words)
+    assert same(checkpoint(tmp_path)["model"], checkpoint(tmp_path, "alone")["model"])
+
+
+def test_a_lock_leaves_no_folder_behind(tmp_path):
+    with files.locked(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+def test_temporary_names_are_ones_own(tmp_path, monkeypatch):
+    """Two machines that share a disk have processes of the same number."""
+    names = []
+    fsync = os.fsync
+    monkeypatch.setattr("os.fsync", lambda n: (fsync(n), names.append(listed(tmp_path)))[0])
+    for _ in range(2):
+        files.write_whole(tmp_path / "file", b"data")
+    first, second = ({name for name in each if name.endswith(".tmp")} for each in names)
+    assert len(first) == len(second) == 1
+    assert first != second
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    files.write_whole(tmp_path / "file", b"data")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "file").chmod(0o640)
+    files.write_whole(tmp_path / "file", b"more")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_run_that_met_nan_has_ways_on(tmp_path):
+    """Another rate, and --init with the weights of its checkpoint."""
+    run(tmp_path, max_steps=5)
+    (tmp_path / "run" / MODEL).unlink()  # as where NaN ended it
+    run(tmp_path, max_steps=1, init=str(tmp_path / "run"), out=str(tmp_path / "next"), lr=1e-30)
+    before, after = checkpoint(tmp_path)["model"], checkpoint(tmp_path, "next")["model"]
+    name = "decoder.1.weight"
+    assert torch.allclose(before[name], after[name])
+    run(tmp_path, resume=True, lr=1e-5, max_steps=9)
+    assert runs.read_config(tmp_path / "run").lr == 1e-5

@@ -21,8 +21,17 @@ NAMES = (
     "counters", "bench-peers", "slow-tests", "memcheck", "racecheck",
 )  # fmt: skip
 
-# Peers of others that compile at their first call, for seconds each.
-COMPILING = "compile or geomloss or keops or sinkhorn or kmeans or sd-kde"
+# What pytest's -k takes. Of others' peers, those that compile at their first call, for seconds.
+COMPILING = "compile or geomloss or keops or sinkhorn or kmeans"
+MIDDLE = (
+    "test_mmd and (n64-d10- or n256-d10- or n1024-d10- or n4096-d10- or n4096-d300 or n16384-d10- "
+    "or n16384-d64) or test_prototype_margin and (b4096- or b16384 or b65536)"
+)
+LARGE = (
+    "n1024-d64 or d65- or d768 or d2048 or n1024-d300 or n10000- or n16384-d300 or "
+    "n65536 or b1048576"
+)
+PEERS_AT = "n1024-d10- or n16384-d10- or n16384-d64 or b64-k10-d10- or b16384 or b65536 or b1048576"
 
 
 @dataclass(frozen=True)
@@ -118,17 +127,11 @@ def plan(
             (*py, str(HERE / "smoke.py"), "--rows", str(out / "smoke.jsonl"), *of_device), lines=40,
         ),
         bench("bench-step", 75, f"(test_cgm_step or small_call) and not ({COMPILING})"),
-        bench(
-            "bench-mmd", 90,
-            f"(test_mmd and (n64- or n256- or n1024- or n4096-d10- or n4096-d300 or n16384-d10- or "
-            f"n16384-d64) or (test_prototype_margin and (b4096 or b16384 or b65536))) "
-            f"and not ({COMPILING} or tiled)",
-        ),
+        bench("bench-mmd", 90, f"({MIDDLE}) and not ({COMPILING} or tiled or eager-high)"),
         tests("tests", 110, "gpu and not slow", "-n", "8", "--dist", "worksteal"),
         bench(
-            "bench-large", 60,
-            f"(n65536 or n131072 or b131072 or b1048576 or n10000 or n16384 or d65- or d768 or "
-            f"d2048) and not ({COMPILING} or reference or -d2- or tiled)",
+            "bench-large", 70,
+            f"({LARGE}) and not ({COMPILING} or tiled or reference or eager-high or small_call)",
         ),
         bench("bench-train", 45, "train"),
         Stage(
@@ -138,11 +141,7 @@ def plan(
             ),
             lines=40, needs="ncu",
         ),
-        bench(
-            "bench-peers", 90,
-            f"(n1024-d10- or n16384-d10- or n16384-d16- or n16384-d64 or b64-k10-d10 or b65536) "
-            f"and ({COMPILING})",
-        ),
+        bench("bench-peers", 90, f"({PEERS_AT}) and ({COMPILING}) and not train"),
         tests("slow-tests", 60, "gpu and slow"),
         sanitizer("memcheck", 60),
         sanitizer("racecheck", 60),

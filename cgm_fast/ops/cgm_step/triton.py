@@ -12,6 +12,8 @@ from cgm_fast.ops.cgm_step import common
 from cgm_fast.ops.cgm_step import triton_kernels as kernels
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton as mmd
+from cgm_fast.ops.mmd.common import Coefficients
+from cgm_fast.ops.mmd.triton_kernels import KERNEL_WEIGHTS
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
 from cgm_fast.ops.triton_launch import FUSED, numbers, round_up
 from cgm_fast.ops.triton_pack import Packed
@@ -58,7 +60,9 @@ def cgm_step_fwd(
         )  # fmt: skip
 
     dtype, total = held.compute, 2 * n_pad
-    scalars = constants((1.0 / b, 1.0 / b, 1.0, *kernel_weights), dtype, r.device)
+    scalars = mmd.numbers_of(1.0 / b, 1.0 / b, 1.0, kernel_weights, dtype, r.device)
+    pairs = Coefficients.of(b, b, None, None, None, 1.0 / b, 1.0 / b, 1.0)
+    coefficients = mmd.coefficients_of(pairs, r.device)
     variance = constants(tuple(variances), dtype, r.device)
     options = constants(
         (sigma, prior_sigma, mmd_weight, margin_weight, margin, negative_scale), dtype, r.device
@@ -76,7 +80,8 @@ def cgm_step_fwd(
     assignment = r.new_empty(b, dtype=torch.int64)
     z = torch.empty((b, d), dtype=r.dtype, device=r.device)
     own = r.new_empty(n_pad, dtype=torch.int32)
-    losses, partials = r.new_empty((2, row_blocks), dtype=torch.float64)
+    losses = r.new_empty(row_blocks, dtype=torch.float64)
+    partials = r.new_empty((row_blocks, 4), dtype=torch.float64)
     pulls = like.new_empty((n_pad, features))
     pushes = like.new_empty((row_blocks, k_pad, features))
     tile = {
@@ -93,7 +98,7 @@ def cgm_step_fwd(
         MARGIN=kernels.MARGIN, NEGATIVE_SCALE=kernels.NEGATIVE_SCALE, **tile,
     )  # fmt: skip
     of_prior = with_g and not detach_prior
-    problem = mmd.Problem(packed, variance, scalars, None, blocks, held)
+    problem = mmd.Problem(packed, variance, scalars, coefficients, None, blocks, held)
     begin = 0 if with_r else b
     end = 2 * b if of_prior else b
     sums = mmd.visit(problem, begin, max(begin, end), False, kernel_weights[0] != 1.0)
@@ -105,12 +110,14 @@ def cgm_step_fwd(
     if held.precision == "tf32":  # here sums are short, and nothing is gained
         tile["PRECISION"] = "tf32x3"
     kernels.cgm_finish_kernel[(programs,)](
-        packed.rows, packed.weight, variance, options, sums.values, sums.slopes, sums.pulls, own,
-        losses, pulls, pushes, partials, packed.counter,
+        packed.rows, packed.weight, variance, options, scalars, coefficients, sums.values,
+        sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials, packed.counter,
         loss, terms, grad_r if with_r else None, grad_g if with_g else None,
-        b, k, d, n_pad, total, features, k_pad, sums.splits, row_blocks, chunks,
-        PARTS=held.parts, BLOCKS=next_power_of_2(row_blocks), OF_PRIOR=of_prior,
-        MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT, **tile,
+        b, k, d, n_pad, total, features, k_pad, sums.splits, sums.x_splits, row_blocks, chunks,
+        problem.scales,
+        PARTS=held.parts, KERNEL_WEIGHTS=KERNEL_WEIGHTS, BLOCKS=next_power_of_2(row_blocks),
+        OF_PRIOR=of_prior, MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,
+        **tile,
     )  # fmt: skip
     return loss, terms, assignment, z, grad_r, grad_g
 

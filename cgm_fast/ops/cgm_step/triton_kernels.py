@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.mmd.triton_kernels import gradient_factor
+from cgm_fast.ops.mmd.triton_kernels import gradient_factor, near_constant
 from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
 from cgm_fast.ops.triton_math import kernel, nearest_tf32
 
@@ -185,13 +185,14 @@ def _mmd_gradient(
 
 @kernel
 def cgm_finish_kernel(
-    rows, weight, variance, numbers, values, slopes, mmd_pulls, own, losses, pulls, pushes,
-    partials,  # [blocks] float64: of MMD²
+    rows, weight, variance, numbers, constants, coefficients, values, nears, slopes, mmd_pulls, own,
+    losses, pulls, pushes,
+    partials,  # [blocks, 4] float64: of MMD², and pairs that are near: of x, of y, across
     counter,  # [1]
     loss, terms, grad_r, grad_g,  # as the op returns them; the gradients None where not wanted
-    b, k, d, n_pad, total, features, k_pad, splits, blocks, chunks,
+    b, k, d, n_pad, total, features, k_pad, splits, x_splits, blocks, chunks, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
-    PARTS: tl.constexpr, BLOCKS: tl.constexpr, OF_PRIOR: tl.constexpr,
+    PARTS: tl.constexpr, KERNEL_WEIGHTS: tl.constexpr, BLOCKS: tl.constexpr, OF_PRIOR: tl.constexpr,
     MMD_WEIGHT: tl.constexpr, MARGIN_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Add up a block of samples, or, beyond the last one, a block of prototypes' gradient."""
@@ -205,11 +206,21 @@ def cgm_finish_kernel(
     if block < blocks:
         i = block * ROWS + tl.arange(0, ROWS)
         a, a_prior = tl.load(weight + i), tl.load(weight + n_pad + i)
-        part = tl.zeros([ROWS], tl.float64)
+        part, near_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+        near_x, near_y = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
         for split in range(splits):
             value = a.to(tl.float64) * tl.load(values + split * total + i)
             part += value + a_prior.to(tl.float64) * tl.load(values + split * total + n_pad + i)
-        tl.store(partials + block, tl.sum(part))
+            of_sample = tl.load(nears + split * total + i, mask=i < b, other=0.0)
+            of_latent = tl.load(nears + split * total + n_pad + i, mask=i < b, other=0.0)
+            from_x = split < x_splits
+            near_x += tl.where(from_x, of_sample, 0.0).to(tl.float64)
+            near_y += tl.where(from_x, 0.0, of_latent).to(tl.float64)
+            near_across += tl.where(from_x, of_latent, of_sample).to(tl.float64)
+        tl.store(partials + block * 4, tl.sum(part))
+        tl.store(partials + block * 4 + 1, tl.sum(near_x))
+        tl.store(partials + block * 4 + 2, tl.sum(near_y))
+        tl.store(partials + block * 4 + 3, tl.sum(near_across))
         if grad_r is not None:
             for first in range(0, chunks):
                 f = first * FEATURES + tl.arange(0, FEATURES)
@@ -225,8 +236,13 @@ def cgm_finish_kernel(
         if tl.atomic_add(counter, 1) == blocks - 1:
             of_block = tl.arange(0, BLOCKS)
             there = of_block < blocks
-            parts = tl.load(partials + of_block, mask=there, other=0.0, cache_modifier=".cg")
-            of_mmd = tl.sum(parts)
+            of_parts = partials + of_block * 4
+            of_mmd = tl.sum(tl.load(of_parts, mask=there, other=0.0, cache_modifier=".cg"))
+            in_x = tl.sum(tl.load(of_parts + 1, mask=there, other=0.0, cache_modifier=".cg"))
+            in_y = tl.sum(tl.load(of_parts + 2, mask=there, other=0.0, cache_modifier=".cg"))
+            across = tl.sum(tl.load(of_parts + 3, mask=there, other=0.0, cache_modifier=".cg"))
+            of_kernel = tl.load(constants + KERNEL_WEIGHTS).to(tl.float64)
+            of_mmd += of_kernel * near_constant(coefficients, in_x, in_y, across, scales)
             of_margin = tl.sum(tl.load(losses + of_block, mask=there, other=0.0)) / b
             tl.store(terms, of_mmd)
             tl.store(terms + 1, of_margin)

@@ -103,14 +103,15 @@ def mmd(
         if isinstance(bandwidth, Tensor):
             variance = _tensor_variance(bandwidth, x)
             bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
-    *constants, seen = cached(
+    variances, *rest, seen = cached(
         _constants, bandwidth, d, x.dtype, estimator, kernel_agg, n, m,
         x_weights is None, y_weights is None,
     )  # fmt: skip
     if variance is not None:
-        constants[0] = ()
+        variances = ()
     elif seen is not None and seen.due():
-        warn_if_blind(x, y, constants[0], seen)
+        warn_if_blind(x, y, variances, seen)
+    constants = (variances, *rest)
     cross: Tensor | None = None
     x_mass = y_mass = None
     if x_weights is not None:
@@ -138,7 +139,7 @@ def mmd(
     if x_mass is not None or y_mass is not None:
         # The op sums k - 1; what that leaves out vanishes when both samples have the same mass.
         difference: Any = (1.0 if x_mass is None else x_mass) - (1.0 if y_mass is None else y_mass)
-        loss = loss + sum(constants[1]) * difference * difference
+        loss = loss + sum(rest[0]) * difference * difference
         if estimator == "biased":
             # As the op does without weights: up to zero, with the gradient that it has.
             loss = loss - loss.detach().clamp_max(0)

@@ -17,8 +17,8 @@ from cgm_fast.ops.watching import bare, readable, transforms
 
 FLAT, ZERO = 0.999, 0.001
 """Kernel values beyond which it is said, where all are: all above the one or below the other."""
-ROWS = 64
-"""Rows of each sample that are looked at."""
+ROWS, LEAST = 64, 8
+"""Rows of each sample that are looked at; of both together, rows without which nothing is said."""
 
 
 class BandwidthWarning(UserWarning):
@@ -61,7 +61,10 @@ def warn_if_blind(x: Tensor, y: Tensor, variances: tuple[float, ...], seen: Seen
         sample = sample[0] if sample.dim() == 3 else sample
         step = -(-len(sample) // ROWS)
         rows.append(sample[::step].to(torch.float64))
-    squares = torch.pdist(torch.cat(rows)).square()
+    together = torch.cat(rows)
+    if len(together) < LEAST:
+        return
+    squares = torch.pdist(together).square()
     squares = squares[squares > 0]  # of equal rows every kernel says the same
     if not squares.numel():
         return

@@ -35,6 +35,9 @@ class Coefficients(NamedTuple):
     y: float | Tensor
     across: float | Tensor
     """Twice Σw over x times Σw over y."""
+    mass_x: float | Tensor
+    """Σw over x."""
+    mass_y: float | Tensor
     x_scale: float
     y_scale: float
     cross: float | Tensor
@@ -45,8 +48,8 @@ class Coefficients(NamedTuple):
     @classmethod
     def of(
         cls,
-        x: Tensor,
-        y: Tensor,
+        n: int,
+        m: int,
         x_weights: Tensor | None,
         y_weights: Tensor | None,
         cross: Tensor | None,
@@ -56,11 +59,11 @@ class Coefficients(NamedTuple):
         wide: torch.dtype = torch.float64,
     ) -> Coefficients:
         """Of the op's arguments, with a batch."""
-        mass_x, of_x = _masses(x.shape[1], x_weights, wide)
-        mass_y, of_y = _masses(y.shape[1], y_weights, wide)
+        mass_x, of_x = _masses(n, x_weights, wide)
+        mass_y, of_y = _masses(m, y_weights, wide)
         given = x_weights if x_weights is not None else y_weights
         return cls(
-            of_x, of_y, 2 * (mass_x * mass_y), x_scale, y_scale,
+            of_x, of_y, 2 * (mass_x * mass_y), mass_x, mass_y, x_scale, y_scale,
             cross_scale if cross is None else cross_scale * cross.to(wide),
             cross is not None or cross_scale != 1,
             1e-14 if given is None else 16 * torch.finfo(given.dtype).eps,
@@ -80,9 +83,9 @@ class Coefficients(NamedTuple):
         """
         far = self.x - x, self.y - y, self.across - across
         near_weigh_less = self.add(x, y, across, 1) < self.add(*far, 1)
-        return torch.where(near_weigh_less, self.add(x, y, across) - self._all(), -self.add(*far))
+        return torch.where(near_weigh_less, self.add(x, y, across) - self.all(), -self.add(*far))
 
-    def _all(self) -> float | Tensor:
+    def all(self) -> float | Tensor:
         """Σ c_ij over all pairs i ≠ j, (Σv - Σw)² for the unbiased estimator.
 
         There terms of size 1 cancel, and the scaled weights' rounding would be left.

@@ -18,12 +18,6 @@ from cgm_fast.ops.chunks import pairs_per_chunk
 from cgm_fast.ops.mmd.common import Coefficients, batched
 
 
-def gaussian(t: Tensor) -> tuple[Tensor, Tensor]:
-    """phi'(t) and phi''(t) for phi(t) = exp(-t), t = |a - b|² / 2h (eq. 7)."""
-    value = torch.exp(-t)
-    return -value, value
-
-
 @dataclass
 class Values:
     """The kernel of a chunk's pairs. Shapes: [b, c, M]."""
@@ -67,8 +61,11 @@ class Chunk:
         for s, (h, weight) in enumerate(zip(self.variances, self.kernel_weights, strict=True)):
             e = self.u * (-0.5 / h)
             value, minus_one, near = torch.exp(e), torch.expm1(e), e > -math.log(2)
+            # A row's pair with itself is left out: it pulls nowhere, but where all others are many
+            # bandwidths away its rounding would be all there is.
+            value.diagonal(self.i0, -2, -1).zero_()
             small, by_u = torch.where(near, minus_one, value), value * (-0.5 * weight / h)
-            near.diagonal(self.i0, -2, -1).zero_()  # a row's pair with itself is not counted
+            near.diagonal(self.i0, -2, -1).zero_()
             if weight != 1:
                 small = small * weight
             out.small = small if s == 0 else out.small + small
@@ -91,7 +88,9 @@ class Chunk:
             relative = 0 if h_dot is None else h_dot[:, s, None, None] / h
             t = self.u * (0.5 / h)
             t_dot = u_dot * (0.5 / h) - t * relative
-            first, second = gaussian(t)
+            second = torch.exp(-t)
+            second.diagonal(self.i0, -2, -1).zero_()  # as above
+            first = -second
             minus_one += weight * first * t_dot
             by_u += (second * t_dot - first * relative) * (0.5 * weight / h)
             by_h.append(((second * t + first) * t_dot - first * t * relative) * (-weight / h))
@@ -154,7 +153,7 @@ def mmd_fwd(
                 grad = 4 * chunk.a_rows[:, keep, None] * pull
                 grad_z[c, begin - row_begin : end - row_begin] = grad
     coefficients = Coefficients.of(
-        x, y, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
+        n, rows - n, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
     )
     for s, weight in enumerate(kernel_weights):
         loss += weight * coefficients.constant(*near[:, :, s])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from triton import next_power_of_2
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd import triton_second as second
-from cgm_fast.ops.mmd.common import batched
+from cgm_fast.ops.mmd.common import Coefficients, batched
 from cgm_fast.ops.triton_launch import (
     FUSED,
     Numbers,
@@ -32,7 +33,8 @@ class Problem(NamedTuple):
 
     packed: Packed
     variance: Tensor  # [s] or [b, s]
-    constants: Tensor  # [3 + s]: scales of x, y and cross, kernel weights
+    constants: Tensor  # [4 + s]: as `scalars` has them
+    coefficients: Tensor  # [10] or [b, 10] float64: see near_constant
     cross: Tensor | None  # [b]
     blocks: Blocks
     numbers: Numbers
@@ -67,7 +69,11 @@ def _problem(
     cross_scale: float,
 ) -> Problem:
     dtype = held.compute
-    scalars = constants((x_scale, y_scale, cross_scale, *kernel_weights), dtype, x.device)
+    scalars = numbers_of(x_scale, y_scale, cross_scale, kernel_weights, dtype, x.device)
+    sums = Coefficients.of(
+        x.shape[1], y.shape[1], x_weights, y_weights, cross, x_scale, y_scale, cross_scale
+    )
+    coefficients = coefficients_of(sums, x.device)
     if variance is None:
         variance = constants(tuple(variances), dtype, x.device)
     x_weights, y_weights, cross, variance = (
@@ -77,7 +83,35 @@ def _problem(
     assert variance is not None
     blocks = choose(kernel, x.shape[2], held.rows, x.device)
     packed = pack(x, y, x_weights, y_weights, variance, scalars, blocks, held)
-    return Problem(packed, variance, scalars, cross, blocks, held)
+    return Problem(packed, variance, scalars, coefficients, cross, blocks, held)
+
+
+def numbers_of(
+    x_scale: float,
+    y_scale: float,
+    cross_scale: float,
+    kernel_weights: list[float],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Scales, the exponent from which pairs are near, kernel weights, on the device."""
+    # Near pairs are counted for all bandwidths together: if these weigh differently all pairs are.
+    near_from = -1.0 if len(set(kernel_weights)) == 1 else -math.inf
+    return constants((x_scale, y_scale, cross_scale, near_from, *kernel_weights), dtype, device)
+
+
+def coefficients_of(c: Coefficients, device: torch.device) -> Tensor:
+    """What `near_constant` takes, float64: [10], or [b, 10] where rows have weights."""
+    row = (
+        c.x_scale**2, c.y_scale**2, c.x_scale * c.y_scale, c.cross, c.x, c.y, c.across, c.all(),
+        c.x_scale * c.mass_x, -c.y_scale * c.mass_y,
+    )  # fmt: skip
+    given = [value for value in row if isinstance(value, Tensor)]
+    if not given:
+        return constants(row, torch.float64, device)
+    like = given[0]
+    whole = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in row]
+    return torch.stack(whole, -1)
 
 
 @on_device
@@ -111,13 +145,14 @@ def mmd_fwd(
     grad_a = x.new_empty((b, p.n + p.m) if with_a else (0,), dtype=dtype)
     grad_p = x.new_empty((b, problem.scales + 1) if with_p else (0,), dtype=dtype)
     sums = visit(problem, row_begin, row_end, with_p, kernel_weights[0] != 1.0)
-    partials = x.new_empty((b, p.total // ROWS, 2), dtype=torch.float64)
+    partials = x.new_empty((b, p.total // ROWS, 4), dtype=torch.float64)
     kernels.mmd_finish_kernel[(b * p.total // ROWS,)](
-        p.rows, p.weight, problem.variance, problem.constants, problem.cross,
-        sums.values, sums.slopes, sums.pulls, sums.p_sums, partials, p.counter,
+        p.rows, p.weight, problem.variance, problem.constants, problem.coefficients, problem.cross,
+        sums.values, sums.nears, sums.slopes, sums.pulls, sums.p_sums, partials, p.counter,
         loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
         p.n, p.m, p.d, p.n_pad, p.total, p.features, sums.splits, sums.x_splits, problem.scales,
-        item_stride(problem.variance), row_begin, row_end, p.total // problem.blocks.rows,
+        item_stride(problem.variance), item_stride(problem.coefficients), row_begin, row_end,
+        p.total // problem.blocks.rows,
         ROWS=ROWS, FEATURES=min(problem.blocks.features, MOST_FEATURES), GRADIENT=gradient,
         BLOCKS=256,
         CROSS_SCALE=kernels.CROSS_SCALE, KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS,
@@ -129,7 +164,8 @@ def mmd_fwd(
 class Sums(NamedTuple):
     """Sums over the columns of each split; all in order make up a row's."""
 
-    values: Tensor  # [b, splits, total]: of a_j (k - 1)
+    values: Tensor  # [b, splits, total]: of a_j (k - 1), of a_j k for far pairs
+    nears: Tensor  # [b, splits, total]: of a_j without its scale, over near pairs
     slopes: Tensor  # [b, splits, total]: of a_j slope
     pulls: Tensor  # [b, splits, total, features]: of a_j slope z_j
     p_sums: Tensor  # [b, splits, blocks, s] float64: of a_i a_j t k_s
@@ -156,7 +192,7 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
     if several:
         held = with_bandwidths(held, device_key(p.rows.device))
     all_blocks = p.total // blocks.rows
-    values = p.weight.new_empty((b, splits, p.total))
+    values, nears = (p.weight.new_empty((b, splits, p.total)) for _ in range(2))
     slopes = p.weight.new_empty((b, splits, p.total) if gradient else (1,))
     pulls = p.weight.new_empty((b, splits, p.total, p.features) if gradient else (1,))
     p_shape = (b, splits, all_blocks, scales) if with_p else (1,)
@@ -165,16 +201,16 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
     for first, some, with_gradient in _block_ranges(p, blocks.rows, row_begin, row_end):
         kernels.mmd_fwd_kernel[b * some, splits](
             p.rows, p.columns, p.bias, p.weight, p.largest, problem.variance, problem.constants,
-            values, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
+            values, nears, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
             span, splits, x_splits, scales, item_stride(problem.variance), first, some, parts,
             ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, TURN=_TURN,
             WIDE=p.features > blocks.features, GRADIENT=with_gradient,
             SEVERAL=several, WITH_P=with_p,
             KERNEL_WEIGHTS=kernels.KERNEL_WEIGHTS, PRECISION=held.precision, PARTS=held.parts,
-            FAR=held.far, LARGEST=next_power_of_2(parts),
+            FAR=held.far, LARGEST=next_power_of_2(parts), NEAR_FROM=kernels.NEAR_FROM,
             num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
         )  # fmt: skip
-    return Sums(values, slopes, pulls, p_sums, splits, x_splits)
+    return Sums(values, nears, slopes, pulls, p_sums, splits, x_splits)
 
 
 def _block_ranges(

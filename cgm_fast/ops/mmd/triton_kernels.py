@@ -27,7 +27,8 @@ from cgm_fast.ops.triton_math import (
     squared_distances,
 )
 
-CROSS_SCALE, KERNEL_WEIGHTS = 2, 3  # where they stand among `constants`, after the two scales
+# Where they stand among `constants`, after the two scales. Pairs are near from this exponent on.
+CROSS_SCALE, NEAR_FROM, KERNEL_WEIGHTS = 2, 3, 4
 
 
 @triton.jit
@@ -39,27 +40,53 @@ def split_columns(split, x_splits, span, n_pad, total):
 
 
 @triton.jit
+def sample_scale(constants, of_y):
+    """What rows of a sample weigh unless they have weights of their own, with its sign."""
+    return tl.where(of_y, -tl.load(constants + 1), tl.load(constants))
+
+
+@triton.jit
+def without_scale(a, scale):
+    """Weights without their sample's scale: exactly 1, or 0 for padding, unless they are given."""
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, scale + tl.zeros_like(a))
+    else:
+        return a / scale
+
+
+@triton.jit
+def _near(e, near_from, less_one, k):
+    """k - 1 where the pair is near, else k; and 1 or 0."""
+    near = e >= near_from
+    return tl.where(near, less_one, k), tl.where(near, 1.0, 0.0)
+
+
+@triton.jit
 def _values(
-    e, a_j, a_i, p_sums, first,
+    e, a_j, a_i, p_sums, first, near_from,
     variance, kernel_weights, scales,
     SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
 ):  # fmt: skip
-    """a_j (k - 1) and a_j times the slope of the kernel at e, [ROWS, COLUMNS]."""
+    """a_j (k - 1), or a_j k of far pairs, a_j times the slope of the kernel at e, and in how many
+    bandwidths the pair is near, [ROWS, COLUMNS]."""
     a = a_j[None, :]
     if SEVERAL:
         h = tl.load(variance)
-        value, slope = tl.zeros_like(e), tl.zeros_like(e)
+        value, slope, near = tl.zeros_like(e), tl.zeros_like(e), tl.zeros_like(e)
         for s in range(scales):
             ratio, of_s = h / tl.load(variance + s), tl.load(kernel_weights + s)
             less_one, k = exp2_less_one(e * ratio)
-            value += of_s * less_one
+            small, near_in_s = _near(e * ratio, near_from, less_one, k)
+            value += of_s * small
+            near += near_in_s
             slope += of_s * ratio * k
             if WITH_P:
                 part = tl.sum(a_i * tl.sum((-0.6931471805599453 * ratio) * e * k * a, 1))
                 add_to(p_sums + s, first, part)
     else:
-        value, slope = exp2_less_one(e)
-    return value * a, slope * a
+        less_one, slope = exp2_less_one(e)
+        value, near = _near(e, near_from, less_one, slope)
+    return value * a, slope * a, near
 
 
 @kernel
@@ -67,7 +94,9 @@ def mmd_fwd_kernel(
     rows, columns, bias, weight,
     largest,  # [b, largest_parts], LARGEST at most
     variance, constants,
-    values, slopes,  # [b, splits, total]: sums of a_j (k - 1), and of a_j slope
+    values,  # [b, splits, total]: sums of a_j (k - 1), of a_j k for far pairs
+    nears,  # [b, splits, total]: sums of a_j, without its scale, over near pairs
+    slopes,  # [b, splits, total]: sums of a_j slope
     pulls,  # [b, splits, total, features]: sums of a_j slope z_j
     p_sums,  # [b, splits, blocks, scales] float64: sums of a_i a_j t k_s
     d, n_pad, total, features, span, splits, x_splits, scales, variance_item, first_block,
@@ -75,7 +104,7 @@ def mmd_fwd_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
     KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, FAR: tl.constexpr,
-    LARGEST: tl.constexpr,
+    LARGEST: tl.constexpr, NEAR_FROM: tl.constexpr,
 ):  # fmt: skip
     """A block of rows against a split of columns.
 
@@ -100,26 +129,28 @@ def mmd_fwd_kernel(
     of_parts = tl.load(largest + item * largest_parts + part, mask=part < largest_parts, other=0.0)
     if tl.max(of_parts) * widest > FAR:
         _visit(
-            rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
-            block, start, end, d, total, features, scales, ROWS, COLUMNS, FEATURES, TURN, WIDE,
-            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, PARTS, True,
+            rows, columns, bias, weight, variance, constants, values, nears, slopes, pulls,
+            p_sums, at, block, start, end, n_pad, d, total, features, scales,
+            ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, WITH_P,
+            KERNEL_WEIGHTS, NEAR_FROM, PRECISION, PARTS, True,
         )  # fmt: skip
     else:
         _visit(
-            rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
-            block, start, end, d, total, features, scales, ROWS, COLUMNS, FEATURES, TURN, WIDE,
-            GRADIENT, SEVERAL, WITH_P, KERNEL_WEIGHTS, PRECISION, PARTS, False,
+            rows, columns, bias, weight, variance, constants, values, nears, slopes, pulls,
+            p_sums, at, block, start, end, n_pad, d, total, features, scales,
+            ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, WITH_P,
+            KERNEL_WEIGHTS, NEAR_FROM, PRECISION, PARTS, False,
         )  # fmt: skip
 
 
 @triton.jit
 def _visit(
-    rows, columns, bias, weight, variance, constants, values, slopes, pulls, p_sums, at,
-    block, start, end, d, total, features, scales,
+    rows, columns, bias, weight, variance, constants, values, nears, slopes, pulls, p_sums, at,
+    block, start, end, n_pad, d, total, features, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
-    KERNEL_WEIGHTS: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
-    EXACT: tl.constexpr,
+    KERNEL_WEIGHTS: tl.constexpr, NEAR_FROM: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The same for one batch item and one way to take distances. Two products a tile.
 
@@ -133,11 +164,15 @@ def _visit(
     i = block * ROWS + tl.arange(0, ROWS)
     f = tl.arange(0, FEATURES)
     b_i, a_i = tl.load(bias + i), tl.load(weight + i)
+    near_from = tl.load(constants + NEAR_FROM)
+    scale_j = sample_scale(constants, start >= n_pad)
     at_i = i.to(tl.int64)[:, None] * features
     z_i, z_i_rest = parts(tl.load(rows + at_i + f[None, :]), PRECISION)
     value, slope = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
+    near = tl.zeros([ROWS], dtype)
     for turn in range(start, end, TURN):
         value_part, slope_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
+        near_part = tl.zeros([ROWS], dtype)
         pull = tl.zeros([ROWS, FEATURES], dtype)
         for first in range(turn, tl.minimum(turn + TURN, end), COLUMNS):
             j = first + tl.arange(0, COLUMNS)
@@ -167,11 +202,16 @@ def _visit(
             if diagonal:
                 tl.debug_barrier()  # lest the compiler selects for every pair instead
                 e = tl.where(own, 0.0, e)
-            v, w = _values(
-                e, tl.load(weight + j), a_i, p_sums, first == start,
+            a_j = tl.load(weight + j)
+            v, w, of_near = _values(
+                e, a_j, a_i, p_sums, first == start, near_from,
                 variance, constants + KERNEL_WEIGHTS, scales, SEVERAL, WITH_P,
             )  # fmt: skip
             value_part += tl.sum(v, 1)
+            if diagonal:
+                tl.debug_barrier()
+                of_near = tl.where(own, 0.0, of_near)
+            near_part += tl.sum(of_near * without_scale(a_j, scale_j)[None, :], 1)
             if GRADIENT:
                 if diagonal:
                     tl.debug_barrier()
@@ -192,6 +232,7 @@ def _visit(
                 else:
                     pull = add_weighted(pull, w, tl.trans(tl.load(z_t)), PARTS, PRECISION)
         value += value_part
+        near += near_part
         slope += slope_part
         if GRADIENT and not WIDE:
             there = pulls + at[:, None] * features + f[None, :]
@@ -199,8 +240,26 @@ def _visit(
             tl.store(there, pull + tl.load(there, mask=again, other=0.0))
             tl.debug_barrier()  # and in the next turn
     tl.store(values + at, value)
+    tl.store(nears + at, near)
     if GRADIENT:
         tl.store(slopes + at, slope)
+
+
+@triton.jit
+def near_constant(coefficients, near_x, near_y, near_across, count):
+    """Σ c_ij over near pairs less that over all: see Coefficients.constant in common.py.
+
+    Given what near pairs weigh without their scales, in so many bandwidths together.
+    """
+    in_x, in_y = tl.load(coefficients), tl.load(coefficients + 1)
+    across = tl.load(coefficients + 2) * tl.load(coefficients + 3)
+    far_x = count * tl.load(coefficients + 4) - near_x
+    far_y = count * tl.load(coefficients + 5) - near_y
+    far_across = count * tl.load(coefficients + 6) - near_across
+    near, of_near = in_x * near_x + in_y * near_y, across * near_across
+    far, of_far = in_x * far_x + in_y * far_y, across * far_across
+    every = count * tl.load(coefficients + 7)
+    return tl.where(near + of_near < far + of_far, near - of_near - every, of_far - far)
 
 
 @triton.jit
@@ -233,12 +292,14 @@ def gradient_factor(h, HALF: tl.constexpr, PARTS: tl.constexpr):
 
 @kernel
 def mmd_finish_kernel(
-    rows, weight, variance, constants, cross, values, slopes, pulls, p_sums,
-    partials,  # [b, blocks, 2] float64: each block's part of the loss, within and across
+    rows, weight, variance, constants, coefficients, cross, values, nears, slopes, pulls, p_sums,
+    # [b, blocks, 4] float64: each block's part of the loss, within and across, and what near pairs
+    # weigh without scales, the same
+    partials,
     counter,  # [b]
     loss, grad_z, grad_a, grad_p,  # as the op returns them; None where not wanted
-    n, m, d, n_pad, total, features, splits, x_splits, scales, variance_item, row_begin, row_end,
-    row_blocks,
+    n, m, d, n_pad, total, features, splits, x_splits, scales, variance_item, coefficients_item,
+    row_begin, row_end, row_blocks,
     ROWS: tl.constexpr, FEATURES: tl.constexpr, GRADIENT: tl.constexpr, BLOCKS: tl.constexpr,
     CROSS_SCALE: tl.constexpr, KERNEL_WEIGHTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -253,15 +314,29 @@ def mmd_finish_kernel(
         between *= tl.load(cross + item)
     a = tl.load(weight + item * total + i).to(tl.float64)
     within, across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+    near_within, near_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+    scale_i = sample_scale(constants, of_y).to(tl.float64)
+    coefficients += item * coefficients_item
+    of_kernel = tl.load(constants + KERNEL_WEIGHTS).to(tl.float64)
     for split in range(splits):
         value = tl.load(values + (item * splits + split) * total + i).to(tl.float64)
         same = (split >= x_splits) == of_y
         within += tl.where(same, value, 0.0)
         across += tl.where(same, 0.0, value)
-    part = partials + (item * blocks + block) * 2
+        near = tl.load(nears + (item * splits + split) * total + i).to(tl.float64)
+        near_within += tl.where(same, near, 0.0)
+        near_across += tl.where(same, 0.0, near)
+    part = partials + (item * blocks + block) * 4
     tl.store(part, tl.sum(a * within))
     tl.store(part + 1, tl.sum(a * across))
-    if grad_a is not None:
+    tl.store(part + 2, tl.sum(a / scale_i * near_within))
+    tl.store(part + 3, tl.sum(a / scale_i * near_across))
+    if grad_a is not None:  # of k - 1: what was not subtracted
+        mass, other = tl.load(coefficients + 8), tl.load(coefficients + 9)
+        mass, other = tl.where(of_y, other, mass), tl.where(of_y, mass, other)
+        scale_of_other = sample_scale(constants, of_y == 0).to(tl.float64)
+        within += of_kernel * (scale_i * near_within - scales * (mass - a))
+        across += of_kernel * (scale_of_other * near_across - scales * other)
         tl.store(grad_a + item * (n + m) + stacked, 2.0 * (within + between * across), mask=valid)
     if GRADIENT:
         h = tl.load(variance + item * variance_item).to(tl.float64)
@@ -288,13 +363,22 @@ def mmd_finish_kernel(
     tl.debug_barrier()  # this block's parts are written before it counts as done
     if tl.atomic_add(counter + item, 1) == blocks - 1:
         within_all, across_all = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
+        near_x, near_y = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
+        near_between = tl.zeros([BLOCKS], tl.float64)
         for first in range(0, blocks, BLOCKS):
             p = first + tl.arange(0, BLOCKS)
-            parts = partials + (item * blocks + p) * 2
+            parts = partials + (item * blocks + p) * 4
             within_all += tl.load(parts, mask=p < blocks, other=0.0, cache_modifier=".cg")
             across_all += tl.load(parts + 1, mask=p < blocks, other=0.0, cache_modifier=".cg")
-        across_sum = tl.sum(across_all)
-        tl.store(loss + item, tl.sum(within_all) + between * across_sum)
+            near_p = tl.load(parts + 2, mask=p < blocks, other=0.0, cache_modifier=".cg")
+            near_x += tl.where(p * ROWS < n_pad, near_p, 0.0)
+            near_y += tl.where(p * ROWS < n_pad, 0.0, near_p)
+            near_between += tl.load(parts + 3, mask=p < blocks, other=0.0, cache_modifier=".cg")
+        across_sum, near_sum = tl.sum(across_all), tl.sum(near_between)
+        constant = near_constant(coefficients, tl.sum(near_x), tl.sum(near_y), near_sum, scales)
+        tl.store(loss + item, tl.sum(within_all) + between * across_sum + of_kernel * constant)
+        far_sum = scales * tl.load(coefficients + 6) - near_sum
+        across_sum += of_kernel * tl.load(coefficients + 2) * far_sum
         if grad_p is not None:
             tl.store(grad_p + item * (scales + 1) + scales, across_sum)
             for s in range(scales):
