@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,3 +182,17 @@ def test_a_module_that_was_deleted_is_in_no_later_wheel(tmp_path):
     assert "cgm_fast/gone.py" not in found
     assert {"cgm_fast/__init__.py", "cgm_fast/ops/triton_tiles.csv"} <= set(found)
     assert "cgm_fast/ops/mmd/README.md" in found
+
+
+def test_the_reasons_are_what_doctor_says(tmp_path, monkeypatch):
+    from cgm_fast.ops import cuda_launch
+
+    (tmp_path / "_no_native.txt").write_text("no C++ compiler that works was found")
+    monkeypatch.setattr(cuda_launch, "__file__", str(tmp_path / "ops" / "cuda_launch.py"))
+    why = cuda_launch.why_no_module(ImportError("cannot import name '_native'"))
+    assert "cannot be imported (no C++ compiler that works was found); reinstall" in why
+    info = {"cuda_left_out": "no GPU was visible"}
+    monkeypatch.setattr(cuda_launch, "kernels", lambda: SimpleNamespace(build_info=lambda: info))
+    why = cuda_launch.why_unavailable()
+    assert "built without CUDA kernels (no GPU was visible); reinstall with nvcc" in why
+    assert "CGM_FAST_CUDA=ON" in why
