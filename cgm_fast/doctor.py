@@ -9,7 +9,6 @@ import torch
 
 from cgm_fast.extras import installed_version
 from cgm_fast.ops.backends import AUTO, BACKENDS, availability, choose
-from cgm_fast.ops.cuda_launch import why_no_module
 
 _EXTRAS = {
     "train": ("matplotlib", "rich", "safetensors", "scikit-learn", "tensorboard", "torchvision",
@@ -82,6 +81,6 @@ def _chosen(device: str) -> str:
 def _build_lines() -> list[str]:
     try:
         from cgm_fast import _native
-    except ImportError as error:
-        return [f"  none: {why_no_module(error)}"]
+    except ImportError:
+        return [f"  none: {availability()['native']}"]
     return [f"  {key:<18} {value}" for key, value in _native.build_info().items()]
