@@ -196,3 +196,25 @@ def test_the_reasons_are_what_doctor_says(tmp_path, monkeypatch):
     why = cuda_launch.why_unavailable()
     assert "built without CUDA kernels (no GPU was visible); reinstall with nvcc" in why
     assert "CGM_FAST_CUDA=ON" in why
+
+
+@pytest.mark.parametrize("command", ["install", "develop", "bdist_wheel"])
+def test_commands_of_setup_py_are_pips(command, tmp_path):
+    pip = tmp_path / "pip.py"  # found before the real one
+    pip.write_text("import os, sys\nprint(os.getcwd(), *sys.argv[1:])\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "setup.py", command],
+        capture_output=True, text=True, env=environment(PYTHONPATH=str(tmp_path)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder, verb, *rest = done.stdout.split()
+    assert (Path(folder), rest[-1]) == (ROOT, ".")
+    assert verb == ("wheel" if command == "bdist_wheel" else "install")
+
+
+def test_another_command_of_setup_py_is_refused():
+    done = subprocess.run(
+        [sys.executable, ROOT / "setup.py", "upload"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "install, develop, bdist_wheel" in done.stderr
