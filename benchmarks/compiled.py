@@ -152,7 +152,6 @@ def step_variants(held: launch.Numbers) -> Iterator[Variant]:
     assign |= {"SIGMA": step.SIGMA, "PRIOR_SIGMA": step.PRIOR_SIGMA, "MARGIN": step.MARGIN}
     yield Variant("cgm_assign_kernel", step.cgm_assign_kernel, assign, blocks, held)
     finish = {**tile, "PARTS": held.parts, "BLOCKS": 64, "OF_PRIOR": True}
-    finish["KERNEL_WEIGHTS"] = mmd.KERNEL_WEIGHTS
     finish["PRECISION"] = "ieee" if held.precision == "ieee" else "tf32x3"
     finish |= {"MMD_WEIGHT": step.MMD_WEIGHT, "MARGIN_WEIGHT": step.MARGIN_WEIGHT}
     yield Variant("cgm_finish_kernel", step.cgm_finish_kernel, finish, blocks, held)

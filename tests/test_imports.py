@@ -51,6 +51,7 @@ LAYERS = {
     "derivatives": (r"cgm_fast\.ops\.derivatives", {"registration", "watching"}),
     "memory": (r"cgm_fast\.ops\.memory", set()),
     "chunks": (r"cgm_fast\.ops\.chunks", set()),
+    "forks": (r"cgm_fast\.ops\.forks", set()),
     "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
     "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled", "gpu"}),
     "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
@@ -63,7 +64,7 @@ LAYERS = {
     "autograd": (OP + r"\.autograd", {"definition", "scaling", "derivatives", "watching"}),
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
-    "blind": (OP + r"\.blind", {"watching"}),
+    "blind": (OP + r"\.blind", {"forks", "watching"}),
     "kernels": (OP + r"\.triton_(kernels|second)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
     "implementation": (

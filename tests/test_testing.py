@@ -81,7 +81,7 @@ def test_the_magnitude_is_a_double_loop_over_what_k_can_lose(sigma):
     magnitude = float(mmd_magnitude(x, y, sigma=[sigma]))
     assert magnitude == pytest.approx(expected, rel=1e-12)
     assert float(mmd_total(x, y, sigma=[sigma])) == pytest.approx(total, rel=1e-12)
-    assert magnitude <= total
+    assert magnitude <= total * (1 + 1e-12)
 
 
 def test_eager_by_products_is_the_same_formula():

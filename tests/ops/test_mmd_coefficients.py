@@ -23,12 +23,12 @@ def some(*values):
     return [torch.tensor([value], dtype=wide) for value in values]
 
 
-@pytest.mark.parametrize("n, m", [(2, 2), (3, 7), (50, 45), (16384, 10000), (10**6, 3)])
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (3, 7), (50, 45), (16384, 10000), (10**6, 3)])
 def test_with_no_near_pair_the_unbiased_constant_is_zero(n, m):
     assert uniform(n, m, "unbiased").constant(*some(0, 0, 0)).item() == 0
 
 
-@pytest.mark.parametrize("n, m", [(1, 1), (3, 7), (50, 45), (10**6, 3)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 7), (50, 45), (10**6, 3)])
 def test_with_no_near_pair_the_biased_constant_is_the_diagonal(n, m):
     expected = float(Fraction(1, n) + Fraction(1, m))
     assert uniform(n, m, "biased").constant(*some(0, 0, 0)).item() == pytest.approx(

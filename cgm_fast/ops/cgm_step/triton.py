@@ -12,8 +12,6 @@ from cgm_fast.ops.cgm_step import common
 from cgm_fast.ops.cgm_step import triton_kernels as kernels
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton as mmd
-from cgm_fast.ops.mmd.common import Coefficients
-from cgm_fast.ops.mmd.triton_kernels import KERNEL_WEIGHTS
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
 from cgm_fast.ops.triton_launch import FUSED, numbers, round_up
 from cgm_fast.ops.triton_pack import Packed
@@ -61,8 +59,9 @@ def cgm_step_fwd(
 
     dtype, total = held.compute, 2 * n_pad
     scalars = mmd.numbers_of(1.0 / b, 1.0 / b, 1.0, kernel_weights, dtype, r.device)
-    pairs = Coefficients.of(b, b, None, None, None, 1.0 / b, 1.0 / b, 1.0)
-    coefficients = mmd.coefficients_of(pairs, r.device)
+    coefficients = mmd.coefficients_of(
+        b, b, None, None, None, 1.0 / b, 1.0 / b, 1.0, device=r.device
+    )
     variance = constants(tuple(variances), dtype, r.device)
     options = constants(
         (sigma, prior_sigma, mmd_weight, margin_weight, margin, negative_scale), dtype, r.device
@@ -110,12 +109,12 @@ def cgm_step_fwd(
     if held.precision == "tf32":  # here sums are short, and nothing is gained
         tile["PRECISION"] = "tf32x3"
     kernels.cgm_finish_kernel[(programs,)](
-        packed.rows, packed.weight, variance, options, scalars, coefficients, sums.values,
-        sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials, packed.counter,
+        packed.rows, packed.weight, variance, options, problem.kernel_weights, coefficients,
+        sums.values, sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials, packed.counter,
         loss, terms, grad_r if with_r else None, grad_g if with_g else None,
         b, k, d, n_pad, total, features, k_pad, sums.splits, sums.x_splits, row_blocks, chunks,
         problem.scales,
-        PARTS=held.parts, KERNEL_WEIGHTS=KERNEL_WEIGHTS, BLOCKS=next_power_of_2(row_blocks),
+        PARTS=held.parts, BLOCKS=next_power_of_2(row_blocks),
         OF_PRIOR=of_prior, MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,
         **tile,
     )  # fmt: skip

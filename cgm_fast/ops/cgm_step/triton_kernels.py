@@ -185,14 +185,14 @@ def _mmd_gradient(
 
 @kernel
 def cgm_finish_kernel(
-    rows, weight, variance, numbers, constants, coefficients, values, nears, slopes, mmd_pulls, own,
-    losses, pulls, pushes,
+    rows, weight, variance, numbers, kernel_weights, coefficients, values, nears, slopes, mmd_pulls,
+    own, losses, pulls, pushes,
     partials,  # [blocks, 4] float64: of MMD², and pairs that are near: of x, of y, across
     counter,  # [1]
     loss, terms, grad_r, grad_g,  # as the op returns them; the gradients None where not wanted
     b, k, d, n_pad, total, features, k_pad, splits, x_splits, blocks, chunks, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
-    PARTS: tl.constexpr, KERNEL_WEIGHTS: tl.constexpr, BLOCKS: tl.constexpr, OF_PRIOR: tl.constexpr,
+    PARTS: tl.constexpr, BLOCKS: tl.constexpr, OF_PRIOR: tl.constexpr,
     MMD_WEIGHT: tl.constexpr, MARGIN_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Add up a block of samples, or, beyond the last one, a block of prototypes' gradient."""
@@ -241,7 +241,7 @@ def cgm_finish_kernel(
             in_x = tl.sum(tl.load(of_parts + 1, mask=there, other=0.0, cache_modifier=".cg"))
             in_y = tl.sum(tl.load(of_parts + 2, mask=there, other=0.0, cache_modifier=".cg"))
             across = tl.sum(tl.load(of_parts + 3, mask=there, other=0.0, cache_modifier=".cg"))
-            of_kernel = tl.load(constants + KERNEL_WEIGHTS).to(tl.float64)
+            of_kernel = tl.load(kernel_weights).to(tl.float64)
             of_mmd += of_kernel * near_constant(coefficients, in_x, in_y, across, scales)
             of_margin = tl.sum(tl.load(losses + of_block, mask=there, other=0.0)) / b
             tl.store(terms, of_mmd)

@@ -13,6 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from cgm_fast.ops.forks import forked
 from cgm_fast.ops.watching import bare, readable, transforms
 
 FLAT, ZERO = 0.999, 0.001
@@ -51,9 +52,10 @@ def seen_before(variances: tuple[float, ...], d: int) -> Seen:
 def warn_if_blind(x: Tensor, y: Tensor, variances: tuple[float, ...], seen: Seen) -> None:
     """Warn once if every kernel is flat or zero on all pairs of some of the rows.
 
-    Only where the values can be read without waiting for a device, and not under a transform.
+    Only where the values can be read without waiting for a device, not under a transform, and not
+    in a forked process, where torch would wait for threads that did not come along.
     """
-    if seen.warned or transforms() or not (readable(x) and readable(y)):
+    if seen.warned or transforms() or not (readable(x) and readable(y)) or forked():
         return
     rows = []
     for sample in (x, y):

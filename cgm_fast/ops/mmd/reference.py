@@ -28,8 +28,8 @@ class Values:
     """For every bandwidth, whether k is above 1/2."""
     by_u: Tensor
     """dk/du."""
-    minus_one: Tensor | None
-    """k - 1 for all pairs; None unless asked for."""
+    minus_one: Tensor
+    """k - 1 for all pairs; not to be used unless asked for."""
     by_h: list[Tensor]
     """dk/dh for every bandwidth; empty unless asked for."""
 
@@ -57,7 +57,7 @@ class Chunk:
 
     def kernel(self, with_a: bool, with_p: bool) -> Values:
         """Values and the derivatives that are wanted."""
-        out = Values(self.u, [], self.u, None, [])
+        out = Values(self.u, [], self.u, self.u, [])
         for s, (h, weight) in enumerate(zip(self.variances, self.kernel_weights, strict=True)):
             e = self.u * (-0.5 / h)
             value, minus_one, near = torch.exp(e), torch.expm1(e), e > -math.log(2)
@@ -73,7 +73,7 @@ class Chunk:
             out.near.append(near)
             if with_a or with_p:
                 minus_one = weight * minus_one
-                out.minus_one = minus_one if out.minus_one is None else out.minus_one + minus_one
+                out.minus_one = minus_one if s == 0 else out.minus_one + minus_one
             if with_p:
                 out.by_h.append(value * e * (-weight / h))
         return out
@@ -164,9 +164,9 @@ def _joined(
     x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None
 ) -> Tensor | None:
     """Weights of the stacked rows [b, M], without their scale; None where all are 1."""
-    if x_weights is None and y_weights is None:
-        return None
     given = x_weights if x_weights is not None else y_weights
+    if given is None:
+        return None
     ones = given.new_ones(())
     of_x = ones.expand(x.shape[:2]) if x_weights is None else x_weights
     of_y = ones.expand(y.shape[:2]) if y_weights is None else y_weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class Problem(NamedTuple):
         """How many bandwidths."""
         return self.variance.shape[-1]
 
+    @property
+    def kernel_weights(self) -> Tensor:
+        """[s], of the constants."""
+        return self.constants[kernels.KERNEL_WEIGHTS :]
+
     def splits(self) -> tuple[int, int, int]:
         """Columns of a split, how many splits there are, and how many of them are of x."""
         p, (rows, columns, *_) = self.packed, self.blocks
@@ -70,10 +75,10 @@ def _problem(
 ) -> Problem:
     dtype = held.compute
     scalars = numbers_of(x_scale, y_scale, cross_scale, kernel_weights, dtype, x.device)
-    sums = Coefficients.of(
-        x.shape[1], y.shape[1], x_weights, y_weights, cross, x_scale, y_scale, cross_scale
-    )
-    coefficients = coefficients_of(sums, x.device)
+    coefficients = coefficients_of(
+        x.shape[1], y.shape[1], x_weights, y_weights, cross, x_scale, y_scale, cross_scale,
+        device=x.device,
+    )  # fmt: skip
     if variance is None:
         variance = constants(tuple(variances), dtype, x.device)
     x_weights, y_weights, cross, variance = (
@@ -100,8 +105,12 @@ def numbers_of(
     return constants((x_scale, y_scale, cross_scale, near_from, *kernel_weights), dtype, device)
 
 
-def coefficients_of(c: Coefficients, device: torch.device) -> Tensor:
-    """What `near_constant` takes, float64: [10], or [b, 10] where rows have weights."""
+def coefficients_of(*arguments: Any, device: torch.device) -> Tensor:
+    """What `near_constant` takes, float64: [10], or [b, 10] where rows have weights.
+
+    The arguments are those of `Coefficients.of`.
+    """
+    c = Coefficients.of(*arguments)
     row = (
         c.x_scale**2, c.y_scale**2, c.x_scale * c.y_scale, c.cross, c.x, c.y, c.across, c.all(),
         c.x_scale * c.mass_x, -c.y_scale * c.mass_y,
@@ -284,7 +293,7 @@ def mmd_bwd(
     second.mmd_bwd_kernel[b * p.total // blocks.rows, splits](
         p.rows, p.columns, p.bias, p.weight, tangents, along, weight_dot,
         problem.variance, tangent_p[:, :-1].contiguous(), relation, tangent_p[:, -1].contiguous(),
-        problem.constants[kernels.KERNEL_WEIGHTS :], insides, z_sums, t_sums, pulls, p_sums,
+        problem.kernel_weights, insides, z_sums, t_sums, pulls, p_sums,
         p.n_pad, p.total, p.features, span, splits, x_splits, scales, item_stride(problem.variance),
         ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features,
         WITH_P=with_p, PRECISION=problem.numbers.precision,
