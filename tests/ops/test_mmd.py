@@ -123,6 +123,7 @@ def whole(parts):
     return torch.cat([part.flatten() for part in parts])
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_loss_and_gradients_meet_the_contract_and_the_budget(shape, backend, device, interpreted):
     if interpreted and max(shape[:2]) >= 2000:
@@ -140,6 +141,7 @@ def test_loss_and_gradients_meet_the_contract_and_the_budget(shape, backend, dev
         assert_error_budget(whole(kernel[2]), whole(oracle[2]), whole(eager[2]), factor=3)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("batch", [None, 3], ids=["single", "batch"])
 def test_every_option_meets_the_contract_and_the_budget(option, batch, backend, device):
@@ -150,6 +152,7 @@ def test_every_option_meets_the_contract_and_the_budget(option, batch, backend, 
     assert_error_budget(product, oracle, eager, factor=3)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("batch", [None, 2], ids=["single", "batch"])
 def test_float64_equals_the_formula_to_rounding(option, batch, backend, device):
@@ -176,6 +179,7 @@ NUMERICS = {
 }
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.usefixtures("tensor_cores")
 @pytest.mark.parametrize("case", NUMERICS)
 def test_numerics_contract(case, backend, device, interpreted):
