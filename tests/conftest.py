@@ -133,9 +133,9 @@ def pytest_collection_modifyitems(config, items):
         backend, device = backends.BACKENDS.get(params.get("backend")), params.get("device")
         cannot_be = GPU and backend and device and not backend.serves(device)
         (left_out if cannot_be else kept).append(item)
-        if device != "cuda" and item.get_closest_marker("slow_interpreted"):
-            if params.get("backend") == "triton":
-                item.add_marker("slow")
+        interpreted = params.get("backend") == "triton" and device != "cuda"
+        if interpreted and item.get_closest_marker("slow_interpreted"):
+            item.add_marker("slow")
         if GPU and (device == GPU or {"kernels_device", "gpu_backend"} & set(item.fixturenames)):
             item.add_marker("gpu")
     if left_out:
