@@ -110,7 +110,8 @@ def cgm_step_fwd(
         tile["PRECISION"] = "tf32x3"
     kernels.cgm_finish_kernel[(programs,)](
         packed.rows, packed.weight, variance, options, problem.kernel_weights, coefficients,
-        sums.values, sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials, packed.counter,
+        sums.values, sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials,
+        packed.counter,
         loss, terms, grad_r if with_r else None, grad_g if with_g else None,
         b, k, d, n_pad, total, features, k_pad, sums.splits, sums.x_splits, row_blocks, chunks,
         problem.scales,
