@@ -339,9 +339,26 @@ def test_cgm_loss(arguments, error, message):
         cgm_loss(**({"r": R, "g": G} | arguments))
 
 
+def keeps_assertions(compiler):
+    """Whether it does not drop an assertion of torch's own, as the Inductor of torch 2.6 does."""
+    torch.compiler.reset()
+
+    def check(x):
+        torch._assert_async(x.isfinite().all(), "no")
+        return x + 1
+
+    try:
+        torch.compile(check, fullgraph=True, backend=compiler)(torch.tensor(NAN))
+    except RuntimeError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("op", ["mmd", "cgm_step"])
 def test_compiled_code_checks_for_nan_when_it_runs(op, compiler):
+    if not keeps_assertions(compiler):
+        pytest.skip(f"{compiler} of torch {torch.__version__} drops assertions")
     torch.compiler.reset()
     call = {
         "mmd": lambda x, y: mmd(x, y, check_finite=True),
