@@ -39,7 +39,7 @@ gpu-pack:  ## what a machine without a network is brought; under that machine's 
 gpu-collect:  ## the rows of a run into benchmarks/results/<device>.csv
 	$(PYTHON) tools/gpu/collect.py $(OUT) $(ARGS)
 
-PYTHON ?= python
+PYTHON ?= python3
 SECONDS ?= 540
 OUT ?= build/gpu/out
 

@@ -1,9 +1,27 @@
-"""Builds the compiled module through CMake, or nothing at all: see CGM_FAST_PURE."""
+"""The old commands of `python setup.py`, passed on to pip.
 
-import os
+`pip install .` does not read this file: what builds the package is named in pyproject.toml.
+"""
 
-from setuptools import setup
+import subprocess
+import sys
+from pathlib import Path
 
-# The kernels are written with the vector extensions of GCC and Clang, which MSVC lacks.
-pure = os.environ.get("CGM_FAST_PURE", "1" if os.name == "nt" else "") not in ("", "0")
-setup(**({} if pure else {"cmake_source_dir": "."}))
+COMMANDS = {
+    "install": ["install", "."],
+    "develop": ["install", "--editable", "."],
+    "bdist_wheel": ["wheel", "--no-deps", "--wheel-dir", "dist", "."],
+}
+
+
+def main() -> int:
+    """Run pip, and return its exit status."""
+    if len(sys.argv) != 2 or sys.argv[1] not in COMMANDS:
+        print(f"setup.py takes one of {', '.join(COMMANDS)}, got {sys.argv[1:]}", file=sys.stderr)
+        return 2
+    command = [sys.executable, "-m", "pip", *COMMANDS[sys.argv[1]]]
+    return subprocess.call(command, cwd=Path(__file__).parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -81,6 +81,6 @@ def _chosen(device: str) -> str:
 def _build_lines() -> list[str]:
     try:
         from cgm_fast import _native
-    except ImportError as error:
-        return [f"  none: {error}"]
+    except ImportError:
+        return [f"  none: {availability()['native']}"]
     return [f"  {key:<18} {value}" for key, value in _native.build_info().items()]

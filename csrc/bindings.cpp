@@ -125,6 +125,7 @@ py::dict build_info() {
   info["instruction_set"] = cf::isa_name(cf::isa());
   info["cuda_compiler"] = CGM_FAST_CUDA_COMPILER;
   info["cuda_architectures"] = CGM_FAST_CUDA_ARCHITECTURES;  // empty: no CUDA kernels
+  info["cuda_left_out"] = CGM_FAST_CUDA_PROBLEM;             // why, or empty
   return info;
 }
 

@@ -125,7 +125,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """With a GPU only pairs of implementation and device that can be; the longest first.
 
-    So processes that share the tests end together.
+    So processes that share the tests end together. What takes Triton's interpreter long is slow.
     """
     kept, left_out = [], []
     for item in items:
@@ -133,6 +133,9 @@ def pytest_collection_modifyitems(config, items):
         backend, device = backends.BACKENDS.get(params.get("backend")), params.get("device")
         cannot_be = GPU and backend and device and not backend.serves(device)
         (left_out if cannot_be else kept).append(item)
+        interpreted = params.get("backend") == "triton" and device != "cuda"
+        if interpreted and item.get_closest_marker("slow_interpreted"):
+            item.add_marker("slow")
         if GPU and (device == GPU or {"kernels_device", "gpu_backend"} & set(item.fixturenames)):
             item.add_marker("gpu")
     if left_out:

@@ -165,7 +165,7 @@ def test_a_reader_that_has_gone(folder, monkeypatch):
     ],
 )
 def test_out_of_memory_is_one_line(monkeypatch, capsys, error, message):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("cgm_fast.experiments.run.train", fail)
@@ -174,7 +174,7 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys, error, message):
 
 
 def test_another_error_is_not_hidden(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("a mistake of ours")
 
     monkeypatch.setattr("cgm_fast.experiments.run.train", fail)

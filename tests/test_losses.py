@@ -1,8 +1,10 @@
 """The loss modules: they pass their options on, check them, and behave as `nn.Module`s do."""
 
 import copy
+import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,7 +45,12 @@ def test_mmd_loss_is_mmd(option):
     w = sample_weights(31)
     assert torch.equal(MMDLoss(**option)(X, Y), cgm_fast.mmd(X, Y, **option))
     weighted = cgm_fast.mmd(X, Y, x_weights=w, y_weights=None, **option)
-    assert torch.equal(MMDLoss(**option)(X, Y, w), weighted)
+    assert torch.equal(MMDLoss(**option)(X, Y, x_weights=w), weighted)
+
+
+def test_labels_are_not_taken_for_weights():
+    with pytest.raises(TypeError, match=r"two samples, got 3 arguments; it has no labels.*by name"):
+        MMDLoss()(X, Y, torch.ones(31))
 
 
 @pytest.mark.parametrize("option", PROTOTYPE_OPTIONS)
@@ -119,12 +126,47 @@ def test_copies_and_pickles(make, duplicate):
     [
         (MMDLoss(2.0, estimator="unbiased"), ["bandwidth=2.0", "estimator=unbiased"]),
         (MMDLoss(torch.ones(3)), ["bandwidth=tensor[3]", "estimator=biased", "backend=auto"]),
+        (MMDLoss(kernel_agg="sum", check_finite=True), ["kernel_agg=sum", "check_finite=True"]),
         (PrototypeLoss(0.5, negatives="mean"), ["margin=0.5", "negatives=mean", "backend=auto"]),
+        (PrototypeLoss(reduction="sum", normalize=True), ["reduction=sum", "normalize=True"]),
+        (CGMLoss(prior_sigma2=1, detach_prior=True), ["prior_sigma2=1.0", "detach_prior=True"]),
         (CGMLoss(0.1, mmd_weight=3), ["sigma2=0.1", "mmd_weight=3.0", "margin_weight=1.0"]),
     ],
 )
-def test_printing_shows_the_options(loss, shown):
+def test_printing_shows_options(loss, shown):
     assert all(text in repr(loss) for text in shown)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_printing_leaves_no_option_out(make):
+    shown = make().extra_repr()
+    options = [name for name in inspect.signature(make.__init__).parameters if name != "self"]
+    assert [part.split("=")[0] for part in shown.split(", ")] == options
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "same"),
+    [
+        (np.float32(2), 2.0),
+        (np.array([1.0, 2.0]), (1.0, 2.0)),
+        (torch.tensor([1, 2]), torch.tensor([1.0, 2.0])),
+        ([torch.tensor(1.0), 2.0], torch.tensor([1.0, 2.0])),
+    ],
+    ids=["number", "array", "integers", "list"],
+)
+def test_bandwidths_in_every_form(bandwidth, same):
+    assert torch.equal(MMDLoss(bandwidth)(X, Y), MMDLoss(same)(X, Y))
+    if not isinstance(same, torch.Tensor):
+        noise = {"noise": NOISE}
+        found, expected = (CGMLoss(bandwidth=s)(R, G, **noise).loss for s in (bandwidth, same))
+        assert torch.equal(found, expected)
+
+
+def test_options_may_be_numbers_of_numpy():
+    loss = PrototypeLoss(np.int64(2))
+    assert loss.margin == 2.0
+    assert type(loss.margin) is float
+    assert torch.equal(loss(R, G), cgm_fast.prototype_margin(R, G, margin=np.float32(2)).loss)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +208,19 @@ BAD = {
     "mmd_list": (MMDLoss, {"bandwidth": [1, 0]}, ValueError, r"bandwidth .* > 0, got 0"),
     "mmd_empty": (MMDLoss, {"bandwidth": []}, ValueError, r"bandwidth .* at least one number"),
     "mmd_tensor": (MMDLoss, {"bandwidth": -torch.ones(2)}, ValueError, r"bandwidth .* > 0, got -1"),
-    "mmd_integers": (MMDLoss, {"bandwidth": torch.tensor(1)}, TypeError, r"bandwidth .*int64"),
-    "mmd_none": (MMDLoss, {"bandwidth": None}, TypeError, r"bandwidth must be a number, got None"),
+    "mmd_booleans": (MMDLoss, {"bandwidth": torch.tensor(True)}, TypeError, r"bandwidth .*bool"),
+    "mmd_none": (
+        MMDLoss,
+        {"bandwidth": None},
+        TypeError,
+        r"bandwidth must be .*a number.*got None",
+    ),
+    "mmd_parameters": (
+        MMDLoss,
+        {"bandwidth": [nn.Parameter(torch.ones(())), 1.0]},
+        TypeError,
+        r"bandwidth must be one Parameter",
+    ),
     "mmd_estimator": (MMDLoss, {"estimator": "u"}, ValueError, r"estimator .*'biased', .*got 'u'"),
     "mmd_agg": (MMDLoss, {"kernel_agg": "max"}, ValueError, r"kernel_agg .*got 'max'"),
     "mmd_backend": (MMDLoss, {"backend": "gpu"}, ValueError, r"backend .*'reference'.*got 'gpu'"),

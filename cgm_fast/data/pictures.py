@@ -18,6 +18,8 @@ from cgm_fast.data.dataset import DataError
 from cgm_fast.extras import require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What is read under any of these names. Not all that Pillow can: EPS would start another program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000")
 DEEPEST = 2**16 - 1  # the highest value of 16-bit pixels
 WHITE = 255
 
@@ -46,7 +48,8 @@ class Seen:
         lines = {
             "images with transparent pixels, put on white": self.transparent,
             "images turned as their camera's orientation says": self.turned,
-            f"16-bit images, scaled from [0, {DEEPEST}], the highest value being {self.highest}": self.deep,
+            f"16-bit images, scaled from [0, {DEEPEST}], the highest value being "
+            f"{self.highest}": self.deep,
             "images of several frames, of which the first is read": self.frames,
         }
         return tuple(f"{line}: {count}" for line, count in lines.items() if count)
@@ -61,7 +64,7 @@ def read_header(path: Path) -> Header:
     """
     pil = require("PIL.Image", "a folder of images")
     try:
-        with pil.open(path) as image:
+        with pil.open(path, formats=FORMATS) as image:
             return Header(min(image.size), _is_grey(image))
     except Exception as error:  # Pillow also raises classes of its own
         raise _unreadable(path, error) from error
@@ -88,10 +91,12 @@ def read_picture(
     pil = require("PIL.Image", "a folder of images")
     seen = Seen() if seen is None else seen
     try:
-        with pil.open(path) as file:
-            seen.frames += bool(getattr(file, "is_animated", False))
+        with pil.open(path, formats=FORMATS) as file:
+            # The further frames of a phone's MPO are other renderings of the same picture.
+            seen.frames += getattr(file, "is_animated", False) and file.format != "MPO"
             image = _eight_bit(pil, path, _upright(file, seen), file.format, seen)
-            image = image.convert("L" if channels == 1 else "RGB")
+            wanted = "L" if channels == 1 else "RGB"
+            image = image if image.mode == wanted else image.convert(wanted)
             pixels = np.array(_window(image, size).resize(size[::-1], pil.BILINEAR))
     except DataError:
         raise
@@ -158,7 +163,9 @@ def _eight_bit(pil: Any, path: Path, image: Any, form: str | None, seen: Seen) -
             f"{path} has pixels of mode {mode}, whose range is not known; what is read is grey or "
             "colour of 8 or 16 bits, and floating-point grey in [0, 1]"
         )
-    return image.convert("L" if mode == "1" else "RGB") if mode != "L" else image
+    if mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if mode == "1" else "RGB")
 
 
 def _window(image: Any, size: tuple[int, int]) -> Any:

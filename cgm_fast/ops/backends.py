@@ -25,10 +25,7 @@ def _why_no_native() -> str | None:
     try:
         from cgm_fast import _native  # noqa: F401
     except ImportError as error:
-        return (
-            "the compiled module cgm_fast._native cannot be imported "
-            f"({error}); reinstall with a C++ compiler and without CGM_FAST_PURE"
-        )
+        return cuda_launch.why_no_module(error)
     return None
 
 

@@ -54,7 +54,8 @@ def match(names: tuple[str, str], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]
 def check_all_finite(name: str, value: Tensor) -> None:
     """Raise ValueError if `value` holds NaN or infinity. Synchronises with the device.
 
-    What is compiled or traced holds the check, which raises RuntimeError when it runs.
+    What is compiled or traced holds the check, which raises RuntimeError when it runs. (Inductor of
+    torch 2.6 drops it.)
     """
     if is_compiling() or modes() or tracing():
         torch._assert_async(torch.isfinite(value).all(), f"{name} must be finite")
@@ -63,7 +64,7 @@ def check_all_finite(name: str, value: Tensor) -> None:
     if not finite.is_meta and not bool(finite.all()):
         count = int((~finite).sum())
         raise ValueError(
-            f"{name} must be finite, got {count} NaN or infinite of {value.numel()} values"
+            f"{name} must be finite, got {count} NaN or infinite of {finite.numel()} values"
         )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.gpu import multiprocessors
+from cgm_fast.ops.gpu import capturing, multiprocessors, outside_graphs
 
 EMULATION = "CGM_FAST_CUDA_EMULATION"
 """Names, for tests, a module of the kernels compiled for the CPU (tests/emulation)."""
@@ -60,16 +62,27 @@ def rows_of_block(batch: int, total: int, device: torch.device) -> int:
     return rows
 
 
+def why_no_module(error: ImportError) -> str:
+    """Why the compiled module cannot be imported, and what to do."""
+    left = Path(__file__).parents[1] / "_no_native.txt"  # by CMakeLists.txt, where there is none
+    reason = left.read_text() if left.exists() else str(error)
+    return (
+        f"the compiled module cgm_fast._native cannot be imported ({reason}); reinstall with a C++ "
+        "compiler and without CGM_FAST_PURE"
+    )
+
+
 def why_unavailable() -> str | None:
     """What is missing, or None if kernels can be launched."""
     try:
         module = kernels()
     except ImportError as error:
-        return f"the compiled module cgm_fast._native cannot be imported ({error})"
+        return why_no_module(error)
     if not hasattr(module, "mmd_fwd_cuda_float32"):
+        left_out = module.build_info()["cuda_left_out"]
         return (
-            "cgm_fast was built without CUDA kernels; install nvcc (CUDA 12 or newer), set CUDACXX "
-            "if it is not on the PATH, and reinstall"
+            f"cgm_fast was built without CUDA kernels ({left_out}); reinstall with nvcc (CUDA 12 "
+            "or newer) on the PATH or in CUDACXX, and CGM_FAST_CUDA=ON in the environment"
         )
     if EMULATION in os.environ:
         return None
@@ -88,11 +101,7 @@ def stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
-def capturing(device: torch.device) -> bool:
-    """Whether launches become part of a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
+_LOCK = threading.Lock()
 _POOL = 1 << 18
 _pools: dict[torch.device, Tensor] = {}
 _next: dict[torch.device, int] = {}
@@ -107,17 +116,19 @@ def counters(count: int, device: torch.device) -> Tensor:
     """
     captured = capturing(device)
     key = device, stream(device)
-    if not captured and key in _of_stream and len(_of_stream[key]) >= count:
-        return _of_stream[key]
-    if device not in _pools and not captured:
-        _pools[device], _next[device] = torch.zeros(_POOL, dtype=torch.int32, device=device), 0
-        if device.type == "cuda":  # zeros for every stream
-            torch.cuda.current_stream(device).synchronize()
-    begin = _next.get(device, _POOL)
-    if begin + count > _POOL:
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    _next[device] = begin + count
-    found = _pools[device][begin : begin + count]
-    if not captured:
-        _of_stream[key] = found
+    with _LOCK:
+        if not captured and key in _of_stream and len(_of_stream[key]) >= count:
+            return _of_stream[key]
+        if device not in _pools:
+            _pools[device] = outside_graphs(
+                lambda: torch.zeros(_POOL, dtype=torch.int32, device=device), device
+            )
+            _next[device] = 0
+        begin = _next[device]
+        if begin + count > _POOL:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+        _next[device] = begin + count
+        found = _pools[device][begin : begin + count]
+        if not captured:
+            _of_stream[key] = found
     return found

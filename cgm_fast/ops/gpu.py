@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -11,14 +13,67 @@ from torch import Tensor
 
 from cgm_fast.ops.memory import NoMemory
 
+_Key = tuple[tuple[float, ...], torch.dtype, torch.device]
+_LOCK = threading.Lock()
+_MOST_CONSTANTS = 1024
+_constants: dict[_Key, Tensor] = {}  # the oldest first
+_captured: set[_Key] = set()
 
-@functools.cache
+
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a tensor on the device, for a copy per call would wait for it.
 
-    Kept for good: a CUDA graph may hold the address.
+    About a thousand are kept, and for good those that a CUDA graph was captured with: it holds
+    their address.
     """
-    return torch.tensor(values, dtype=dtype, device=device)
+    key = values, dtype, device
+    found = _constants.get(key)
+    if found is not None and not capturing(device):
+        return found
+    with _LOCK:
+        found = _constants.get(key)
+        if found is None:
+            found = outside_graphs(lambda: torch.tensor(values, dtype=dtype, device=device), device)
+            _constants[key] = found
+        if capturing(device):
+            _captured.add(key)
+        elif len(_constants) - len(_captured) > _MOST_CONSTANTS:
+            _drop_half(device)
+    return found
+
+
+def _drop_half(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # kernels under way read them
+    old = [key for key in _constants if key not in _captured and key[2] == device]
+    for key in old[: _MOST_CONSTANTS // 2]:
+        del _constants[key]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether launches become part of a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def outside_graphs(make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """A tensor that lasts, made where no CUDA graph is captured, and ready for every stream.
+
+    What is allocated in a capture, or in the call that `torch.compile(mode="reduce-overhead")`
+    makes before it, lies in the graph's own memory, which the graph uses again. So another thread
+    allocates it, on a stream of its own.
+    """
+    if device.type != "cuda":
+        return make()
+
+    def work() -> Tensor:
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            value = make()
+        stream.synchronize()
+        return value
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -66,6 +66,12 @@ def register(
     # Nothing but the vectors of a second derivative comes in that form.
     hidden = watching.legacy_batch if step == "bwd" else _no
 
+    # A forward op has its tensors first: so many behind the first of them.
+    arguments = ["Tensor" in str(arg.type) for arg in dispatched._schema.arguments]
+    leading = arguments.index(False) - 1
+    if any(arguments[leading + 1 :]):
+        leading = len(arguments)
+
     def call(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
         if (
             is_compiling()
@@ -80,7 +86,7 @@ def register(
             or first.is_neg()
         ):
             return dispatched(first, *args)
-        for arg in args:
+        for arg in args[:leading]:
             # What has no address of its own, or not the address of its values, is dispatched.
             if isinstance(arg, Tensor) and (type(arg) not in PLAIN or arg.is_neg() or hidden(arg)):
                 return dispatched(first, *args)

@@ -172,6 +172,30 @@ def test_the_first_of_several_frames(tmp_path):
     assert seen.notes() == ("images of several frames, of which the first is read: 1",)
 
 
+def test_renderings_of_one_picture_are_no_frames(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (level,) * 3) for level in (10, 20)]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    seen = Seen()
+    assert read(tmp_path / "a.jpg", seen=seen).unique().tolist() == [10]
+    assert seen.notes() == ()
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "JPEG2000"])
+def test_an_image_under_the_name_of_another_kind(tmp_path, form):
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(tmp_path / "a.jpg", form)
+    found = read(tmp_path / "a.jpg", 3)[:, 0, 0]
+    assert (found - torch.tensor([200, 10, 10])).abs().max() <= 4
+
+
+@pytest.mark.parametrize("function", [read_header, read])
+def test_a_program_is_no_image(tmp_path, monkeypatch, function):
+    """Pillow would have another program draw it."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("it was started"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(DataError, match=r"a\.png cannot be read as an image: cannot identify"):
+        function(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("function", [read_header, read])
 def test_what_is_no_image(tmp_path, function):
     (tmp_path / "a.png").write_bytes(b"no image")

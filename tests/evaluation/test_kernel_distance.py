@@ -57,6 +57,7 @@ def a_set(labels=True):
     )
 
 
+@pytest.mark.slow
 def test_features_tell_classes():
     data = a_set()
     state = torch.get_rng_state()

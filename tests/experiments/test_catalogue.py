@@ -86,6 +86,7 @@ def test_every_experiment_is_tried_here():
     assert get_args(get_type_hints(Experiment)["name"]) == tuple(EXPERIMENTS)  # the command line's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("table")])
 def test_an_experiment_writes_its_files(name, tmp_path):
     photographs = str(write_npz(tmp_path / "photographs.npz", n=100, channels=3))
@@ -109,6 +110,7 @@ def check_files(out, name):
         assert 0 <= rate <= bound
 
 
+@pytest.mark.slow
 def test_table1_has_the_papers_rows_and_ours(tmp_path):
     out = run_experiment(options(tmp_path, "table1", seeds=2))
     check_files(out, "table1")
@@ -251,6 +253,7 @@ def test_seconds_count_what_an_evaluation_that_was_ended_took(tmp_path, monkeypa
     assert not (tmp_path / "runs" / "b").exists()
 
 
+@pytest.mark.slow
 def test_table2_has_photographs_where_they_are_given(tmp_path):
     photographs = write_npz(tmp_path / "photographs.npz", n=100, channels=3)
     for given in (None, str(photographs)):

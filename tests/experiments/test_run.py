@@ -41,6 +41,7 @@ def test_a_finished_run_is_evaluated_and_drawn(tmp_path):
     assert experiments.evaluate_run(result.path, nll_images=2) != again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cgm", "vae", "cvae", "infovae", "bir-vae"])
 @pytest.mark.parametrize("network", ["dcgan", "resnet", "pixelcnn", "pixelsnail"])
 def test_every_model_with_every_network(model, network, tmp_path):

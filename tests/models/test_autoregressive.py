@@ -227,6 +227,7 @@ def fit(decoder, z, x, steps):
 
 
 @both
+@pytest.mark.slow
 def test_a_tiny_model_fits_random_images_through_z(make):
     torch.manual_seed(7)
     x = torch.rand(4, 1, 8, 8).round()
@@ -236,6 +237,7 @@ def test_a_tiny_model_fits_random_images_through_z(make):
 
 
 @both
+@pytest.mark.slow
 def test_a_tiny_model_learns_a_rule_of_pixels_before(make):
     # Every row is the one above it with black and white exchanged: only the first is a surprise.
     torch.manual_seed(8)

@@ -84,3 +84,11 @@ def test_unit_power_needs_noise_of_at_most_one():
     assert UnitPower(3, 1.0)(torch.randn(8, 3)).abs().max() == 0  # no rate, no signal
     with pytest.raises(ValueError, match=r"sigma2 <= 1, got 1\.5"):
         UnitPower(3, 1.5)
+
+
+def test_the_rate_of_a_learned_noise_is_on_the_codes_device():
+    """Whatever the default device, for which "meta" stands here."""
+    variance, noise = torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.3])
+    expected = gaussian_rate_bound(variance, noise, noise.log() - 0.1)
+    with torch.device("meta"):
+        assert gaussian_rate_bound(variance, noise, noise.log() - 0.1) == expected

@@ -1,5 +1,8 @@
 """Bad input to the ops: each error names the argument, what it takes and what it got."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +19,12 @@ def holding(value, *shape):
     out = torch.ones(shape)
     out.view(-1)[0] = value
     return out
+
+
+def nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its prototype
+        return torch.nested.nested_tensor([ones(4, 3), ones(2, 3)])
 
 
 X, Y = ones(4, 3), ones(5, 3)
@@ -52,6 +61,28 @@ MMD = {
         {"x": ones(0, 4, 3), "y": ones(0, 4, 3)},
         ValueError,
         r"x must not be empty, got shape \[0, 4, 3\]",
+    ),
+    "images": (
+        {"x": ones(4, 1, 8, 8), "y": ones(4, 1, 8, 8)},
+        ValueError,
+        r"got \[4, 1, 8, 8\] .*x.flatten\(1\) makes a row of each image",
+    ),
+    "sparse": ({"x": X.to_sparse()}, TypeError, r"x must be dense, got layout torch.sparse_coo"),
+    "nested": ({"y": nested()}, TypeError, r"y must be dense, got a nested tensor"),
+    "jagged": (
+        {"y": torch.nested.nested_tensor([X, Y], layout=torch.jagged)},
+        TypeError,
+        r"y must be dense, got a nested tensor",
+    ),
+    "mkldnn": (
+        {"y": Y.to_mkldnn()},
+        TypeError,
+        r"y must be dense, got layout torch._mkldnn",
+    ),
+    "sparse_weights": (
+        {"x_weights": ones(4).to_sparse()},
+        TypeError,
+        r"x_weights must be dense, got layout torch.sparse_coo",
     ),
     "integers": ({"x": X.long()}, TypeError, r"x must have dtype float16, .*got torch.int64"),
     "complex": ({"y": Y.cfloat()}, TypeError, r"y must have dtype .*float64, got torch.complex64"),
@@ -98,6 +129,21 @@ MMD = {
         ValueError,
         r"'unbiased' needs n and m of at least 2, got n=1, m=5",
     ),
+    "unbiased_of_one_weight": (
+        {"estimator": "unbiased", "x_weights": torch.tensor([1.0, 0.0, 0.0, 0.0])},
+        ValueError,
+        r"x_weights must leave at least two rows .*'unbiased', got \(Σw\)² - Σw² = 0",
+    ),
+    "unbiased_of_one_weight_in_a_batch": (
+        {
+            "estimator": "unbiased",
+            "x": ones(2, 4, 3),
+            "y": ones(2, 5, 3),
+            "y_weights": torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [0.0, 0.0, 0.0, 2.0, 0.0]]),
+        },
+        ValueError,
+        r"y_weights must leave at least two rows",
+    ),
     "kernel_agg": ({"kernel_agg": "max"}, ValueError, r"kernel_agg .*'mean', 'sum', got 'max'"),
     "backend": (
         {"backend": "fast"},
@@ -106,6 +152,10 @@ MMD = {
     ),
 }
 
+TAKES = (
+    r"bandwidth must be 'paper', 'infovae', a number, or a sequence or 1-dimensional array of "
+    r"numbers, or a tensor of shape \[\], \[s\] or \[b, s\], got "
+)
 BANDWIDTHS = {
     "zero": (0.0, ValueError, r"bandwidth must be a finite number > 0, got 0"),
     "negative": (-1, ValueError, r"bandwidth .* > 0, got -1"),
@@ -115,7 +165,7 @@ BANDWIDTHS = {
     "too_small_to_square": (1e-30, ValueError, r"bandwidth squared .*float32, got 1e-30"),
     "beyond_float64": (1e300, ValueError, r"bandwidth squared .*float32, got 1e\+300"),
     "unknown": ("median", ValueError, r"bandwidth must be one of 'paper', 'infovae', got 'median'"),
-    "no_number": (None, TypeError, r"bandwidth must be a number, got NoneType"),
+    "no_number": (None, TypeError, TAKES + "NoneType"),
     "boolean": (True, TypeError, r"bandwidth must be a number, got bool"),
     "empty": ([], ValueError, r"bandwidth must hold at least one number, got an empty sequence"),
     "negative_in_list": ([1.0, -2.0], ValueError, r"bandwidth .* > 0, got -2"),
@@ -126,7 +176,22 @@ BANDWIDTHS = {
     "empty_tensor": (ones(0), ValueError, r"bandwidth must have shape \[\].*got \[0\]"),
     "batch_of_tensor": (ones(2, 2), ValueError, r"bandwidth .*\[b, s\] with b=1, got \[2, 2\]"),
     "tensor_of_three_dims": (ones(1, 1, 1), ValueError, r"bandwidth .*got \[1, 1, 1\]"),
-    "tensor_of_integers": (torch.tensor(1), TypeError, r"bandwidth .*float32.*got torch.int64"),
+    "tensor_of_booleans": (torch.tensor(True), TypeError, r"bandwidth .*float32.*got torch.bool"),
+    "tensor_of_zero": (torch.tensor(0.0), ValueError, r"> 0, got 0; a median .* is 0 .*clamp it"),
+    "array_of_zero": (np.zeros(2), ValueError, r"bandwidth .* > 0, got 0"),
+    "matrix": (np.ones((2, 2)), ValueError, TAKES + r"an array of shape \[2, 2\]"),
+    "array_of_booleans": (np.array([True]), TypeError, r"bandwidth must be a number, got bool"),
+    "array_of_names": (np.array(["paper"]), TypeError, r"bandwidth must be a number, got str"),
+    "empty_array": (np.zeros(0), ValueError, r"bandwidth must hold at least one number"),
+    "list_of_vectors": ([ones(2), 1.0], ValueError, r"tensors of shape \[\], got one .*\[2\]"),
+    "negative_beside_a_tensor": (
+        [torch.tensor(1.0), -1.0],
+        ValueError,
+        r"bandwidth .* > 0, got -1",
+    ),
+    "negative_tensor_in_list": ([torch.tensor(-1.0), 1.0], ValueError, r"bandwidth .* > 0, got -1"),
+    "complex": (1j, TypeError, TAKES + "complex"),
+    "set": ({1.0}, TypeError, TAKES + "set"),
     "tensor_elsewhere": (META, ValueError, r"bandwidth .* samples' device cpu, got meta"),
 }
 
@@ -150,6 +215,13 @@ PROTOTYPES = {
         r"r must be finite, got 1",
     ),
     "infinity": ({"g": holding(INF, 6, 3), "check_finite": True}, ValueError, r"g must be finite"),
+    "sparse": ({"r": R.to_sparse()}, TypeError, r"r must be dense, got layout torch.sparse_coo"),
+    "nested": ({"g": nested()}, TypeError, r"g must be dense, got a nested tensor"),
+    "sparse_labels": (
+        {"labels": torch.zeros(4, dtype=torch.long).to_sparse()},
+        TypeError,
+        r"labels must be dense",
+    ),
     "labels_no_tensor": (
         {"labels": [0] * 4},
         TypeError,
@@ -206,7 +278,7 @@ STEP = {
     "bandwidth_tensor": (
         {"bandwidth": ones(1)},
         TypeError,
-        r"bandwidth must be a string, a number",
+        r"bandwidth must be 'paper', 'infovae', a number, or a sequence .* here, got a tensor",
     ),
     "noise_shape": (
         {"noise": ones(4, 3)},
@@ -218,6 +290,16 @@ STEP = {
         {"noise": ones(2, 4, 3, device="meta")},
         ValueError,
         r"noise must be on the samples' device cpu, got meta",
+    ),
+    "noise_with_a_gradient": (
+        {"noise": ones(2, 4, 3, requires_grad=True)},
+        ValueError,
+        r"noise must not require a gradient",
+    ),
+    "bandwidth_tensors": (
+        {"bandwidth": [torch.tensor(1.0)]},
+        TypeError,
+        r"bandwidth must be .*a tensor",
     ),
     "noise_nan": (
         {"noise": holding(NAN, 2, 4, 3), "check_finite": True},
@@ -255,6 +337,45 @@ def test_prototype_margin(arguments, error, message):
 def test_cgm_loss(arguments, error, message):
     with pytest.raises(error, match=message):
         cgm_loss(**({"r": R, "g": G} | arguments))
+
+
+def keeps_assertions(compiler):
+    """Whether it does not drop an assertion of torch's own, as the Inductor of torch 2.6 does."""
+    torch.compiler.reset()
+
+    def check(x):
+        torch._assert_async(x.isfinite().all(), "no")
+        return x + 1
+
+    try:
+        torch.compile(check, fullgraph=True, backend=compiler)(torch.tensor(NAN))
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("op", ["mmd", "cgm_step"])
+def test_compiled_code_checks_for_nan_when_it_runs(op, compiler):
+    if not keeps_assertions(compiler):
+        pytest.skip(f"{compiler} of torch {torch.__version__} drops assertions")
+    torch.compiler.reset()
+    call = {
+        "mmd": lambda x, y: mmd(x, y, check_finite=True),
+        "cgm_step": lambda x, y: cgm_loss(x, y, check_finite=True).loss,
+    }[op]
+    compiled = torch.compile(call, fullgraph=True, backend=compiler)
+    assert compiled(X, Y).isfinite()
+    with pytest.raises(RuntimeError, match="must be finite"):
+        compiled(X, holding(NAN, 5, 3))
+
+
+def test_what_vmap_maps_is_checked_too():
+    x = torch.stack((X, holding(INF, 4, 3)))
+    with pytest.raises(ValueError, match="x must be finite, got 1 NaN or infinite of 24 values"):
+        torch.vmap(lambda x: mmd(x, Y, check_finite=True))(x)
+    with pytest.raises(ValueError, match=r"bandwidth .* > 0, got 0"):
+        torch.vmap(lambda sigma: mmd(X, Y, bandwidth=sigma))(torch.tensor([1.0, 0.0]))
 
 
 @pytest.mark.parametrize("function", [mmd, prototype_margin, cgm_loss])

@@ -83,12 +83,14 @@ def assert_matches(inputs, option, backend, of_loss=LOSS_TOLERANCE, of_rest=GRAD
             assert_gradient_close(part, wanted, of_rest)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("labelled", [False, True], ids=["nearest", "labelled"])
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_loss_gradients_and_hessian_product_in_float32(shape, labelled, backend, device):
     assert_matches(case(shape, device=device, labelled=labelled), {}, backend)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_every_option(option, dtype, backend, device):
@@ -195,6 +197,7 @@ def test_the_global_seed_governs_the_noise_too(backend, device):
     assert torch.equal(one, cgm_loss(r, g, backend=backend).z)
 
 
+@pytest.mark.slow_interpreted
 def test_the_noise_has_the_variance_asked_for(backend, device):
     # 200 000 squared normals: their mean has a standard error of √(2 / 200 000).
     r, g, _, _ = case((20_000, 2, 10), device=device)
@@ -221,6 +224,7 @@ def test_only_the_gradient_asked_for(wanted, detach_prior, backend, device):
     assert_gradient_close(alone[wanted].grad, dict(zip(inputs, both, strict=True))[wanted])
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("option", ["paper", "detached_prior", "several_bandwidths"])
 def test_gradcheck_of_first_and_second_derivatives(option, backend, device, interpreted, emulated):
     r, g, _, noise = case((5, 4, 3), dtype=torch.float64, device=device)

@@ -77,6 +77,7 @@ def assert_same(one, other):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow_interpreted
 def test_bitwise_the_same_from_run_to_run(make, backend, device):
     case = make(backend, device)
     first = derivatives(case.call, case.inputs)
@@ -145,6 +146,7 @@ def compiled(call, **option):
     return torch.compile(call, fullgraph=True, **option)
 
 
+@pytest.mark.slow_interpreted
 def test_compiles_whole_forward_and_backward(make, backend, device):
     case = make(backend, device)
     inputs = leaves(case.inputs)

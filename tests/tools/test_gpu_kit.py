@@ -189,9 +189,25 @@ def test_setup_takes_the_wheel_or_builds(packed, tools, tmp_path, monkeypatch, c
     monkeypatch.setattr(install, "pip", lambda site, *words: calls.append(words) or True)
     monkeypatch.setattr(install, "works", lambda site: usable.pop(0))
     assert install.main(tmp_path / "kit", tmp_path / "site") == 0
-    assert [Path(words[-1]).name for words in calls[:2]] == ["a.whl", "b.whl"]
-    assert all("--no-index" in words for words in calls[:2])
-    assert [words[-1] for words in calls[2:]] == ([] if packed else [str(ROOT)])
+    index, *wheels = calls[0]
+    assert (index, [Path(wheel).name for wheel in wheels]) == ("--no-index", ["a.whl", "b.whl"])
+    assert [words[-1] for words in calls[1:]] == ([] if packed else [str(ROOT)])
+
+
+def test_a_wheel_that_does_not_fit_leaves_the_others(tools, tmp_path, monkeypatch, capsys):
+    install, installed = tools("install"), []
+    for name in ("a.whl", "b.whl", "c.whl"):
+        (tmp_path / name).touch()
+
+    def pip(site, *words):
+        names = [Path(word).name for word in words[1:]]
+        installed.extend(names if "b.whl" not in names else [])
+        return "b.whl" not in names
+
+    monkeypatch.setattr(install, "pip", pip)
+    install.install_wheels(tmp_path, tmp_path)
+    assert installed == ["a.whl", "c.whl"]
+    assert capsys.readouterr().out == "not installed: b.whl\n"
 
 
 def test_a_kit_that_is_too_large_is_refused(tools, tmp_path, capsys, monkeypatch):

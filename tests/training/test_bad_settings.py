@@ -151,7 +151,7 @@ def test_a_model_that_sees_labels_needs_every_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = str(tmp_path / "some.npz")
     np.savez(data, images=pixels(), labels=np.arange(40) % 4 - 1)
-    with pytest.raises(ConfigError, match=r"a label for each image, and \d of those of .*some"):
+    with pytest.raises(ConfigError, match=r"a label for each image, and \d+ of those of .*some"):
         run(
             tmp_path, data=data, model="cvae", supervised=True, test_data=str(tmp_path / "tiny.npz")
         )

@@ -92,6 +92,17 @@ def test_cgm2_with_some_labels(tmp_path):
     assert sum(evaluation["test_usage"]) == len(images.test)
 
 
+def test_labels_with_gaps(tmp_path):
+    """As many categories as there are classes, of the labels' names."""
+    labels = np.array([7, 9, 100])[np.arange(40) % 3]
+    np.savez(tmp_path / "gaps.npz", images=pixels(), labels=labels)
+    data = str(tmp_path / "gaps.npz")
+    with pytest.raises(ConfigError, match="at least the number of classes 3 with supervised, got"):
+        run(tmp_path, data=data, supervised=True, num_prototypes=2)
+    evaluation = run(tmp_path, data=data, supervised=True, evaluate=True, probes=False).evaluation
+    assert len(evaluation["test_usage"]) == 3
+
+
 def test_a_cvae_needs_every_label(tmp_path):
     data = some_labels(tmp_path / "some.npz")
     with pytest.raises(ConfigError, match=r"cvae needs (a label for each|labels of the test)"):

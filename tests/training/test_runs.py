@@ -372,10 +372,26 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     run(tmp_path, resume=True, max_steps=9)
 
 
+# Each process goes on when both have looked at the folder and found nothing there.
+TOGETHER = """
+import pathlib
+from cgm_fast.experiments import run
+check, folder = run.check_memory, pathlib.Path({folder!r})
+def wait(config):
+    (folder / f"ready-{{os.getpid()}}").touch()
+    end = time.monotonic() + 60
+    while len(list(folder.glob("ready-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    check(config)
+run.check_memory = wait
+"""
+
+
 def test_two_that_start_at_once(tmp_path, launch):
     """One trains; the other is told so, and nothing of either is in the other's files."""
     words = {"evaluate": False, "max_steps": 40, "epochs": 40, "log_every": 1}
-    children = [launch(*arguments(tmp_path, seed=seed, **words)) for seed in range(2)]
+    first = TOGETHER.format(folder=str(tmp_path))
+    children = [launch(*arguments(tmp_path, seed=seed, **words), first=first) for seed in range(2)]
     codes = [child.wait() for child in children]
     assert sorted(codes) == [0, 1], [child.log.read_text() for child in children]
     lost = children[codes.index(1)].log.read_text()

@@ -15,7 +15,7 @@ from typing import Any
 KERNELS = "regex:mmd|prototype|cgm_|pack_kernel|sum_kernel"
 SECTIONS = (
     "LaunchStats", "Occupancy", "SpeedOfLight", "WarpStateStats", "MemoryWorkloadAnalysis",
-    "ComputeWorkloadAnalysis", "InstructionStats",
+    "InstructionStats",
 )  # fmt: skip
 SHOWN = (
     "gpu__time_duration.sum", "sm__throughput.avg.pct_of_peak_sustained_elapsed",

@@ -63,10 +63,13 @@ def pip(site: Path, *arguments: str) -> bool:
 
 
 def install_wheels(kit: Path, site: Path) -> None:
-    """Each on its own, so that one that does not fit leaves the others."""
-    for wheel in sorted(kit.glob("*.whl")):
-        if not pip(site, "--no-index", str(wheel)):
-            print(f"not installed: {wheel.name}")
+    """All at once; if one does not fit, each on its own, so that it leaves the others."""
+    every = sorted(map(str, kit.glob("*.whl")))
+    if not every or pip(site, "--no-index", *every):
+        return
+    for wheel in every:
+        if not pip(site, "--no-index", wheel):
+            print(f"not installed: {Path(wheel).name}")
 
 
 def works(site: Path) -> bool:

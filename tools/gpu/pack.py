@@ -111,9 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
     kit = options.kit.resolve()
     shutil.rmtree(kit, ignore_errors=True)
     kit.mkdir(parents=True)
+    text = json.dumps(manifest(options.architecture), indent=1)  # of what is built from now on
     wheels(kit, options.architecture)
     triton_cache(kit, options.architecture)
-    text = json.dumps(manifest(options.architecture), indent=1)
     (kit / "manifest.json").write_text(text + "\n", encoding="utf-8")
     return report_size(kit)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +33,10 @@ LARGE = (
     "n65536 or b1048576"
 )
 PEERS_AT = "n1024-d10- or n16384-d10- or n16384-d64 or b64-k10-d10- or b16384 or b65536 or b1048576"
+
+
+# A case that hangs ends its process, for a kernel that never ends is not interrupted otherwise.
+BOUNDED = ("--timeout=60", "--timeout-method=thread") if find_spec("pytest_timeout") else ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def plan(
     # -P: the package that is installed, not the source tree they start in.
     py = (python, "-P")
     of_device = ("--device", device)
-    pytest = (*py, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "--tb=short")
+    pytest = (*py, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *BOUNDED)
+    pytest += ("--tb=short",)
 
     def bench(name: str, seconds: float, expression: str, *more: str) -> Stage:
         return Stage(

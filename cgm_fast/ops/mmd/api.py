@@ -90,7 +90,8 @@ def mmd(
             for.
     """
     x, y = _check_samples(x, y)
-    check_name(backend)
+    if backend != AUTO:
+        check_name(backend)
     if check_finite:
         for name, value in (("x", x), ("y", y), ("x_weights", x_weights), ("y_weights", y_weights)):
             if value is not None:
@@ -199,9 +200,9 @@ def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         )
     if len(of_x) == 3 and of_x[0] != of_y[0]:
         raise ValueError(f"x and y must have the same batch size b, got {of_x[0]} and {of_y[0]}")
-    for name, value in (("x", x), ("y", y)):
-        if value.numel() == 0:
-            raise ValueError(f"{name} must not be empty, got shape {list(value.shape)}")
+    if x.numel() == 0 or y.numel() == 0:
+        name, value = ("y", y) if x.numel() else ("x", x)
+        raise ValueError(f"{name} must not be empty, got shape {list(value.shape)}")
     return match(("x", "y"), x, y)
 
 

@@ -1,0 +1,91 @@
+"""What implementations for GPUs share, as far as a machine without one can tell."""
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from cgm_fast.ops import cuda_launch, gpu
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_constants(monkeypatch):
+    monkeypatch.setattr(gpu, "_constants", {})
+    monkeypatch.setattr(gpu, "_captured", set())
+
+
+@pytest.mark.usefixtures("no_constants")
+def test_constants_of_new_bandwidths_do_not_pile_up():
+    for i in range(5000):
+        assert gpu.constants((float(i),), torch.float32, CPU).tolist() == [float(i)]
+    assert len(gpu._constants) <= gpu._MOST_CONSTANTS
+    assert gpu.constants((4999.0,), torch.float32, CPU) is gpu.constants(
+        (4999.0,), torch.float32, CPU
+    )
+
+
+@pytest.mark.usefixtures("no_constants")
+def test_constants_that_a_graph_holds_are_kept(monkeypatch):
+    gpu.constants((1.0,), torch.float32, CPU)
+    monkeypatch.setattr(gpu, "capturing", lambda device: True)
+    held = gpu.constants((1.0,), torch.float32, CPU)
+    monkeypatch.setattr(gpu, "capturing", lambda device: False)
+    for i in range(5000):
+        gpu.constants((2.0 + i,), torch.float32, CPU)
+    assert gpu.constants((1.0,), torch.float32, CPU) is held
+
+
+class Stream:
+    """Of torch's, what `outside_graphs` uses."""
+
+    current = threading.local()
+
+    def __init__(self, device):
+        self.synchronized = False
+
+    def __enter__(self):
+        Stream.current.value = self
+
+    def __exit__(self, *_):
+        del Stream.current.value
+
+    def synchronize(self):
+        Stream.last = self
+
+
+def test_what_lasts_is_made_outside_of_a_graph(monkeypatch):
+    """A graph's memory serves the thread, or the stream, that it is captured from."""
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    made = []
+
+    def make():
+        made.append((threading.get_ident(), Stream.current.value))
+        return torch.zeros(1)
+
+    assert gpu.outside_graphs(make, torch.device("cuda", 0)) == 0
+    ((thread, stream),) = made
+    assert thread != threading.get_ident()
+    assert Stream.last is stream  # zeros are there for every stream
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_threads_have_counters_of_their_own(captured, monkeypatch):
+    """Each captured call, and each stream: here every thread's identity."""
+    for name in ("_pools", "_next", "_of_stream"):
+        monkeypatch.setattr(cuda_launch, name, {})
+    monkeypatch.setattr(cuda_launch, "capturing", lambda device: captured)
+    streams = iter(range(1 << 20))
+    monkeypatch.setattr(cuda_launch, "stream", lambda device: next(streams))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: cuda_launch.counters(2, CPU), range(20000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({value.data_ptr() for value in found}) == len(found)
