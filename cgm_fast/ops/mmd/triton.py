@@ -115,10 +115,9 @@ def coefficients_of(*arguments: Any, device: torch.device) -> Tensor:
         c.x_scale**2, c.y_scale**2, c.x_scale * c.y_scale, c.cross, c.x, c.y, c.across, c.all(),
         c.x_scale * c.mass_x, -c.y_scale * c.mass_y,
     )  # fmt: skip
-    given = [value for value in row if isinstance(value, Tensor)]
-    if not given:
-        return constants(row, torch.float64, device)
-    like = given[0]
+    like = next((value for value in row if isinstance(value, Tensor)), None)
+    if like is None:
+        return constants(tuple(float(value) for value in row), torch.float64, device)
     whole = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in row]
     return torch.stack(whole, -1)
 
