@@ -256,6 +256,7 @@ def test_it_is_never_the_automatic_choice(type, monkeypatch):
     every = dict.fromkeys(backends.BACKENDS)  # None: usable
     monkeypatch.setattr(backends, "_availability", every)
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device(type)
     assert backends.choose("triton", device) == "triton"
     assert backends.choose("auto", device) == {"cpu": "native", "cuda": "reference"}[type]
