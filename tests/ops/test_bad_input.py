@@ -394,6 +394,7 @@ LABELLED = {
 }
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("label", [-(2**62), -1, 6, 2**62])
 @pytest.mark.parametrize("op", LABELLED)
 def test_a_wrong_label_that_compiled_code_cannot_check_gives_nan(op, label, backend, device):

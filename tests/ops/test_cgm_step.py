@@ -211,6 +211,7 @@ def test_without_noise_the_latents_are_the_means(backend, device):
     assert torch.equal(cgm_loss(r, g, sigma2=0.0, backend=backend).z, r)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("wanted", ["r", "g"])
 @pytest.mark.parametrize("detach_prior", [False, True], ids=["", "detached"])
 def test_only_the_gradient_asked_for(wanted, detach_prior, backend, device):

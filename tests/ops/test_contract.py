@@ -88,6 +88,7 @@ def test_bitwise_the_same_from_run_to_run(make, backend, device):
         assert_same(first[2], again[2])
 
 
+@pytest.mark.slow_interpreted
 def test_without_gradients_the_value_is_the_same(make, backend, device):
     case = make(backend, device)
     value = case.call(*leaves(case.inputs)).detach()
@@ -99,6 +100,7 @@ def test_without_gradients_the_value_is_the_same(make, backend, device):
             assert not inside.requires_grad
 
 
+@pytest.mark.slow_interpreted
 def test_autocast_changes_nothing(make, backend, device):
     case = make(backend, device)
     inputs = leaves(case.inputs)
@@ -110,6 +112,7 @@ def test_autocast_changes_nothing(make, backend, device):
         assert_same(torch.autograd.grad(inside.sum(), inputs), gradient)
 
 
+@pytest.mark.slow_interpreted
 def test_autocast_promotes_mixed_dtypes(make, backend, device):
     case = make(backend, device)
     mixed = (case.inputs[0].bfloat16(), *case.inputs[1:])
@@ -122,6 +125,7 @@ def test_autocast_promotes_mixed_dtypes(make, backend, device):
     assert [part.dtype for part in gradient] == [part.dtype for part in inputs]
 
 
+@pytest.mark.slow_interpreted
 def test_a_third_derivative_raises(make, backend, device):
     case = make(backend, device)
     inputs = leaves(case.inputs)

@@ -226,6 +226,7 @@ def test_bfloat16_at_the_papers_size_is_off_by_less_than_1e4th_of_a_nat(backend,
     assert abs(1000 * float(loss) - 1000 * float(oracle)) < 1e-4
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch", [None, 3], ids=["single", "batch"])
 def test_any_memory_layout(layout, batch, backend, device):
@@ -323,6 +324,7 @@ def test_a_list_of_bandwidths_keeps_their_gradients(device):
     torch.testing.assert_close(torch.stack(found), expected)
 
 
+@pytest.mark.slow_interpreted
 def test_a_batch_is_its_items(backend, device):
     # Large enough that an implementation may give whole items to threads.
     x, y = samples(100, 63, 10, batch=5, device=device)
@@ -342,6 +344,7 @@ def test_weights_are_shared_by_a_batch(backend, device):
     assert shared.shape == (3,)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("option", ["weights", "unbiased_weights", "sum_of_three"])
 def test_gradcheck_of_first_and_second_derivatives(option, backend, device, interpreted, emulated):
     if interpreted and "weights" in option:
@@ -375,6 +378,7 @@ def test_coincident_points_have_a_zero_gradient_and_a_finite_second_one(estimato
     assert_gradient_close(whole(products), whole(results["oracle"][2]))
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("n", [1, 2, 33, 600])
 def test_identical_samples_are_at_no_distance(n, backend, device):
     x, _ = samples(n, 1, 10, device=device)
@@ -383,6 +387,7 @@ def test_identical_samples_are_at_no_distance(n, backend, device):
     assert_loss_close(loss, torch.zeros(()), magnitude)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("batch", [None, 3], ids=["single", "batch"])
 def test_the_biased_estimator_is_never_negative_and_keeps_its_gradient(
@@ -425,6 +430,7 @@ def drawn(shape, seed, device):
     return x, y, LOSS_TOLERANCE * mmd_magnitude(x, y, sigma=[2.0]) + rounded
 
 
+@pytest.mark.slow_interpreted
 @given(shape=sizes, seed=seeds)
 def test_symmetric_and_not_negative(backend, device, shape, seed):
     x, y, error = drawn(shape, seed, device)
@@ -434,6 +440,7 @@ def test_symmetric_and_not_negative(backend, device, shape, seed):
     assert float(forth) >= -error
 
 
+@pytest.mark.slow_interpreted
 @given(shape=sizes, seed=seeds, shift=st.integers(-4000, 4000))
 def test_moving_everything_changes_nothing(backend, device, shape, seed, shift):
     x, y, error = drawn(shape, seed, device)
@@ -442,6 +449,7 @@ def test_moving_everything_changes_nothing(backend, device, shape, seed, shift):
     assert abs(float(here) - float(there)) <= 2 * error
 
 
+@pytest.mark.slow_interpreted
 @given(shape=sizes, seed=seeds)
 def test_order_does_not_matter(backend, device, shape, seed):
     x, y, error = drawn(shape, seed, device)
@@ -451,6 +459,7 @@ def test_order_does_not_matter(backend, device, shape, seed):
     assert abs(float(one) - float(other)) <= 2 * error
 
 
+@pytest.mark.slow_interpreted
 @given(shape=sizes, seed=seeds, power=st.integers(-20, 20))
 def test_scaling_data_and_bandwidth_by_a_power_of_two_is_exact(backend, device, shape, seed, power):
     x, y, _ = drawn(shape, seed, device)
@@ -459,6 +468,7 @@ def test_scaling_data_and_bandwidth_by_a_power_of_two_is_exact(backend, device, 
     assert torch.equal(one, other)
 
 
+@pytest.mark.slow_interpreted
 @given(shape=sizes, seed=seeds, total=st.sampled_from([1.0, 4.0]))
 def test_a_point_twice_is_a_point_of_twice_the_weight(backend, device, shape, seed, total):
     x, y, _ = drawn(shape, seed, device)
@@ -473,6 +483,7 @@ def test_a_point_twice_is_a_point_of_twice_the_weight(backend, device, shape, se
     assert abs(float(once) - float(twice)) <= 2 * error + step
 
 
+@pytest.mark.slow_interpreted
 @given(shape=sizes, seed=seeds)
 def test_equal_weights_are_no_weights(backend, device, shape, seed):
     x, y, error = drawn(shape, seed, device)

@@ -38,6 +38,7 @@ def clusters(d, apart, device, *, shared, seed=0):
     return x.to(device), y.to(device)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("apart", [2.5, 4.0, 5.5, 7.0, 11.0, 37.0, 1000.0])
 @pytest.mark.parametrize("d", [10, 64, 300])
@@ -57,6 +58,7 @@ def test_clusters_keep_their_contract(d, apart, shared, backend, device):
         assert_gradient_close(gradient, wanted, tolerance)
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("apart", [2.5, 4.0, 5.5, 7.0, 10.0, 11.0])
 @pytest.mark.parametrize("d", [10, 64, 300])
 def test_clusters_whose_roundings_agree(d, apart, backend, device):

@@ -54,6 +54,7 @@ def contract(x, y, sigma, backend, **options):
     return loss, truth, magnitude
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("batch", [None, 3], ids=["single", "batch"])
 def test_the_unbiased_loss_of_a_narrow_kernel(case, batch, backend, device):
@@ -110,6 +111,7 @@ def test_gradients_of_a_narrow_kernel(estimator, backend, device):
         assert_gradient_close(gradient, truth)
 
 
+@pytest.mark.slow_interpreted
 def test_permutations_rank_as_in_float64(backend, device):
     """What a permutation test is made of: the observed split and others, in the same order."""
     x, y = unit_samples(30, 30, 64, device)
