@@ -96,6 +96,9 @@ if(NOT cuda_problem)
   # Whether there is one; what it can compile for is asked below.
   set(given "$ENV{CUDAARCHS}")
   unset(ENV{CUDAARCHS})
+  if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE) # as in CMakeLists.txt
+  endif()
   check_language(CUDA)
   if(given)
     set(ENV{CUDAARCHS} "${given}")

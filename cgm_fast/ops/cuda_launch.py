@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,9 @@ def rows_of_block(batch: int, total: int, device: torch.device) -> int:
 
 def why_no_module(error: ImportError) -> str:
     """Why the compiled module cannot be imported, and what to do."""
-    left = Path(__file__).parents[1] / "_no_native.txt"  # by CMakeLists.txt, where there is none
-    reason = left.read_text() if left.exists() else str(error)
+    # CMakeLists.txt leaves it where there is none: of an editable install not beside the sources.
+    notes = [Path(folder) / "_no_native.txt" for folder in sys.modules["cgm_fast"].__path__]
+    reason = next((note.read_text() for note in notes if note.exists()), str(error))
     return (
         f"the compiled module cgm_fast._native cannot be imported ({reason}); reinstall with a C++ "
         "compiler and without CGM_FAST_PURE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import threading
 from collections.abc import Callable
@@ -38,15 +39,15 @@ def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
         if capturing(device):
             _captured.add(key)
         elif len(_constants) - len(_captured) > _MOST_CONSTANTS:
-            _drop_half(device)
+            _drop_half()
     return found
 
 
-def _drop_half(device: torch.device) -> None:
-    if device.type == "cuda":
+def _drop_half() -> None:
+    old = [key for key in _constants if key not in _captured][: _MOST_CONSTANTS // 2]
+    for device in {key[2] for key in old if key[2].type == "cuda"}:
         torch.cuda.synchronize(device)  # kernels under way read them
-    old = [key for key in _constants if key not in _captured and key[2] == device]
-    for key in old[: _MOST_CONSTANTS // 2]:
+    for key in old:
         del _constants[key]
 
 
@@ -66,6 +67,7 @@ def outside_graphs(make: Callable[[], Tensor], device: torch.device) -> Tensor:
         return make()
 
     def work() -> Tensor:
+        _allow_allocation()
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
             value = make()
@@ -74,6 +76,21 @@ def outside_graphs(make: Callable[[], Tensor], device: torch.device) -> Tensor:
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
+
+
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+
+
+def _allow_allocation() -> None:
+    """Let this thread allocate while another one captures.
+
+    A capture in the default mode, "global", forbids it to all threads that have not said so.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # not NVIDIA's, or another system's
+        return
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(ctypes.c_int(_RELAXED)))
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:

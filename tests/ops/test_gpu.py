@@ -3,6 +3,7 @@
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,13 @@ def test_what_lasts_is_made_outside_of_a_graph(monkeypatch):
     """A graph's memory serves the thread, or the stream, that it is captured from."""
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    modes = []
+    driver = SimpleNamespace(
+        cuThreadExchangeStreamCaptureMode=lambda mode: modes.append(
+            (threading.get_ident(), mode._obj.value)
+        )
+    )
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda name: driver)
     made = []
 
     def make():
@@ -70,6 +78,8 @@ def test_what_lasts_is_made_outside_of_a_graph(monkeypatch):
     assert gpu.outside_graphs(make, torch.device("cuda", 0)) == 0
     ((thread, stream),) = made
     assert thread != threading.get_ident()
+    # CU_STREAM_CAPTURE_MODE_RELAXED: another thread's capture does not forbid this one to allocate.
+    assert modes == [(thread, 2)]
     assert Stream.last is stream  # zeros are there for every stream
 
 

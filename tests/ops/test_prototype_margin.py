@@ -86,6 +86,7 @@ def assert_nearest(assignment, r, g):
     assert right.all(), f"not nearest: samples {(~right).nonzero().flatten().tolist()}"
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("labelled", [False, True], ids=["nearest", "labelled"])
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_loss_gradients_and_hessian_product_in_float32(
@@ -104,6 +105,7 @@ def test_loss_gradients_and_hessian_product_in_float32(
     assert_all_close(kernel, oracle, magnitude(r, g, assignment))
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("labelled", [False, True], ids=["nearest", "labelled"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
