@@ -63,6 +63,10 @@ def leftovers(path: Path, names: tuple[str, ...]) -> list[Path]:
     return [file for name in names for file in path.glob(f".{name}.*.tmp")]
 
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a network's file system says that it has none."""
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a folder, made if need be, against other processes that write to it.
@@ -74,7 +78,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # torch has it
 
-    made = not path.exists()
+    made, lock = not path.exists(), None
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(path / LOCK), timeout=0)
@@ -83,16 +87,16 @@ def locked(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} is in use by another process: wait for it, or pass --out for another folder"
         ) from error
-    except OSError as error:
-        raise RunError(f"{path} could not be made or written to: {reason(error)}") from error
-    except NotImplementedError:  # a file system without locks
-        yield
-        return
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise RunError(f"{path} could not be made or written to: {reason(error)}") from error
+        lock = None  # a file system without locks
     try:
         yield
     finally:
-        lock.release()
-        if made and set(path.iterdir()) <= {path / LOCK}:  # nothing came of it
-            with suppress(OSError):
+        if lock is not None:
+            lock.release()
+        with suppress(OSError):
+            if made and set(path.iterdir()) <= {path / LOCK}:  # nothing came of it
                 (path / LOCK).unlink(missing_ok=True)
                 path.rmdir()

@@ -109,8 +109,8 @@ def assemble(name: str, train: Part, test: Part | None, notes: tuple[str, ...] =
     images, test_images = train.images, None if test is None else test.images
     if test_images is None:
         images, test_images, kept, aside = _hold_out(images)
-        if labels is not None:
-            labels, test_labels = labels[kept], labels[aside]
+        if labels is not None:  # either part may be one without labels
+            labels, test_labels = _or_none(labels[kept]), _or_none(labels[aside])
     return ImageData(
         name,
         images.contiguous(),

@@ -163,7 +163,10 @@ class Window:
             means, variances = state["codes"]
             rows = len(means)
             for name, value in (("codes", means), ("codes' variances", variances)):
-                _check(name, value, [rows, self.moments.shape[1]], torch.float32)
+                # A float64 model's are float64.
+                wide = getattr(value, "dtype", None) == torch.float64
+                dtype = torch.float64 if wide else torch.float32
+                _check(name, value, [rows, self.moments.shape[1]], dtype)
             if not 0 < rows <= RATE_CODES:
                 raise ValueError(f"codes must be 1 to {RATE_CODES}, got {rows}")
         self.sums, self.moments = state["sums"].clone(), state["moments"].clone()

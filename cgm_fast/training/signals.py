@@ -46,7 +46,8 @@ class StopSignals:
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # of C, which Python cannot put back
+                signal.signal(number, handler)
 
     def __exit__(
         self,

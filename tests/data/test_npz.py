@@ -81,6 +81,19 @@ def test_labels_with_gaps_are_the_classes_that_there_are(tmp_path):
     assert data.train_labels.tolist() == [0, 3, 1, 0, 1, 3]
 
 
+@pytest.mark.parametrize("all_but", ["train", "test"])
+def test_labels_that_the_split_leaves_to_one_part(tmp_path, all_but):
+    np.savez(tmp_path / "all.npz", images=numbered(40), labels=np.arange(40) % 3)
+    aside = load(str(tmp_path / "all.npz")).test[:, 0, 0, 0].long()  # `numbered`'s numbers
+    held_out = np.isin(np.arange(40), aside.numpy())
+    labels = np.where(held_out == (all_but == "test"), -1, np.arange(40) % 3)
+    np.savez(tmp_path / "a.npz", images=numbered(40), labels=labels)
+    data = load(str(tmp_path / "a.npz"))
+    given = {"train": data.train_labels, "test": data.test_labels}
+    assert given.pop(all_but) is None
+    assert given.popitem()[1] is not None
+
+
 def test_names_of_every_class_keep_the_numbers(tmp_path):
     names = [f"class {i}" for i in range(8)]
     np.savez(tmp_path / "a.npz", images=numbered(4), labels=np.array([7, 1, 7, 1]), names=names)

@@ -180,6 +180,17 @@ def test_a_checkpoint_of_before_is_read(tmp_path):
     assert same(checkpoint(tmp_path), checkpoint(tmp_path, "whole"))
 
 
+def test_a_float64_run_goes_on(tmp_path):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        run(tmp_path, max_steps=5, log_every=4)  # amid a window
+        run(tmp_path, max_steps=9, log_every=4, resume=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert checkpoint(tmp_path)["step"] == 9
+
+
 def test_checksums_are_written_whatever_the_caller_saves_without(tmp_path):
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)

@@ -147,3 +147,15 @@ signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it from its start
     assert child.wait() == 128 + BROKEN_PIPE
     assert checkpoint(tmp_path)["step"] >= 2
     _assert_resumes(tmp_path, **options)
+
+
+def test_a_handler_that_is_not_pythons_is_left_where_it_is(monkeypatch):
+    """As `signal.signal` says of one that a program in C has set: None."""
+    real = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda number, handler: real(number, handler) and None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with StopSignals():
+            pass
+    finally:
+        real(signal.SIGTERM, before)

@@ -140,3 +140,16 @@ def test_the_default_device_is_not_asked(tmp_path, monkeypatch):
         found = run(tmp_path, evaluate=True, out=str(tmp_path / "b")).evaluation
     assert found == expected
     assert linear_model().usage.device.type == "cpu"
+
+
+@pytest.mark.parametrize("options", [{}, {"supervised": True}, {"probes": False}])
+def test_labels_that_no_test_image_has(tmp_path, options):
+    images, labels = pixels(40), np.arange(40) % 3
+    np.savez(tmp_path / "whole.npz", images=images, labels=np.arange(40))
+    aside = load(str(tmp_path / "whole.npz")).test_labels
+    labels[aside.numpy()] = UNLABELLED
+    np.savez(tmp_path / "some.npz", images=images, labels=labels)
+    run(tmp_path, data=str(tmp_path / "some.npz"), evaluate=True, **options)
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "clustering" not in found
+    assert "probe_error" not in found

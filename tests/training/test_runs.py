@@ -5,6 +5,7 @@ import re
 import resource
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -407,6 +408,15 @@ def test_a_lock_leaves_no_folder_behind(tmp_path):
     with files.locked(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_system_without_locks_is_trained_on(tmp_path, monkeypatch):
+    def acquire(self, *args, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    run(tmp_path, max_steps=2)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_temporary_names_are_ones_own(tmp_path, monkeypatch):
