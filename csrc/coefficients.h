@@ -26,14 +26,23 @@ struct Coefficients {
            sign * (cross * (x_scale * y_scale)) * of_across;
   }
 
-  // The sum of c_ij over near pairs less that over all, given those of w_i w_j over near ones.
-  // Whichever of near and far pairs weigh less are added up: then the result is exact where all are
-  // near, and where none is.
-  CGM_HOST_DEVICE double constant(double near_x, double near_y, double near_across) const {
-    const double far_x = x - near_x, far_y = y - near_y, far_across = across - near_across;
-    if (add(near_x, near_y, near_across, 1) < add(far_x, far_y, far_across, 1))
-      return add(near_x, near_y, near_across) - all();
-    return -add(far_x, far_y, far_across);
+  // Sums of w_i w_j over some of the pairs.
+  struct Pairs {
+    double x, y, across;
+  };
+
+  // What is left of all pairs: only of counts, which are exact. Of given weights the difference
+  // would have the rounding of `all`, however little is left.
+  CGM_HOST_DEVICE Pairs without(const Pairs& some) const {
+    return {x - some.x, y - some.y, across - some.across};
+  }
+
+  // The sum of c_ij over near pairs less that over all. Whichever of near and far pairs weigh less
+  // are added up: then the result is exact where all are near, and where none is.
+  CGM_HOST_DEVICE double constant(const Pairs& near, const Pairs& far) const {
+    if (add(near.x, near.y, near.across, 1) < add(far.x, far.y, far.across, 1))
+      return add(near.x, near.y, near.across) - all();
+    return -add(far.x, far.y, far.across);
   }
 
   // Over all pairs. For the unbiased estimator this is the square of the difference of the samples'

@@ -59,6 +59,8 @@ struct Sums {
         across(groups.size(), 0.0),
         near_within(groups.size() * layout.in.scales, 0.0),
         near_across(groups.size() * layout.in.scales, 0.0),
+        far_within(layout.weighted_rows ? groups.size() * layout.in.scales : 0, 0.0),
+        far_across(far_within.size(), 0.0),
         variance(groups.size() * layout.in.scales, 0.0),
         rows(with_gradient ? layout.padded * (layout.in.d + 1) : 0),
         columns(with_columns ? layout.padded * (layout.in.d + 1) : 0),
@@ -73,11 +75,12 @@ struct Sums {
   // Per group of rows, sums of c_ij times k_ij - 1, or where the layout is not `shifted` times k_ij
   // for far pairs; and then per group and bandwidth, sums of near pairs' weights less their units.
   std::vector<double> within, across, near_within, near_across;
+  std::vector<double> far_within, far_across;  // those of far pairs, where rows have weights
   std::vector<double> variance;  // per group of rows and bandwidth, sums of c_ij t k_s
   // sum_j r_ij a_j slope_ij (z_j, 1) over the pairs in which i was the row, [padded, d + 1], and
   // over those in which it was the column, tile by tile [d + 1, columns]
   Buffer<double> rows, columns;
-  // sum_j r_ij a_j (k_ij - 1), or k_ij where not `shifted`; where that is not the last of rows
+  // sum_j r_ij a_j (k_ij - 1); empty where the last of rows serves, k_ij if not `shifted`
   Buffer<double> values;
 };
 
@@ -111,6 +114,8 @@ class Worker {
         near_sums_(kBlockRows * kTileAlign),
         slope_sums_(kBlockRows * kTileAlign),
         near_of_scale_(layout_.in.scales * kTileAlign),
+        far_sums_(with_far() ? near_sums_.size : 0),
+        far_of_scale_(with_far() ? near_of_scale_.size : 0),
         variance_sums_(layout_.in.scales * kTileAlign),
         row_values_(kBlockRows * row_width_),
         column_values_(pass.symmetric ? widest(pass.groups) * (d_ + 1) : 0) {
@@ -118,6 +123,8 @@ class Worker {
     std::fill_n(near_sums_.data, kBlockRows * kTileAlign, T(0));
     std::fill_n(slope_sums_.data, kBlockRows * kTileAlign, T(0));
     std::fill_n(near_of_scale_.data, layout_.in.scales * kTileAlign, T(0));
+    std::fill_n(far_sums_.data, far_sums_.size, T(0));
+    std::fill_n(far_of_scale_.data, far_of_scale_.size, T(0));
     std::fill_n(variance_sums_.data, layout_.in.scales * kTileAlign, T(0));
     std::fill_n(row_values_.data, kBlockRows * row_width_, T(0));
     if (pass.symmetric) std::fill_n(column_values_.data, widest(pass.groups) * (d_ + 1), T(0));
@@ -134,6 +141,9 @@ class Worker {
     total_ = &(across ? pass_.sums.across : pass_.sums.within)[p];
     near_ =
         (across ? pass_.sums.near_across : pass_.sums.near_within).data() + p * layout_.in.scales;
+    if (with_far())
+      far_ =
+          (across ? pass_.sums.far_across : pass_.sums.far_within).data() + p * layout_.in.scales;
     for (size_t tile = rows.begin; tile < rows.end; ++tile)
       for (int64_t begin = 0; begin < layout_.tiles[tile].rows; begin += kBlockRows)
         visit_block(tile, begin, columns, p == q);
@@ -141,6 +151,10 @@ class Worker {
   }
 
  private:
+  // Whether far pairs' weights are added up too: without weights of their own they are counted as
+  // what near ones leave of all.
+  bool with_far() const { return layout_.weighted_rows && !layout_.shifted; }
+
   static int64_t widest(const std::vector<Group>& groups) {
     int64_t width = 0;
     for (const Group& group : groups) width = std::max(width, group.columns);
@@ -192,7 +206,9 @@ class Worker {
     v.near_sums = near_sums_.data;
     v.slope_sums = slope_sums_.data;
     v.near_of_scale = near_of_scale_.data;
-    v.near_values = pass_.scaled && !pass_.sums.values.empty() ? near_sums_.data : nullptr;
+    v.far_values = pass_.scaled && !pass_.sums.values.empty() ? near_sums_.data : nullptr;
+    v.far_sums = with_far() ? far_sums_.data : nullptr;
+    v.far_of_scale = with_far() ? far_of_scale_.data : nullptr;
     v.variance_sums = variance_sums_.data;
     v.row_values = row_values_.data;
     return v;
@@ -217,7 +233,8 @@ class Worker {
 
   // Passes the sums of k to double, `times` that they count, and those of the slopes.
   void take_values(const Tile& own, int64_t begin, int rows, int times) {
-    double values[kBlockRows] = {}, nears[kBlockRows] = {}, slopes[kBlockRows] = {};
+    double values[kBlockRows] = {}, nears[kBlockRows] = {}, fars[kBlockRows] = {};
+    double slopes[kBlockRows] = {};
     kernels_.take_lanes(value_sums_.data, rows, unit_, values);
     const T* weight = layout_.weight.data + own.start + begin;
     const double unit = layout_.unit(own.of_y);
@@ -227,11 +244,17 @@ class Worker {
     if (!layout_.shifted && !pass_.scaled) {
       kernels_.take_lanes(near_sums_.data, rows, 1.0, nears);
       for (int r = 0; r < rows; ++r) *near_ += times * double(weight[r]) * nears[r];
+      if (with_far()) {
+        kernels_.take_lanes(far_sums_.data, rows, 1.0, fars);
+        for (int r = 0; r < rows; ++r) *far_ += times * double(weight[r]) * fars[r];
+      }
     } else if (!layout_.shifted) {
       kernels_.take_lanes(near_of_scale_.data, layout_.in.scales, times, near_);
-      if (!pass_.sums.values.empty()) kernels_.take_lanes(near_sums_.data, rows, 1.0, nears);
+      if (with_far()) kernels_.take_lanes(far_of_scale_.data, layout_.in.scales, times, far_);
+      if (!pass_.sums.values.empty()) kernels_.take_lanes(near_sums_.data, rows, -1.0, nears);
     }
-    // With what was not subtracted for far pairs all are k.
+    // With what was subtracted for near pairs all are k; or `scaled`, with what was not for far
+    // ones k - 1.
     for (int r = 0; r < rows; ++r) values[r] += unit_ * nears[r];
     if (pass_.scaled) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
     if (!pass_.sums.rows.empty()) {
@@ -267,12 +290,14 @@ class Worker {
   const Layout<T>& layout_;
   const MmdKernels<T>& kernels_ = mmd_kernels<T>();
   const int64_t d_, row_width_;
-  Buffer<T> w_, value_sums_, near_sums_, slope_sums_, near_of_scale_, variance_sums_;
+  Buffer<T> w_, value_sums_, near_sums_, slope_sums_, near_of_scale_, far_sums_, far_of_scale_;
+  Buffer<T> variance_sums_;
   Buffer<T> row_values_, column_values_;
   int64_t p_ = 0;            // the group of rows
   double unit_ = 0;          // what the columns' weights are to be multiplied by
   double* total_ = nullptr;  // where c_ij (k_ij - 1) goes
   double* near_ = nullptr;   // where the weights of near pairs go, [scales]
+  double* far_ = nullptr;    // and those of far ones
 };
 
 // Turns the sums into the gradient of a tile's rows, in the caller's units.
@@ -356,13 +381,20 @@ void finish(const Pass<T>& pass, int threads) {
   if (!layout.shifted) {
     const Coefficients all = coefficients_of(layout);
     for (int64_t s = 0; s < in.scales; ++s) {
-      double near[2] = {0, 0}, near_across = 0;
-      for (size_t p = 0; p < pass.groups.size(); ++p) {
-        near[pass.groups[p].of_y] += pass.sums.near_within[p * in.scales + s];
-        near_across += pass.sums.near_across[p * in.scales + s];
-      }
-      loss += in.kernel_weights[s] * all.constant(near[0], near[1], near_across);
-      across += in.kernel_weights[s] * all.add(0, 0, near_across - all.across);
+      const auto sum = [&](const std::vector<double>& within, const std::vector<double>& across) {
+        Coefficients::Pairs pairs = {0, 0, 0};
+        for (size_t p = 0; p < pass.groups.size(); ++p) {
+          (pass.groups[p].of_y ? pairs.y : pairs.x) += within[p * in.scales + s];
+          pairs.across += across[p * in.scales + s];
+        }
+        return pairs;
+      };
+      const Coefficients::Pairs near = sum(pass.sums.near_within, pass.sums.near_across);
+      const Coefficients::Pairs far = layout.weighted_rows
+                                          ? sum(pass.sums.far_within, pass.sums.far_across)
+                                          : all.without(near);
+      loss += in.kernel_weights[s] * all.constant(near, far);
+      across -= in.kernel_weights[s] * all.add(0, 0, far.across);
     }
   }
   out.loss[layout.item] = T(loss);
@@ -389,7 +421,7 @@ void finish(const Pass<T>& pass, int threads) {
             sum += pass.sums.columns[tile.start * (in.d + 1) + in.d * tile.columns + lane];
         }
         const double a = double(layout.weight.data[at]) * layout.unit(tile.of_y);
-        if (!layout.shifted)
+        if (!layout.shifted && pass.sums.values.empty())
           sum -= values * (layout.mass[tile.of_y] - a + layout.cross * layout.mass[!tile.of_y]);
         grad[i] = T(2 * sum);
       }

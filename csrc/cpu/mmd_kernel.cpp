@@ -42,8 +42,12 @@ CGM_INLINE void leave_out_own(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T>
   if (v.diagonal >= 0 && lane >= 0 && lane < Simd<T>::kLanes) value[lane] = T(0);
 }
 
+// What exponents are turned into: k - 1 for all pairs, or for near ones only, whose weights are
+// then added up; or those of far pairs as well.
+enum class Less { all, near, near_and_far };
+
 // Step 1 for 4 rows and C vectors of columns, up to feature `end`.
-template <typename Kernel, typename T, int C, bool kDifferences, bool kDiagonal, bool kShifted>
+template <typename Kernel, typename T, int C, bool kDifferences, bool kDiagonal, Less kLess>
 CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin, int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> e[kR][C];
@@ -53,14 +57,17 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
         store(v.w + (i + r) * v.columns + j + c * kLanes, e[r][c]);
     return;
   }
+  constexpr bool kShifted = kLess == Less::all, kFar = kLess == Less::near_and_far;
   Vec<T> a_j[C];
   CGM_UNROLL for (int c = 0; c < C; ++c) a_j[c] = load(v.column_weight + j + c * kLanes);
   CGM_UNROLL for (int r = 0; r < kR; ++r) {
     T* values = v.value_sums + (i + r) * kTileAlign;
     T* nears = v.near_sums + (i + r) * kTileAlign;
     T* w = v.w + (i + r) * v.columns + j;
-    Vec<T> value_sum = load(values), near_sum = Vec<T>{};
+    T* fars = kFar ? v.far_sums + (i + r) * kTileAlign : nullptr;
+    Vec<T> value_sum = load(values), near_sum = Vec<T>{}, far_sum = Vec<T>{};
     if (!kShifted) near_sum = load(nears);
+    if (kFar) far_sum = load(fars);
     CGM_UNROLL for (int c = 0; c < C; ++c) {
       Vec<T> value, slope, weight = a_j[c];
       if (kDiagonal) leave_out_own<T>(v, i + r, j + c * kLanes, weight);
@@ -70,6 +77,7 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
         const auto near = near_lanes(e[r][c]);
         Kernel::template less_one_where<T>(near, e[r][c], value, slope);
         near_sum = add_where(near, near_sum, weight);
+        if (kFar) far_sum += add_where(near, weight, -weight);
       }
       if (kDiagonal) leave_out_own<T>(v, i + r, j + c * kLanes, slope);
       value_sum += value * weight;
@@ -77,6 +85,7 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
     }
     store(values, value_sum);
     if (!kShifted) store(nears, near_sum);
+    if (kFar) store(fars, far_sum);
   }
 }
 
@@ -111,10 +120,16 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
           const auto near = near_lanes(exponent);
           Kernel::template less_one_where<T>(near, exponent, value, slope);
           T* nears = v.near_of_scale + s * kTileAlign;
-          store(nears, add_where(near, load(nears), a_i * a_j));
-          if (v.near_values) {
-            nears = v.near_values + (i + r) * kTileAlign;
-            store(nears, add_where(near, load(nears), v.value_weight[s] * a_j));
+          const Vec<T> pair = a_i * a_j;
+          store(nears, add_where(near, load(nears), pair));
+          if (v.far_of_scale) {
+            T* fars = v.far_of_scale + s * kTileAlign;
+            store(fars, load(fars) + add_where(near, pair, -pair));
+          }
+          if (v.far_values) {
+            T* fars = v.far_values + (i + r) * kTileAlign;
+            const Vec<T> weight = v.value_weight[s] * a_j;
+            store(fars, load(fars) + add_where(near, weight, -weight));
           }
         }
         values += value * v.value_weight[s];
@@ -133,36 +148,39 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
 
 enum class Step { plain, diagonal, scaled };
 
-template <typename Kernel, typename T, bool kDifferences, bool kShifted, Step kStep>
+template <typename Kernel, typename T, bool kDifferences, Less kLess, Step kStep>
 void all_weights(const MmdVisit<T>& v) {
   each_register_block(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
                              int64_t end) __attribute__((always_inline)) {
     constexpr int C = decltype(vectors)::kCount;
     if constexpr (kStep == Step::scaled)
-      weights_of_scales<Kernel, T, C, kDifferences, kShifted>(v, i, j, begin, end);
+      weights_of_scales<Kernel, T, C, kDifferences, kLess == Less::all>(v, i, j, begin, end);
     else
-      weights<Kernel, T, C, kDifferences, kStep == Step::diagonal, kShifted>(v, i, j, begin, end);
+      weights<Kernel, T, C, kDifferences, kStep == Step::diagonal, kLess>(v, i, j, begin, end);
   });
 }
 
-template <typename Kernel, typename T, bool kDifferences, bool kShifted>
+template <typename Kernel, typename T, bool kDifferences>
 CGM_INLINE void weights_in_steps(const MmdVisit<T>& v) {
   if (v.scaled)
-    all_weights<Kernel, T, kDifferences, kShifted, Step::scaled>(v);
-  else if (v.diagonal >= 0)
-    all_weights<Kernel, T, kDifferences, kShifted, Step::diagonal>(v);
+    v.shifted ? all_weights<Kernel, T, kDifferences, Less::all, Step::scaled>(v)
+              : all_weights<Kernel, T, kDifferences, Less::near, Step::scaled>(v);
+  else if (v.shifted)
+    v.diagonal >= 0 ? all_weights<Kernel, T, kDifferences, Less::all, Step::diagonal>(v)
+                    : all_weights<Kernel, T, kDifferences, Less::all, Step::plain>(v);
+  else if (v.far_sums)  // with one instance: the diagonal costs little beside the weights
+    all_weights<Kernel, T, kDifferences, Less::near_and_far, Step::diagonal>(v);
   else
-    all_weights<Kernel, T, kDifferences, kShifted, Step::plain>(v);
+    v.diagonal >= 0 ? all_weights<Kernel, T, kDifferences, Less::near, Step::diagonal>(v)
+                    : all_weights<Kernel, T, kDifferences, Less::near, Step::plain>(v);
 }
 
 template <typename T>
 void visit(const MmdVisit<T>& v) {
   if (v.differences)
-    v.shifted ? weights_in_steps<Gaussian, T, true, true>(v)
-              : weights_in_steps<Gaussian, T, true, false>(v);
+    weights_in_steps<Gaussian, T, true>(v);
   else
-    v.shifted ? weights_in_steps<Gaussian, T, false, true>(v)
-              : weights_in_steps<Gaussian, T, false, false>(v);
+    weights_in_steps<Gaussian, T, false>(v);
   if (v.with_rows) all_rows(v);
   if (v.with_columns) all_columns(v);
 }

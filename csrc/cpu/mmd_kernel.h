@@ -33,7 +33,10 @@ struct MmdVisit : Block<T> {
   T* near_sums;      // per row, lanes of sum_j a_j over near pairs; not `shifted` nor `scaled`
   T* slope_sums;     // per row, lanes of sum_j a_j slope; `scaled`
   T* near_of_scale;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j over near pairs; `scaled`
-  T* near_values;    // per row, lanes of sum_s kernel weight sum_j a_j over near pairs; or null
+  T* far_values;     // per row, lanes of sum_s kernel weight sum_j a_j over far pairs; or null
+  // The same as near_sums and near_of_scale for far pairs, where rows have weights of their own;
+  // else null, and far pairs are all others.
+  T *far_sums, *far_of_scale;
   T* variance_sums;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j t k_s, t = u / 2h_s
 };
 

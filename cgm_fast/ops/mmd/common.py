@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -74,16 +74,25 @@ class Coefficients(NamedTuple):
         within = self.x_scale**2 * x + self.y_scale**2 * y
         return within + sign * (self.cross * (self.x_scale * self.y_scale)) * across
 
-    def constant(self, x: Tensor, y: Tensor, across: Tensor) -> Tensor:
-        """Σ c_ij over the near pairs less that over all, given Σ w_i w_j over the near ones.
+    def constant(self, near: Iterable[Tensor], far: Iterable[Tensor] | None = None) -> Tensor:
+        """Σ c_ij over the near pairs less that over all, given Σ w_i w_j of (x, y, across).
 
         This makes of sums in which 1 was subtracted for near pairs only those of k - 1. Whichever
         of near and far pairs weigh less are added up: then the result is exact where all are near,
         and where none is.
+
+        Args:
+            near: Over the near pairs.
+            far: Over the far ones; None, without row weights: what is left of all pairs. Of given
+                weights that would have the rounding of all, however little is left.
         """
-        far = self.x - x, self.y - y, self.across - across
-        near_weigh_less = self.add(x, y, across, 1) < self.add(*far, 1)
-        return torch.where(near_weigh_less, self.add(x, y, across) - self.all(), -self.add(*far))
+        x, y, across = near
+        far_x, far_y, far_across = (
+            (self.x - x, self.y - y, self.across - across) if far is None else far
+        )
+        near_weigh_less = self.add(x, y, across, 1) < self.add(far_x, far_y, far_across, 1)
+        of_near, of_far = self.add(x, y, across), self.add(far_x, far_y, far_across)
+        return torch.where(near_weigh_less, of_near - self.all(), -of_far)
 
     def all(self) -> float | Tensor:
         """Σ c_ij over all pairs i ≠ j, (Σv - Σw)² for the unbiased estimator.

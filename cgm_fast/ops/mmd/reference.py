@@ -123,6 +123,7 @@ def mmd_fwd(
     loss = x.new_zeros(b, dtype=wide)
     # Σ of w_i w_j over near pairs: from x to x, y to y, across; w are weights without their scale.
     near = x.new_zeros((3, b, scales), dtype=wide)
+    far = torch.zeros_like(near)  # over far ones, where rows have weights of their own
     grad_z = x.new_empty((b, row_end - row_begin, d), dtype=dtype)
     grad_a = x.new_empty((b, rows) if with_a else (0,), dtype=dtype)
     grad_p = x.new_zeros((b, scales + 1) if with_p else (0,), dtype=wide)
@@ -137,7 +138,13 @@ def mmd_fwd(
             for s, pairs in enumerate(k.near):
                 for of_y, columns in enumerate((slice(0, n), slice(n, rows))):
                     kind = 2 if of_y != (i0 >= n) else of_y
-                    near[kind, c, s].add_(_mass(pairs[..., columns], weights, c, i0, i1, columns))
+                    met = pairs[..., columns]
+                    near[kind, c, s].add_(_mass(met, weights, c, i0, i1, columns))
+                    if weights is not None:
+                        others = ~met
+                        if of_y == (i0 >= n):
+                            others.diagonal(i0 - columns.start, -2, -1).zero_()
+                        far[kind, c, s].add_(_mass(others, weights, c, i0, i1, columns))
             if with_a:
                 grad_a[c, i0:i1] = 2 * (a * k.minus_one).sum(-1)
             if with_p:
@@ -156,7 +163,8 @@ def mmd_fwd(
         n, rows - n, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
     )
     for s, weight in enumerate(kernel_weights):
-        loss += weight * coefficients.constant(*near[:, :, s])
+        far_in_s = None if weights is None else far[:, :, s].unbind()
+        loss += weight * coefficients.constant(near[:, :, s].unbind(), far_in_s)
     return loss.to(dtype), grad_z, grad_a, grad_p.to(dtype)
 
 

@@ -34,7 +34,8 @@ class Problem(NamedTuple):
     packed: Packed
     variance: Tensor  # [s] or [b, s]
     constants: Tensor  # [4 + s]: as `scalars` has them
-    coefficients: Tensor  # [10] or [b, 10] float64: see near_constant
+    # [8] or [b, 8] float64: see near_constant; None where 1 is subtracted from k of all pairs
+    coefficients: Tensor | None
     cross: Tensor | None  # [b]
     blocks: Blocks
     numbers: Numbers
@@ -74,11 +75,15 @@ def _problem(
     cross_scale: float,
 ) -> Problem:
     dtype = held.compute
-    scalars = numbers_of(x_scale, y_scale, cross_scale, kernel_weights, dtype, x.device)
-    coefficients = coefficients_of(
-        x.shape[1], y.shape[1], x_weights, y_weights, cross, x_scale, y_scale, cross_scale,
-        device=x.device,
-    )  # fmt: skip
+    # Sums of given weights are rounded: what near pairs leave of all would be that rounding.
+    count_near = x_weights is None and y_weights is None
+    scalars = numbers_of(x_scale, y_scale, cross_scale, kernel_weights, dtype, x.device, count_near)
+    coefficients = None
+    if count_near:
+        coefficients = coefficients_of(
+            x.shape[1], y.shape[1], None, None, cross, x_scale, y_scale, cross_scale,
+            device=x.device,
+        )  # fmt: skip
     if variance is None:
         variance = constants(tuple(variances), dtype, x.device)
     x_weights, y_weights, cross, variance = (
@@ -98,22 +103,22 @@ def numbers_of(
     kernel_weights: list[float],
     dtype: torch.dtype,
     device: torch.device,
+    count_near: bool = True,
 ) -> Tensor:
     """Scales, the exponent from which pairs are near, kernel weights, on the device."""
     # Near pairs are counted for all bandwidths together: if these weigh differently all pairs are.
-    near_from = -1.0 if len(set(kernel_weights)) == 1 else -math.inf
+    near_from = -1.0 if count_near and len(set(kernel_weights)) == 1 else -math.inf
     return constants((x_scale, y_scale, cross_scale, near_from, *kernel_weights), dtype, device)
 
 
 def coefficients_of(*arguments: Any, device: torch.device) -> Tensor:
-    """What `near_constant` takes, float64: [10], or [b, 10] where rows have weights.
+    """What `near_constant` takes, float64: [8], or [b, 8] where `cross` is given.
 
-    The arguments are those of `Coefficients.of`.
+    The arguments are those of `Coefficients.of`, of rows without weights of their own.
     """
     c = Coefficients.of(*arguments)
     row = (
         c.x_scale**2, c.y_scale**2, c.x_scale * c.y_scale, c.cross, c.x, c.y, c.across, c.all(),
-        c.x_scale * c.mass_x, -c.y_scale * c.mass_y,
     )  # fmt: skip
     like = next((value for value in row if isinstance(value, Tensor)), None)
     if like is None:
@@ -159,7 +164,9 @@ def mmd_fwd(
         sums.values, sums.nears, sums.slopes, sums.pulls, sums.p_sums, partials, p.counter,
         loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
         p.n, p.m, p.d, p.n_pad, p.total, p.features, sums.splits, sums.x_splits, problem.scales,
-        item_stride(problem.variance), item_stride(problem.coefficients), row_begin, row_end,
+        item_stride(problem.variance),
+        0 if problem.coefficients is None else item_stride(problem.coefficients),
+        row_begin, row_end,
         p.total // problem.blocks.rows,
         ROWS=ROWS, FEATURES=min(problem.blocks.features, MOST_FEATURES), GRADIENT=gradient,
         BLOCKS=256,
@@ -173,7 +180,7 @@ class Sums(NamedTuple):
     """Sums over the columns of each split; all in order make up a row's."""
 
     values: Tensor  # [b, splits, total]: of a_j (k - 1), of a_j k for far pairs
-    nears: Tensor  # [b, splits, total]: of a_j without its scale, over near pairs
+    nears: Tensor  # [b, splits, total]: over near pairs, of a_j without its scale
     slopes: Tensor  # [b, splits, total]: of a_j slope
     pulls: Tensor  # [b, splits, total, features]: of a_j slope z_j
     p_sums: Tensor  # [b, splits, blocks, s] float64: of a_i a_j t k_s

@@ -316,7 +316,8 @@ def mmd_finish_kernel(
     within, across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
     near_within, near_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
     scale_i = sample_scale(constants, of_y).to(tl.float64)
-    coefficients += item * coefficients_item
+    if coefficients is not None:
+        coefficients += item * coefficients_item
     of_kernel = tl.load(constants + KERNEL_WEIGHTS).to(tl.float64)
     for split in range(splits):
         value = tl.load(values + (item * splits + split) * total + i).to(tl.float64)
@@ -331,12 +332,12 @@ def mmd_finish_kernel(
     tl.store(part + 1, tl.sum(a * across))
     tl.store(part + 2, tl.sum(a / scale_i * near_within))
     tl.store(part + 3, tl.sum(a / scale_i * near_across))
-    if grad_a is not None:  # of k - 1: what was not subtracted
-        mass, other = tl.load(coefficients + 8), tl.load(coefficients + 9)
-        mass, other = tl.where(of_y, other, mass), tl.where(of_y, mass, other)
-        scale_of_other = sample_scale(constants, of_y == 0).to(tl.float64)
-        within += of_kernel * (scale_i * near_within - scales * (mass - a))
-        across += of_kernel * (scale_of_other * near_across - scales * other)
+    if grad_a is not None:
+        if coefficients is not None:  # of k - 1: what was not subtracted, for far pairs
+            own, other = tl.where(of_y, m, n), tl.where(of_y, n, m)
+            scale_of_other = sample_scale(constants, of_y == 0).to(tl.float64)
+            within -= of_kernel * scale_i * (scales * (own - 1) - near_within)
+            across -= of_kernel * scale_of_other * (scales * other - near_across)
         tl.store(grad_a + item * (n + m) + stacked, 2.0 * (within + between * across), mask=valid)
     if GRADIENT:
         h = tl.load(variance + item * variance_item).to(tl.float64)
@@ -375,10 +376,13 @@ def mmd_finish_kernel(
             near_y += tl.where(p * ROWS < n_pad, 0.0, near_p)
             near_between += tl.load(parts + 3, mask=p < blocks, other=0.0, cache_modifier=".cg")
         across_sum, near_sum = tl.sum(across_all), tl.sum(near_between)
-        constant = near_constant(coefficients, tl.sum(near_x), tl.sum(near_y), near_sum, scales)
-        tl.store(loss + item, tl.sum(within_all) + between * across_sum + of_kernel * constant)
-        far_sum = scales * tl.load(coefficients + 6) - near_sum
-        across_sum += of_kernel * tl.load(coefficients + 2) * far_sum
+        value = tl.sum(within_all) + between * across_sum
+        if coefficients is not None:
+            in_x, in_y = tl.sum(near_x), tl.sum(near_y)
+            value += of_kernel * near_constant(coefficients, in_x, in_y, near_sum, scales)
+            far_sum = scales * tl.load(coefficients + 6) - near_sum
+            across_sum += of_kernel * tl.load(coefficients + 2) * far_sum
+        tl.store(loss + item, value)
         if grad_p is not None:
             tl.store(grad_p + item * (scales + 1) + scales, across_sum)
             for s in range(scales):
