@@ -154,6 +154,8 @@ def main() -> int:
         return 0
     # Processors are shared among the environments' own threads: one pair after another.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # CUDA kernels compiled for the CPU do not see torch; a compiler would take minutes each time.
+    os.environ.setdefault("CGM_FAST_CUDA_EMULATION", "none")
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="cgm-fast-matrix-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
