@@ -110,7 +110,8 @@ def assemble(name: str, train: Part, test: Part | None, notes: tuple[str, ...] =
     if test_images is None:
         images, test_images, kept, aside = _hold_out(images)
         if labels is not None:  # either part may be one without labels
-            labels, test_labels = _or_none(labels[kept]), _or_none(labels[aside])
+            test_labels = _or_none(labels[aside])
+            labels = _or_none(labels[kept])
     return ImageData(
         name,
         images.contiguous(),
