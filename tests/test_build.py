@@ -185,10 +185,12 @@ def test_a_module_that_was_deleted_is_in_no_later_wheel(tmp_path):
 
 
 def test_the_reasons_are_what_doctor_says(tmp_path, monkeypatch):
+    import cgm_fast
     from cgm_fast.ops import cuda_launch
 
     (tmp_path / "_no_native.txt").write_text("no C++ compiler that works was found")
-    monkeypatch.setattr(cuda_launch, "__file__", str(tmp_path / "ops" / "cuda_launch.py"))
+    # Of an editable install: the sources, and where what was built lies.
+    monkeypatch.setattr(cgm_fast, "__path__", [*cgm_fast.__path__, str(tmp_path)])
     why = cuda_launch.why_no_module(ImportError("cannot import name '_native'"))
     assert "cannot be imported (no C++ compiler that works was found); reinstall" in why
     info = {"cuda_left_out": "no GPU was visible"}
