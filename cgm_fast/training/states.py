@@ -35,8 +35,8 @@ def save_model(path: Path, model: nn.Module) -> None:
     """Write the weights to a run folder as safetensors, whole or not at all."""
     safetensors = require("safetensors.torch", "saving a model")
     state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    metadata = {"format": "pt", _CHECKSUM: checksum(state)}
-    write_whole(path / MODEL, safetensors.save(state, metadata))
+    # One entry: several are written in no particular order, and equal weights are equal files.
+    write_whole(path / MODEL, safetensors.save(state, {_CHECKSUM: checksum(state)}))
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
