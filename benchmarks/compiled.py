@@ -245,7 +245,7 @@ def rows(name: str, plain: bool) -> Iterator[dict[str, Any]]:
 
 def name_of(row: dict[str, Any]) -> tuple[str, ...]:
     """What a row is about, as text: the same from the compiler and from the file."""
-    return tuple(str(row[column]) for column in RECORDED[1:-4])
+    return tuple("" if row[column] is None else str(row[column]) for column in RECORDED[1:-4])
 
 
 def record() -> None:

@@ -392,8 +392,8 @@ def mmd_finish_kernel(
                         p = first + tl.arange(0, BLOCKS)
                         of_s = p_sums + ((item * splits + split) * row_blocks + p) * scales + s
                         p_sum = tl.load(of_s, mask=p < row_blocks, other=0.0)
-                        in_y = p * (total // row_blocks) >= n_pad
-                        total_s += _relation(split, x_splits, in_y, between) * p_sum
+                        p_of_y = p * (total // row_blocks) >= n_pad
+                        total_s += _relation(split, x_splits, p_of_y, between) * p_sum
                 h_s = tl.load(variance + item * variance_item + s).to(tl.float64)
                 weight_s = tl.load(constants + KERNEL_WEIGHTS + s).to(tl.float64)
                 tl.store(grad_p + item * (scales + 1) + s, weight_s * tl.sum(total_s) / h_s)
