@@ -13,13 +13,13 @@ take ten minutes.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from cgm_fast.ops.mmd import triton_second
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
 from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 
+KINDS = ("half", "float32", "float64")
 TARGETS = ("80", "90", "100", "gfx942")
 SHARED = {"8.0": 99 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "amd": 64 << 10}
 """Bytes that one program may have; 8.0 also stands for 8.6, 8.9 and 12.0, which have the least."""
@@ -102,9 +103,12 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
             visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
             visit |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts, "FAR": held.far}
             visit |= {"LARGEST": 1, "NEAR_FROM": mmd.NEAR_FROM}
-            for several, with_p in ((False, False), (True, False), (True, True)):
-                name = "mmd_fwd_kernel" + several * ", bandwidths" + with_p * ", trained"
+            for way in ("", ", weights", ", bandwidths", ", bandwidths, trained"):
+                name = "mmd_fwd_kernel" + way
+                several, with_p = "bandwidths" in way, "trained" in way
                 constants = {**visit, "SEVERAL": several, "WITH_P": with_p}
+                if "weights" not in way:
+                    constants["fars"] = None
                 if several:
                     held = launch.with_bandwidths(held, key.device)
                     constants["PRECISION"] = held.precision
@@ -134,7 +138,9 @@ def other_variants(numbers: str, device: str) -> Iterator[Variant]:
         yield Variant("pack_kernel", triton_pack.pack_kernel, pack, blocks, held)
         finish = {**tile, "GRADIENT": True, "BLOCKS": 256, "CROSS_SCALE": mmd.CROSS_SCALE}
         finish |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts}
-        yield Variant("mmd_finish_kernel", mmd.mmd_finish_kernel, finish, blocks, held)
+        function = mmd.mmd_finish_kernel
+        yield Variant("mmd_finish_kernel, weights", function, finish, blocks, held)
+        yield Variant("mmd_finish_kernel", function, {**finish, "fars": None}, blocks, held)
         if held.rows == held.compute:
             finish = {"COLUMNS": ROWS, "FEATURES": MOST_FEATURES, "BLOCKS": 256}
             finish["SCALE"] = margin.SCALE
@@ -229,16 +235,23 @@ def describe(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     }
 
 
-def rows(name: str, plain: bool) -> Iterator[dict[str, Any]]:
-    """What every kernel for a target takes; of each tile the plainest ways alone, or all."""
+def rows(name: str, plain: bool, kinds: Collection[str] = KINDS) -> Iterator[dict[str, Any]]:
+    """What every kernel for a target takes, for these kinds of numbers.
+
+    With `plain`, of every tile but a kernel's first the plainest way alone.
+    """
     target, device = target_of(name)
+    seen = set()
     for key, blocks in table().items():
-        if key.device == device:
-            for variant in variants(key, blocks):
-                if plain and ("," in variant.name or variant.held.precision == "tf32"):
-                    continue
+        if key.device != device or key.numbers not in kinds:
+            continue
+        first = key.kernel not in seen
+        seen.add(key.kernel)
+        for variant in variants(key, blocks):
+            of_several = "," in variant.name or variant.held.precision == "tf32"
+            if first or not (plain and of_several):
                 yield {"features": key.features, **describe(variant, target)}
-    for numbers in ("half", "float32", "float64"):
+    for numbers in kinds:
         for variant in other_variants(numbers, device):
             yield {"features": None, **describe(variant, target)}
 
@@ -260,10 +273,16 @@ def record() -> None:
 
 def main() -> None:
     """Print a line for each variant of each tile, or write the record."""
-    if "--record" in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", default=TARGETS)
+    parser.add_argument("--plain", action="store_true", help="of most tiles one way alone")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="of numbers")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}")
+    given = parser.parse_args()
+    if given.record:
         return record()
-    for name in [given for given in sys.argv[1:] if given != "--plain"] or TARGETS:
-        for row in rows(name, "--plain" in sys.argv):
+    for name in given.targets:
+        for row in rows(name, given.plain, given.kinds):
             print(json.dumps(row), flush=True)
     return None
 

@@ -9,6 +9,7 @@ cost.py: no GPU is needed, and none has confirmed it.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -95,6 +96,7 @@ def kernels() -> list[Kernel]:
     return found
 
 
+@functools.cache  # disassembling takes seconds
 def listings(architecture: str) -> dict[str, list[str]]:
     """The machine code of every kernel, line by line."""
     found: dict[str, list[str]] = {}

@@ -42,7 +42,7 @@ struct CgmStepDevice {
   const T* variances;       // [scales]
   const T* kernel_weights;  // [scales]
   int rows;                 // of a block, of the 2 B stacked ones: a power of two from 4 to 32
-  double* partials;         // [blocks, 3], uninitialised; see cgm_step_blocks
+  double* partials;         // [blocks, 9], uninitialised; see cgm_step_blocks
   T* prior;                 // [B, d], uninitialised: gradients of the prototypes' samples
   unsigned* counter;        // [1], zero, and zero again when the call is done
   void* stream;             // cudaStream_t

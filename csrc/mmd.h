@@ -60,8 +60,8 @@ struct MmdDevice {
   int workers;    // 0; or, of 128 rows on tensor cores, blocks that share all tiles; no more than
                   // these
   bool tf32;      // whether these may multiply float32 samples as tf32 ones
-  double* slots;  // [2 workers, 256 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d; or null
-  double* partials;    // [batch, ceil(M / rows), scales + 2], uninitialised
+  double* slots;  // [2 workers, 768 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d; or null
+  double* partials;    // [batch, ceil(M / rows), scales + 8], uninitialised
   unsigned* counters;  // [batch + workers], zeros, and zeros again when the call is done
   void* stream;        // cudaStream_t
 };

@@ -14,11 +14,14 @@
 
 namespace cgm_fast::cuda {
 
-// A block's shared memory behind RowsMemory: double parts[3], Scale<T> scales[scales],
+// What a block adds up: the parts of MMD², then of the margin loss.
+constexpr int kMargin = kParts, kStepParts = kParts + 1;
+
+// A block's shared memory behind RowsMemory: double parts[kStepParts], Scale<T> scales[scales],
 // int own[batch].
 template <typename T, int kD>
 std::size_t step_shared_bytes(int64_t scales, int64_t batch) {
-  return sizeof(RowsMemory<T, kD>) + 3 * sizeof(double) +
+  return sizeof(RowsMemory<T, kD>) + kStepParts * sizeof(double) +
          static_cast<std::size_t>(scales) * sizeof(Scale<T>) +
          static_cast<std::size_t>(batch) * sizeof(int);
 }
@@ -43,16 +46,17 @@ __device__ T squared_distance(const T (&a)[kD], const Samples& of, int64_t row, 
   return u;
 }
 
-// sums [2 + f] += w (a - b), where the row b is read again: with many features registers are too
-// few to keep it, and most often w is zero.
+// sums [kOfRow + f] += w (a - b), where the row b is read again: with many features registers are
+// too few to keep it, and most often w is zero.
 template <typename T, int kD>
 __device__ void add_difference(T w, const T (&a)[kD], const Samples& of, int64_t row, int d,
-                               T (&sums)[kD + 2]) {
+                               T (&sums)[kOfRow + kD]) {
   if (w == 0) return;
 #pragma unroll
   for (int f = 0; f < kD; ++f) {
     if (f % 16 == 0) keep_order();
-    if (f < d) sums[2 + f] = fma(w, a[f] - load_plain<T>(of, 0, row, f), sums[2 + f]);
+    T& sum = sums[kOfRow + f];
+    if (f < d) sum = fma(w, a[f] - load_plain<T>(of, 0, row, f), sum);
   }
 }
 
@@ -97,7 +101,7 @@ __device__ void margin_of(const PrototypeMarginInput<T>& in, const Lane& lane, b
   const Samples &of_mine = of_prototype ? in.g : in.r, &of_others = of_prototype ? in.r : in.g;
   const int others = static_cast<int>(of_prototype ? in.rows : in.k);
   const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
-  T sums[kD + 2] = {};
+  T sums[kOfRow + kD] = {};
   if (mine < (of_prototype ? in.k : in.rows)) {
     if (!of_prototype && in.labels && lane.group == 0 && in.labels[mine] != own[mine]) {
       sums[0] = from_bits(0x7fc00000);  // checked before, on the CPU
@@ -121,7 +125,7 @@ __device__ void margin_of(const PrototypeMarginInput<T>& in, const Lane& lane, b
     }
   }
   // Its lane anew: all registers were needed above.
-  collect<T, kD, kD + 2>(sums, Lane(opaque(lane.rows)), memory);
+  collect<T, kD, kOfRow + kD>(sums, Lane(opaque(lane.rows)), memory);
 }
 
 // A warp for each prototype adds the gradients of its own samples, in their order.
@@ -156,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const PrototypeMarginInput<T>& of = in.margin;
   RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 3);
+  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + kStepParts);
   int* own = reinterpret_cast<int*>(scales + in.scales);
   const int64_t batch = of.rows;
   const int d = static_cast<int>(of.d), rows = device.rows;
@@ -173,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   call.in.variance = device.variances;
   call.device.kernel_weights = device.kernel_weights;
   load_scales(call, 0, scales);
-  if (threadIdx.x < 3) parts[threadIdx.x] = 0;
+  if (threadIdx.x < kStepParts) parts[threadIdx.x] = 0;
   clear_sums(memory, kWarp);
   assign_all<T, kD>(of, own);
 
@@ -196,13 +200,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     const double factor = 2 * of.scale * in.margin_weight;
 #pragma unroll 1
     for (int f = static_cast<int>(threadIdx.x); f < d; f += kThreads) {
-      out.grad_g[int64_t{of_k} * d + f] = static_cast<T>(factor * memory.sums[0][2 + f]);
+      out.grad_g[int64_t{of_k} * d + f] = static_cast<T>(factor * memory.sums[0][kOfRow + f]);
     }
   } else {
     if (first < batch) {
       if (threadIdx.x == 0) {
 #pragma unroll 1
-        for (int row = 0; row < rows; ++row) parts[2] += memory.sums[row][0];
+        for (int row = 0; row < rows; ++row) parts[kMargin] += memory.sums[row][0];
       }
       if (out.grad_r) {
         const double factor = 2 * of.scale * in.margin_weight;
@@ -210,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
           if (first + place / d >= batch) continue;
           out.grad_r[first * d + place] =
-              static_cast<T>(factor * memory.sums[place / d][2 + place % d]);
+              static_cast<T>(factor * memory.sums[place / d][kOfRow + place % d]);
         }
       }
       sync_block();
@@ -243,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
         const int64_t row = first + place / d;
         const int f = place % d;
-        const double gradient = factor * memory.sums[place / d][2 + f];
+        const double gradient = factor * memory.sums[place / d][kOfRow + f];
         if (row < batch && out.grad_r) out.grad_r[row * d + f] += static_cast<T>(gradient);
         if (row >= batch && row < 2 * batch && of_prior) {
           device.prior[(row - batch) * d + f] = static_cast<T>(-gradient);
@@ -254,14 +258,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (threadIdx.x < kWarp) {
       const int row = static_cast<int>(threadIdx.x);
-      double a = 0;
-      if (row < rows && first + row < 2 * batch) a = first + row < batch ? per_row : -per_row;
-      const double within = sum_of_warp(a == 0 ? 0 : a * memory.sums[row][0]);
-      const double across = sum_of_warp(a == 0 ? 0 : a * memory.sums[row][1]);
-      if (threadIdx.x == 0) {
-        parts[0] = within;
-        parts[1] = across;
+      RowParts<T> mine;
+      if (row < rows && first + row < 2 * batch) {
+        mine = RowParts<T>(call.in, 0, first + row, memory.sums[row]);
       }
+      add_rows(mine.first, rows, parts, memory.scratch);
+      add_rows(mine.second, rows, parts + kTogether, memory.scratch);
     }
 #pragma unroll 1
     for (int row = static_cast<int>(threadIdx.x); row < rows; row += kThreads) {
@@ -270,20 +272,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   sync_block();
-  double mmd = 0;  // the first thread's
-  const bool last = add_parts(device.partials, device.counter, 0, blockIdx.x, gridDim.x, 3, parts,
-                              memory.scratch, [&](int q, double sum) {
-                                if (q < 2) {
-                                  mmd += sum;
-                                  return;
-                                }
-                                const double margin = of.scale * sum;
-                                out.terms[0] = static_cast<T>(mmd);
-                                out.terms[1] = static_cast<T>(margin);
-                                out.loss[0] =
-                                    static_cast<T>(in.mmd_weight * mmd + in.margin_weight * margin);
-                              });
-  if (last && of_prior) add_prior(in, device.prior, own, out.grad_g);
+  if (!add_parts(device.partials, device.counter, 0, blockIdx.x, gridDim.x, kStepParts, parts,
+                 memory.scratch)) {
+    return;
+  }
+  if (threadIdx.x == 0) {
+    const Coefficients all = coefficients_of(call.in, 0, memory.scratch);
+    const Constants missing = constants_of(all, parts, in.scales, false);
+    const double mmd = parts[kWithin] + parts[kAcross] + scales[0].weight * missing.loss;
+    const double margin = of.scale * parts[kMargin];
+    out.terms[0] = static_cast<T>(mmd);
+    out.terms[1] = static_cast<T>(margin);
+    out.loss[0] = static_cast<T>(in.mmd_weight * mmd + in.margin_weight * margin);
+  }
+  if (of_prior) add_prior(in, device.prior, own, out.grad_g);
 }
 
 }  // namespace cgm_fast::cuda

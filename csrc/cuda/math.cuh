@@ -9,13 +9,15 @@ namespace cgm_fast::cuda {
 
 template <typename T>
 struct Exp2 {
-  T less_one, whole;  // 2^e - 1 and 2^e
+  T less, whole;  // 2^e - 1 and 2^e
 };
 
 // For e <= 0 and not below -100 each is good to a few units: the hardware's exp2 would leave 2^e -
 // 1 nothing where e is small. With e = n + f, |f| <= 1/2, a polynomial gives 2^f - 1 = f q(f); 2^n
 // comes from its bits. A NaN stays one. Coefficients: minimax, as in triton_math.py.
-__device__ inline Exp2<float> exp2_less_one_near(float e) {
+//
+// What is subtracted may be 0 in place of 1, and then both are 2^e.
+__device__ inline Exp2<float> exp2_less_unclamped(float e, float one) {
   const float shifted = e + 12583039.f;  // 1.5 * 2^23 + 127: rounds, and leaves n + 127 below
   const float f = e - (shifted - 12583039.f);
   float q = fmaf(f, 1.5469735205486631811e-4f, 1.3390866847232127857e-3f);
@@ -24,10 +26,10 @@ __device__ inline Exp2<float> exp2_less_one_near(float e) {
   q = fmaf(f, q, 2.4022651084215122803e-1f);
   q = fmaf(f, q, 6.9314718802895101201e-1f) * f;
   const float power = from_bits(static_cast<int>(static_cast<unsigned>(bits_of(shifted)) << 23));
-  return {fmaf(power, q, power - 1.f), fmaf(power, q, power)};
+  return {fmaf(power, q, power - one), fmaf(power, q, power)};
 }
 
-__device__ inline Exp2<double> exp2_less_one_near(double e) {
+__device__ inline Exp2<double> exp2_less_unclamped(double e, double one) {
   const double shifted = e + 6755399441056767.;  // 1.5 * 2^52 + 1023
   const double f = e - (shifted - 6755399441056767.);
   double q = fma(f, 4.4566755710138822318e-10, 7.0725861813463670926e-9);
@@ -42,15 +44,20 @@ __device__ inline Exp2<double> exp2_less_one_near(double e) {
   q = fma(f, q, 6.9314718055994530909e-1) * f;
   const double power =
       from_bits(static_cast<long long>(static_cast<unsigned long long>(bits_of(shifted)) << 52));
-  return {fma(power, q, power - 1.), fma(power, q, power)};
+  return {fma(power, q, power - one), fma(power, q, power)};
 }
 
 // The same for every e <= 0; 2^-127, or 2^-1023, becomes an exact zero.
-__device__ inline Exp2<float> exp2_less_one(float e) {
-  return exp2_less_one_near(max_or_nan(e, -127.f));
+__device__ inline Exp2<float> exp2_less(float e, float one) {
+  return exp2_less_unclamped(max_or_nan(e, -127.f), one);
 }
-__device__ inline Exp2<double> exp2_less_one(double e) {
-  return exp2_less_one_near(max_or_nan(e, -1023.));
+__device__ inline Exp2<double> exp2_less(double e, double one) {
+  return exp2_less_unclamped(max_or_nan(e, -1023.), one);
+}
+
+template <typename T>
+__device__ Exp2<T> exp2_less_one(T e) {
+  return exp2_less(e, T(1));
 }
 
 }  // namespace cgm_fast::cuda

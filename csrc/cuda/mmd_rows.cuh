@@ -29,22 +29,22 @@ constexpr float kFar = 24;
 // Shared memory of a block.
 template <typename T, int kD>
 struct RowsMemory {
-  static constexpr int kSums = kD + 2;  // within, across, gradient
-  static constexpr int kSome = 8;       // sums of a row that go through `tile` at once
+  static constexpr int kSums = kOfRow + kD;  // the last are of its gradient
+  static constexpr int kSome = 8;            // sums of a row that go through `tile` at once
   alignas(16) T tile[kTile<T, kD>][kD];
   T bias[kTile<T, kD>], weight[kTile<T, kD>];
   T rows[kWarp][kD];
   T centre[kD];
   double sums[kWarp][kSums];
-  double values[kWarp][2];
-  double scratch[kWarps];
-  // Then: double parts[2 + scales], Scale<T> scales[scales]
+  double values[kWarp][kOfRow];
+  double scratch[kScratch];
+  // Then: double parts[kParts + scales], Scale<T> scales[scales]
   static_assert(sizeof(tile) >= kThreads * kSome * sizeof(T));
 };
 
 template <typename T, int kD>
 std::size_t rows_shared_bytes(int64_t scales) {
-  return sizeof(RowsMemory<T, kD>) + static_cast<std::size_t>(2 + scales) * sizeof(double) +
+  return sizeof(RowsMemory<T, kD>) + static_cast<std::size_t>(kParts + scales) * sizeof(double) +
          static_cast<std::size_t>(scales) * sizeof(Scale<T>);
 }
 
@@ -67,8 +67,9 @@ struct Lane {
 template <typename T, int kD>
 __device__ void clear_sums(RowsMemory<T, kD>& memory, int rows) {
 #pragma unroll 1
-  for (int at = static_cast<int>(threadIdx.x); at < rows * (kD + 2); at += kThreads) {
-    memory.sums[at / (kD + 2)][at % (kD + 2)] = 0;
+  constexpr int kSums = RowsMemory<T, kD>::kSums;
+  for (int at = static_cast<int>(threadIdx.x); at < rows * kSums; at += kThreads) {
+    memory.sums[at / kSums][at % kSums] = 0;
   }
   sync_block();
 }
@@ -94,7 +95,7 @@ __device__ void load_tile(const MmdInput<T>& in, int sample, const T* weights, i
 
 // Add every lane's sums to the row's, in float64: lanes of a warp that share a row, then warps.
 template <typename T, int kD, int kCount>
-__device__ void collect(T (&sums)[kD + 2], const Lane& lane, RowsMemory<T, kD>& memory) {
+__device__ void collect(T (&sums)[kOfRow + kD], const Lane& lane, RowsMemory<T, kD>& memory) {
   constexpr int kSome = RowsMemory<T, kD>::kSome;
   T(*scratch)[kSome] = reinterpret_cast<T(*)[kSome]>(&memory.tile[0][0]);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -194,13 +195,22 @@ __device__ bool recentre(const View<T>& view, int here, RowsMemory<T, kD>& memor
   return true;
 }
 
-// A tile by plain differences: sums [2 + f] grows by coefficient w (z_i - z_j).
+// What a lane adds up over a tile: values, and what near and far pairs weigh; the last without
+// kOptions is what near ones leave.
+template <typename T>
+struct OfTile {
+  T value, near, far;
+};
+
+// A tile by plain differences: sums [kOfRow + f] grows by coefficient w (z_i - z_j). The row's pair
+// with itself is column `own`, or none here.
 template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ T by_differences(const MmdInput<T>& in, const Lane& lane, int here, const T (&z)[kD],
-                            T coefficient, bool weighted, const Scale<T>* scales, T (&sums)[kD + 2],
-                            const RowsMemory<T, kD>& memory) {
+__device__ OfTile<T> by_differences(const MmdInput<T>& in, T near_from, const Lane& lane, int own,
+                                    int here, const T (&z)[kD], T coefficient, bool weighted,
+                                    const Scale<T>* scales, T (&sums)[kOfRow + kD],
+                                    const RowsMemory<T, kD>& memory) {
   constexpr bool kKeep = kD < 64 || !kOptions;  // else registers are too few
-  T total = 0;
+  OfTile<T> total = {};
   for (int j = lane.group; j < here; j += lane.groups) {
     T difference[kD], u = 0;
 #pragma unroll
@@ -211,23 +221,29 @@ __device__ T by_differences(const MmdInput<T>& in, const Lane& lane, int here, c
     T value, w;
     if constexpr (kOptions) {
       const T e[1] = {u * scales[0].unit};
-      T values[1], slopes[1];
-      kernels_at(e, scales, in.scales, values, slopes);
+      T values[1], slopes[1], nears[1];
+      kernels_at(e, scales, in.scales, near_from, values, slopes, nears);
       const T of_column = weighted ? memory.weight[j] : T(1);
+      const T counted = j == own ? T(0) : of_column;
       value = values[0] * of_column;
       w = slopes[0] * of_column;
+      total.near = fma(nears[0], counted, total.near);
+      total.far = fma(static_cast<T>(in.scales) - nears[0], counted, total.far);
     } else {
-      const Exp2<T> k = exp2_less_one(u * scales[0].unit);
-      value = k.less_one;
+      const T e = u * scales[0].unit, one = is_near(e, near_from);
+      const Exp2<T> k = exp2_less(e, one);
+      value = k.less;
       w = k.whole;
+      total.near += j == own ? T(0) : one;
     }
-    total += value;
+    total.value += value;
     if constexpr (kGradient) {
       w *= coefficient;
       if (!kKeep) keep_order();
 #pragma unroll
       for (int f = 0; f < kD; ++f) {
-        sums[2 + f] = fma(w, kKeep ? difference[f] : z[f] - memory.tile[j][f], sums[2 + f]);
+        T& sum = sums[kOfRow + f];
+        sum = fma(w, kKeep ? difference[f] : z[f] - memory.tile[j][f], sum);
       }
     }
   }
@@ -236,10 +252,12 @@ __device__ T by_differences(const MmdInput<T>& in, const Lane& lane, int here, c
 
 // A tile by products, where rows z and columns are centred and scaled.
 template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ T by_products(const MmdInput<T>& in, const Lane& lane, int here, const T (&z)[kD],
-                         T bias, T coefficient, bool weighted, const Scale<T>* scales,
-                         T (&sums)[kD + 2], const RowsMemory<T, kD>& memory) {
-  T total = 0, slope = 0, pull[kD] = {};
+__device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane& lane, int here,
+                                 const T (&z)[kD], T bias, T coefficient, bool weighted,
+                                 const Scale<T>* scales, T (&sums)[kOfRow + kD],
+                                 const RowsMemory<T, kD>& memory) {
+  OfTile<T> total = {};
+  T slope = 0, pull[kD] = {};
   if constexpr (!kOptions) {
 #pragma unroll 2
     for (int j = lane.group; j < here; j += lane.groups) {
@@ -249,18 +267,21 @@ __device__ T by_products(const MmdInput<T>& in, const Lane& lane, int here, cons
         column[f] = memory.tile[j][f];
         e = fma(z[f], column[f], e);
       }
-      const Exp2<T> k = exp2_less_one_near(e);
-      total += k.less_one;
+      const T one = is_near(e, near_from);
+      const Exp2<T> k = exp2_less_unclamped(e, one);
+      total.value += k.less;
+      total.near += one;
       if constexpr (kGradient) {
 #pragma unroll
         for (int f = 0; f < kD; ++f) pull[f] = fma(k.whole, column[f], pull[f]);
       }
     }
   } else {
-    // As many columns as `tag` says, whose bandwidths are gone through together.
+    // As many columns as `tag` says, whose bandwidths are gone through together: two, or in double
+    // one, for which registers are enough.
     const auto visit_columns = [&](int j, auto tag) {
       constexpr int kMany = decltype(tag)::value;
-      T e[kMany], column[kMany][kD], value[kMany], w[kMany];
+      T e[kMany], column[kMany][kD], value[kMany], w[kMany], near[kMany];
 #pragma unroll
       for (int c = 0; c < kMany; ++c) {
         e[c] = bias + memory.bias[j + c * lane.groups];
@@ -270,11 +291,13 @@ __device__ T by_products(const MmdInput<T>& in, const Lane& lane, int here, cons
           e[c] = fma(z[f], column[c][f], e[c]);
         }
       }
-      kernels_at(e, scales, in.scales, value, w);
+      kernels_at(e, scales, in.scales, near_from, value, w, near);
 #pragma unroll
       for (int c = 0; c < kMany; ++c) {
         const T of_column = weighted ? memory.weight[j + c * lane.groups] : T(1);
-        total += value[c] * of_column;
+        total.value += value[c] * of_column;
+        total.near = fma(near[c], of_column, total.near);
+        total.far = fma(static_cast<T>(in.scales) - near[c], of_column, total.far);
         w[c] *= of_column;
         slope += w[c];
         if constexpr (kGradient) {
@@ -285,19 +308,17 @@ __device__ T by_products(const MmdInput<T>& in, const Lane& lane, int here, cons
     };
     int j = lane.group;
 #pragma unroll 1
-    for (; j + lane.groups < here; j += 2 * lane.groups) {
+    for (; sizeof(T) == 4 && j + lane.groups < here; j += 2 * lane.groups) {
       visit_columns(j, std::integral_constant<int, 2>{});
     }
-    if (j < here) visit_columns(j, std::integral_constant<int, 1>{});
+#pragma unroll 1
+    for (; j < here; j += lane.groups) visit_columns(j, std::integral_constant<int, 1>{});
   }
-  if (!kOptions) {  // 2^e is 1 more than 2^e - 1
-    const int columns = lane.group < here ? (here - 1 - lane.group) / lane.groups + 1 : 0;
-    slope = total + static_cast<T>(columns);
-  }
+  if (!kOptions) slope = total.value + total.near;  // 2^e is 1 more than 2^e - 1
   if constexpr (kGradient) {
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
-      sums[2 + f] = fma(coefficient, fma(slope, z[f], -pull[f]), sums[2 + f]);
+      sums[kOfRow + f] = fma(coefficient, fma(slope, z[f], -pull[f]), sums[kOfRow + f]);
     }
   }
   return total;
@@ -310,8 +331,9 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int
                       const View<T>& view, const Scale<T>* scales, const At& at,
                       RowsMemory<T, kD>& memory) {
   const T between = between_samples(in, item);
+  const T near_from = near_exponent<T, kOptions>(scales, in.scales);
   const bool in_y = first_row + lane.row >= in.n;
-  T sums[kD + 2] = {}, z[kD], bias = 0;
+  T sums[kOfRow + kD] = {}, z[kD], bias = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
   bool centred = false;
@@ -348,19 +370,27 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int
         bias = square * T(-0.5);
       }
       const bool weighted = kOptions && weights;
-      T value = 0;
+      OfTile<T> of_tile = {};
       if (!near) {
-        value = by_differences<T, kD, kOptions, kGradient>(in, lane, here, z, coefficient, weighted,
-                                                           scales, sums, memory);
+        const int own_column =
+            own ? static_cast<int>(first_row + lane.row - of_sample - first) : kTile<T, kD>;
+        of_tile = by_differences<T, kD, kOptions, kGradient>(
+            in, near_from, lane, own_column, here, z, coefficient, weighted, scales, sums, memory);
       } else if constexpr (kProducts<kD>) {
-        value = by_products<T, kD, kOptions, kGradient>(
-            in, lane, here, z, bias, coefficient / view.scale, weighted, scales, sums, memory);
+        of_tile = by_products<T, kD, kOptions, kGradient>(in, near_from, lane, here, z, bias,
+                                                          coefficient / view.scale, weighted,
+                                                          scales, sums, memory);
       }
-      sums[0] += same ? a * value : T(0);
-      sums[1] += same ? T(0) : a * value;
+      const auto add = [&](int what, T value) {
+        sums[what] += same ? value : T(0);
+        sums[what + 1] += same ? T(0) : value;
+      };
+      add(kValues, a * of_tile.value);
+      add(kNears, of_tile.near);
+      if (kOptions) add(kFars, of_tile.far);
       turn += here;
       if (turn >= kTurn || (sample == 1 && first + here == count)) {
-        collect<T, kD, kGradient ? kD + 2 : 2>(sums, lane, memory);
+        collect<T, kD, kGradient ? kOfRow + kD : kOfRow>(sums, lane, memory);
         turn = 0;
       }
     }
@@ -420,7 +450,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
   const MmdInput<T>& in = call.in;
   RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 2 + in.scales);
+  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + kParts + in.scales);
   const int64_t item = blockIdx.x / blocks, total = in.n + in.m;
   const unsigned block = blockIdx.x % blocks;
   const int d = static_cast<int>(in.d), rows = call.device.rows;
@@ -449,14 +479,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
       if (row < out.row_begin || row >= out.row_end) continue;
       const double a = signed_weight(in, item, row);
       out.grad_z[(item * (out.row_end - out.row_begin) + row - out.row_begin) * d + f] =
-          static_cast<T>(factor * a * memory.sums[place / d][2 + f]);
+          static_cast<T>(factor * a * memory.sums[place / d][kOfRow + f]);
     }
   } else {
     visit<T, kD, kOptions, false>(in, item, lane, first, view, scales, at, memory);
   }
   if (static_cast<int>(threadIdx.x) < rows) {
-    memory.values[threadIdx.x][0] = memory.sums[threadIdx.x][0];
-    memory.values[threadIdx.x][1] = memory.sums[threadIdx.x][1];
+#pragma unroll 1
+    for (int q = 0; q < kOfRow; ++q) memory.values[threadIdx.x][q] = memory.sums[threadIdx.x][q];
   }
   if constexpr (kOptions) {
     if (out.grad_p) {
@@ -464,7 +494,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
       for (int s = 0; s < in.scales; ++s) {
         const double sum =
             visit_bandwidth<T, kD>(in, item, lane, first, scales[s].unit, at, memory);
-        if (threadIdx.x == 0) parts[2 + s] = sum;
+        if (threadIdx.x == 0) parts[kParts + s] = sum;
       }
     }
   }

@@ -13,7 +13,7 @@ struct SecondMemory {
   Chunk<T, kRows> rows, row_tangents;
   Chunk<T, kColumns> columns, column_tangents;
   T weights[kRows][kColumns + 1], weights_dot[kRows][kColumns + 1];
-  double scratch[kWarps];
+  double scratch[kScratch];
   // Then: double parts[scales + 1], Scale<T> scales[scales], T scales_dot[scales]
 };
 
@@ -40,7 +40,7 @@ struct SecondOf {
     const T t_dot = vanishes ? T(0) : dot / scale.variance - t * stretch;
     const Exp2<T> power = exp2_less_one(exponent);
     const T k = scale.weight * power.whole;
-    value = scale.weight * power.less_one;
+    value = scale.weight * power.less;
     value_dot = -k * t_dot;
     slope = scale.ratio * k;
     slope_dot = -slope * (t_dot + stretch);
@@ -174,10 +174,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   of_cross = sum_of_block(of_cross, memory.scratch);
   if (threadIdx.x == 0) parts[in.scales] = of_cross;
   sync_block();
-  add_parts(call.device.partials, call.device.counters, item, block, blocks,
-            static_cast<int>(in.scales + 1), parts, memory.scratch, [&](int q, double sum) {
-              along.out_p[item * (in.scales + 1) + q] = static_cast<T>(sum);
-            });
+  const int count = static_cast<int>(in.scales + 1);
+  if (!add_parts(call.device.partials, call.device.counters, item, block, blocks, count, parts,
+                 memory.scratch) ||
+      threadIdx.x != 0) {
+    return;
+  }
+#pragma unroll 1
+  for (int q = 0; q < count; ++q) along.out_p[item * count + q] = static_cast<T>(parts[q]);
 }
 
 }  // namespace cgm_fast::cuda

@@ -124,13 +124,15 @@ struct Visit {
   LanePlaces at;
   Left left;
   float row_bias[2], unit;  // of exponents
+  float near_from;
   bool gradient;
 };
 
-// A tile's sums: over values and slopes, and of two features of four rows in every sixteen.
+// A tile's sums: over values, what near and far pairs weigh (kOptions) and slopes, and of two
+// features of four rows in every sixteen.
 template <int kD>
 struct TileSums {
-  float values[2], slopes[2], pull[kD / 16][2][4];
+  float values[2], nears[2], fars[2], slopes[2], pull[kD / 16][2][4];
 };
 
 // The warp's rows with columns [begin, begin + 8) of a tile. kPlain: distances from products, all
@@ -170,24 +172,25 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
       e[p] = Memory::kHalf ? fma(e[p], -2 * visit.unit, both) : e[p] + both;
     }
   }
-  float value[4], w[4];
-  if constexpr (kOptions) kernels_at(e, scales, count, value, w);
+  float value[4], w[4], near[4];
+  if constexpr (kOptions) kernels_at(e, scales, count, visit.near_from, value, w, near);
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
+    const int j = column + p % 2;
+    // A row is not paired with itself: its rounding would be all there is where others are far. The
+    // value stays, which is 0 or not a number.
+    const bool beyond = !kPlain && j >= here;
+    const bool left_out = beyond || (!kPlain && j == own_column + visit.rows[p / 2]);
     if constexpr (kOptions) {
-      const float of_column = weighted ? memory.weight[column + p % 2] : 1.f;
-      value[p] *= of_column;
+      const float weight = weighted ? memory.weight[j] : 1.f, of_column = left_out ? 0.f : weight;
+      value[p] = beyond ? 0.f : value[p] * weight;
       w[p] *= of_column;
+      sums.nears[p / 2] = fma(near[p], of_column, sums.nears[p / 2]);
+      sums.fars[p / 2] = fma(static_cast<float>(count) - near[p], of_column, sums.fars[p / 2]);
     } else {
-      const Exp2<float> k = exp2_less_one(e[p]);
-      value[p] = k.less_one;
-      w[p] = k.whole;
-    }
-    if (!kPlain) {
-      const int j = column + p % 2;
-      if (j >= here) value[p] = 0;
-      // A row does not pull itself; its rounding would be all there is where others are far.
-      if (j >= here || j == own_column + visit.rows[p / 2]) w[p] = 0;
+      const Exp2<float> k = exp2_less(e[p], is_near(e[p], visit.near_from));
+      value[p] = beyond ? 0.f : k.less;
+      w[p] = left_out ? 0.f : k.whole;
     }
   }
   float w_high[2][2], w_low[2][2];  // of rows g and g + 8, as right factors
@@ -274,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
   const MmdInput<float>& in = call.in;
   Memory& memory = *shared_memory<Memory>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<float>* scales = reinterpret_cast<Scale<float>*>(parts + 2);
+  Scale<float>* scales = reinterpret_cast<Scale<float>*>(parts + kParts);
   const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
   Visit<kD, kOf> visit;
@@ -318,6 +321,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     load_scales(call, item, scales);
     sync_block();
     visit.unit = scales[0].unit;
+    visit.near_from = near_exponent<float, kOptions>(scales, in.scales);
     visit.gradient = first_row < out.row_end && first_row + kTensorRows > out.row_begin;
     const bool far_rows = load_rows<kD, kOf>(in, item, first_row, rows_here, scales, memory);
     visit.left.load(memory, visit.rows, t, in, item, first_row);
@@ -332,7 +336,9 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
 #pragma unroll
     for (int at = 0; at < kSums; ++at) keep(at, true, 0, 0);
     if (t == 0) {  // of a row's four lanes the one that keeps its sums
-      for (int row : visit.rows) memory.sums[2 * row] = memory.sums[2 * row + 1] = 0;
+      for (int row : visit.rows) {
+        for (int q = 0; q < kOfRow; ++q) memory.sums[kOfRow * row + q] = 0;
+      }
     }
     for (int tile = first_tile; tile < last_tile; ++tile) {
       const TensorTile of = TensorTile::at<kColumns>(tile, in);
@@ -379,9 +385,17 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       const auto across = [&](int row) { return (row >= rows_of_x) != (of.sample == 1); };
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        const float value = sum_of_four(sums.values[row]);
+        // Without weights of their own as many pairs are near as k was lessened by 1 for.
+        if (!kOptions) sums.nears[row] = rint(sums.slopes[row] - sums.values[row]);
+        const float value = sum_of_four(sums.values[row]), near = sum_of_four(sums.nears[row]);
+        const float far = kOptions ? sum_of_four(sums.fars[row]) : 0.f;
         const bool other = across(visit.rows[row]);
-        if (t == 0) memory.sums[2 * visit.rows[row] + other] += static_cast<double>(a * value);
+        if (t == 0) {
+          double* of_row = memory.sums + kOfRow * visit.rows[row] + other;
+          of_row[kValues] += static_cast<double>(a * value);
+          of_row[kNears] += static_cast<double>(near);
+          if (kOptions) of_row[kFars] += static_cast<double>(far);
+        }
         keep(kSlopes + row, false, other ? a * between : a, sums.slopes[row]);
       }
 #pragma unroll
@@ -398,21 +412,24 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     }
 
     // Sums were complete before the barrier behind the last tile.
-    static_assert(kThreads == 2 * kTensorRows);
-    double sum = memory.sums[thread];
+    constexpr int kDoubles = kOfRow * kTensorRows / kThreads;  // of a thread
+    double doubles[kDoubles];
+#pragma unroll
+    for (int q = 0; q < kDoubles; ++q) doubles[q] = memory.sums[q * kThreads + thread];
     float numbers[kSums];
 #pragma unroll
     for (int at = 0; at < kSums; ++at) {
       numbers[at] = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
     }
     if (!join_shares(memory.shares, blockIdx.x, block_of_all, call.device.slots,
-                     call.device.counters + in.batch, sum, numbers)) {
+                     call.device.counters + in.batch, doubles, numbers)) {
       continue;
     }
-    memory.sums[thread] = sum;
+#pragma unroll
+    for (int q = 0; q < kDoubles; ++q) memory.sums[q * kThreads + thread] = doubles[q];
     write_gradient(in, out, memory.item, memory.block, scales[0].variance, numbers, memory);
     finish(call, out, memory.item, memory.block, blocks, kTensorRows,
-           reinterpret_cast<const double (*)[2]>(memory.sums), parts, memory.scratch);
+           reinterpret_cast<const double (*)[kOfRow]>(memory.sums), parts, memory.scratch);
   }
 }
 

@@ -40,14 +40,14 @@ struct TensorMemory {
   // The same for all threads, and here to spare registers.
   Shares shares;
   unsigned item, block;
-  double sums[kTensorRows * 2];  // of a row within its own sample, and across
-  double scratch[kWarps];
-  // Then: double parts[2], Scale<float> scales[scales]
+  double sums[kTensorRows * kOfRow];
+  double scratch[kScratch];
+  // Then: double parts[kParts], Scale<float> scales[scales]
 };
 
 template <int kD, Numbers kOf>
 std::size_t tensor_shared_bytes(int64_t scales) {
-  return sizeof(TensorMemory<kD, kOf>) + 2 * sizeof(double) +
+  return sizeof(TensorMemory<kD, kOf>) + kParts * sizeof(double) +
          static_cast<std::size_t>(scales) * sizeof(Scale<float>);
 }
 

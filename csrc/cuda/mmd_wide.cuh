@@ -13,14 +13,14 @@ struct WideMemory {
   Chunk<T, kRows> rows;
   Chunk<T, kColumns> columns;
   T weights[kRows][kColumns + 1];
-  double sums[kRows][2];
-  double scratch[kWarps];
-  // Then: double parts[2 + scales], Scale<T> scales[scales]
+  double sums[kRows][kOfRow];
+  double scratch[kScratch];
+  // Then: double parts[kParts + scales], Scale<T> scales[scales]
 };
 
 template <typename T>
 std::size_t wide_shared_bytes(int64_t scales) {
-  return sizeof(WideMemory<T>) + static_cast<std::size_t>(2 + scales) * sizeof(double) +
+  return sizeof(WideMemory<T>) + static_cast<std::size_t>(kParts + scales) * sizeof(double) +
          static_cast<std::size_t>(scales) * sizeof(Scale<T>);
 }
 
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const MmdInput<T>& in = call.in;
   WideMemory<T>& memory = *shared_memory<WideMemory<T>>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 2 + in.scales);
+  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + kParts + in.scales);
   const int64_t item = blockIdx.x / blocks, total = in.n + in.m;
   const unsigned block = blockIdx.x % blocks;
   const int64_t first_row = int64_t{block} * kRows;
@@ -45,24 +45,32 @@ __global__ void __launch_bounds__(kThreads, 1)
   sync_block();
   const double factor = -2.0 / scales[0].variance;
 
-  double within[kRowsOfWarp] = {}, across[kRowsOfWarp] = {}, of_scale = 0;
+  // Of columns of one sample: values, and what near and far pairs weigh.
+  double sums[kRowsOfWarp][kOfRow / 2] = {}, of_scale = 0;
   bool begun = false;
   const auto visit_rows = [&](const Pairs<T, kColumns>& u, int64_t of_sample, bool of_y,
                               int64_t first, int here) {
     const bool last = of_y && first + here == in.m;
-    constexpr int kOfRow = kColumns / kWarp;
-    T e[kRowsOfWarp * kOfRow], values[kRowsOfWarp * kOfRow], slopes[kRowsOfWarp * kOfRow];
+    constexpr int kOfLane = kColumns / kWarp;
+    constexpr int kPairs = kRowsOfWarp * kOfLane;
+    T e[kPairs], values[kPairs], slopes[kPairs], nears[kPairs];
     each_pair<kColumns>(
-        [&](int q, int c, int, int) { e[q * kOfRow + c] = u[q][c] * scales[0].unit; });
-    kernels_at(e, scales, in.scales, values, slopes);
+        [&](int q, int c, int, int) { e[q * kOfLane + c] = u[q][c] * scales[0].unit; });
+    // Found anew for every tile: registers are few.
+    const T near_from = near_exponent<T, true>(scales, in.scales);
+    kernels_at(e, scales, in.scales, near_from, values, slopes, nears);
     each_pair<kColumns>([&](int q, int c, int row, int column) {
-      const T value = values[q * kOfRow + c], slope = slopes[q * kOfRow + c];
+      const int pair = q * kOfLane + c;
+      const T slope = slopes[pair];
+      const int64_t i = first_row + row, j = of_sample + first + column;
       const bool there = column < here;
-      const T a = there ? signed_weight(in, item, of_sample + first + column) : T(0);
-      const bool same = (first_row + row >= in.n) == of_y;
-      const T part = there ? a * value : T(0);
-      within[q] += same ? part : T(0);
-      across[q] += same ? T(0) : part;
+      const T weight = there ? row_weight(in, item, j) : T(0);
+      const T a = static_cast<T>(signed_scale(in, j)) * weight;
+      const T counted = i == j ? T(0) : weight;  // a row is not paired with itself
+      const bool same = (i >= in.n) == of_y;
+      sums[q][kValues / 2] += there ? a * values[pair] : T(0);
+      sums[q][kNears / 2] += nears[pair] * counted;
+      sums[q][kFars / 2] += (static_cast<T>(in.scales) - nears[pair]) * counted;
       memory.weights[row][column] = there ? a * slope * (same ? T(1) : between) : T(0);
     });
     if (!gradient) return;
@@ -116,19 +124,21 @@ __global__ void __launch_bounds__(kThreads, 1)
           visit_bandwidth(u, scales[pass - 1].unit, of_sample, of_y, first, here);
         }
       }
+      if (pass > 0) continue;
+#pragma unroll
+      for (int q = 0; q < kRowsOfWarp; ++q) {
+        const int row = first_of_warp + q, other = (first_row + row >= in.n) != of_y;
+#pragma unroll
+        for (int what = 0; what < kOfRow / 2; ++what) {
+          const double sum = sum_of_warp(sums[q][what]);
+          if (lane == 0) memory.sums[row][2 * what + other] = sum;
+          sums[q][what] = 0;
+        }
+      }
     }
     if (pass > 0) {
       of_scale = sum_of_block(of_scale, memory.scratch);
-      if (threadIdx.x == 0) parts[1 + pass] = of_scale;
-    }
-  }
-#pragma unroll
-  for (int q = 0; q < kRowsOfWarp; ++q) {
-    within[q] = sum_of_warp(within[q]);
-    across[q] = sum_of_warp(across[q]);
-    if (lane == 0) {
-      memory.sums[first_of_warp + q][0] = within[q];
-      memory.sums[first_of_warp + q][1] = across[q];
+      if (threadIdx.x == 0) parts[kParts + pass - 1] = of_scale;
     }
   }
   sync_block();

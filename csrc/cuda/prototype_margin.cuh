@@ -19,7 +19,7 @@ struct PrototypeMemory {
   Chunk<T, kRows> rows;
   Chunk<T, kTileColumns<T>> columns;
   T weights[kRows][kTileColumns<T> + 1];
-  double scratch[kWarps];
+  double scratch[kScratch];
 };
 
 // What a row's prototypes are to it, a tile after another; one per row of a warp, in all its lanes.
@@ -168,10 +168,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   loss = sum_of_block(loss, memory.scratch);
-  const bool last = add_parts(
-      device.partials, device.counter, 0, blockIdx.x, device.blocks, 1, &loss, memory.scratch,
-      [&](int, double sum) { out.loss[0] = static_cast<T>(in.scale * sum); });
-  if (!last || !partial_g) return;
+  if (!add_parts(device.partials, device.counter, 0, blockIdx.x, device.blocks, 1, &loss,
+                 memory.scratch)) {
+    return;
+  }
+  if (threadIdx.x == 0) out.loss[0] = static_cast<T>(in.scale * loss);
+  if (!partial_g) return;
   const int64_t size = int64_t{k} * d;
   for (int64_t at = threadIdx.x; at < size; at += kThreads) {
     double sum = 0;

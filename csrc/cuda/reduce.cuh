@@ -7,16 +7,34 @@ namespace cgm_fast::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;  // of every block
 
-// The sum over a block of one number per thread, to all of them; `scratch` [kWarps].
-__device__ inline double sum_of_block(double value, double* scratch) {
-  value = sum_of_warp(value);
+// Sums of a block that are added up between the same two barriers, at most, and room for them.
+constexpr int kTogether = 4, kScratch = kTogether * kWarps;
+
+// Sums over a block of kCount numbers per thread, to all of them; `scratch` [kScratch].
+template <int kCount>
+__device__ void sums_of_block(double (&values)[kCount], double* scratch) {
+  static_assert(kCount <= kTogether);
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) values[q] = sum_of_warp(values[q]);
   sync_block();  // nobody still reads the sums before
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+  if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) scratch[threadIdx.x / kWarp * kCount + q] = values[q];
+  }
   sync_block();
-  double sum = 0;
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) values[q] = 0;
 #pragma unroll 1
-  for (int warp = 0; warp < kWarps; ++warp) sum += scratch[warp];
-  return sum;
+  for (int warp = 0; warp < kWarps; ++warp) {
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) values[q] += scratch[warp * kCount + q];
+  }
+}
+
+__device__ inline double sum_of_block(double value, double* scratch) {
+  double values[1] = {value};
+  sums_of_block(values, scratch);
+  return values[0];
 }
 
 // Whether this block is the last of its batch item; every thread's writes are then to be seen.
@@ -27,12 +45,10 @@ __device__ inline bool last_to_finish(unsigned* counter, unsigned blocks) {
   return any_in_block(last);
 }
 
-// Write a block's `count` parts; the last block calls `use(index, sum over all blocks)`, from its
-// first thread, in the order of the indices. Whether this block is the last, to all its threads.
-template <typename Use>
-__device__ bool add_parts(double* partials, unsigned* counter, int64_t item, unsigned block,
-                          unsigned blocks, int count, const double* parts, double* scratch,
-                          const Use& use) {
+// Write a block's `count` parts; the first thread of the last block gets their sums over all blocks
+// in their place. Whether this block is the last, to all its threads.
+__device__ inline bool add_parts(double* partials, unsigned* counter, int64_t item, unsigned block,
+                                 unsigned blocks, int count, double* parts, double* scratch) {
   double* of_item = partials + item * blocks * count;
 #pragma unroll 1
   for (int q = static_cast<int>(threadIdx.x); q < count; q += kThreads) {
@@ -40,14 +56,21 @@ __device__ bool add_parts(double* partials, unsigned* counter, int64_t item, uns
   }
   if (!last_to_finish(counter + item, blocks)) return false;
 #pragma unroll 1
-  for (int q = 0; q < count; ++q) {
-    double sum = 0;
+  for (int first = 0; first < count; first += kTogether) {
+    double sums[kTogether] = {};
 #pragma unroll 1
     for (int64_t b = threadIdx.x; b < blocks; b += kThreads) {
-      sum += load_fresh(of_item + b * count + q);
+#pragma unroll
+      for (int q = 0; q < kTogether; ++q) {
+        if (first + q < count) sums[q] += load_fresh(of_item + b * count + first + q);
+      }
     }
-    sum = sum_of_block(sum, scratch);
-    if (threadIdx.x == 0) use(q, sum);
+    sums_of_block(sums, scratch);
+    if (threadIdx.x != 0) continue;
+#pragma unroll
+    for (int q = 0; q < kTogether; ++q) {
+      if (first + q < count) parts[first + q] = sums[q];
+    }
   }
   return true;
 }

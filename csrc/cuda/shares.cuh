@@ -24,35 +24,39 @@ struct Shares {
   }
 };
 
-// Room of a slot, in doubles: a double and kCount floats of every thread.
-template <int kCount>
-constexpr int64_t kSlot = kThreads + kThreads * kCount / 2;
+// Room of a slot, in doubles: kDoubles doubles and kCount floats of every thread.
+template <int kDoubles, int kCount>
+constexpr int64_t kSlot = kThreads * kDoubles + kThreads * kCount / 2;
 
 // Where others had parts of these rows, leave mine for the last of us: false, or, to the last, true
 // and every thread's numbers over all workers.
-template <int kCount>
+template <int kDoubles, int kCount>
 __device__ bool join_shares(const Shares& shares, int64_t worker, int64_t rows, double* slots,
-                            unsigned* counters, double& sum, float (&numbers)[kCount]) {
+                            unsigned* counters, double (&doubles)[kDoubles],
+                            float (&numbers)[kCount]) {
   static_assert(kCount % 2 == 0);
   const int64_t first = shares.worker_of(rows * shares.units_of_rows);
   const int64_t last = shares.worker_of((rows + 1) * shares.units_of_rows - 1);
   if (first == last) return true;
   const int thread = static_cast<int>(threadIdx.x);
-  double* mine = slots + shares.slot(worker, rows) * kSlot<kCount>;
-  mine[thread] = sum;
-  float* floats = reinterpret_cast<float*>(mine + kThreads);
+  double* mine = slots + shares.slot(worker, rows) * kSlot<kDoubles, kCount>;
+#pragma unroll
+  for (int q = 0; q < kDoubles; ++q) mine[q * kThreads + thread] = doubles[q];
+  float* floats = reinterpret_cast<float*>(mine + kThreads * kDoubles);
 #pragma unroll
   for (int q = 0; q < kCount; ++q) floats[q * kThreads + thread] = numbers[q];
   // A worker is the first of one block of rows at most that it does not end.
   if (!last_to_finish(counters + first, static_cast<unsigned>(last - first + 1))) return false;
-  sum = 0;
+#pragma unroll
+  for (int q = 0; q < kDoubles; ++q) doubles[q] = 0;
 #pragma unroll
   for (int q = 0; q < kCount; ++q) numbers[q] = 0;
 #pragma unroll 1
   for (int64_t other = first; other <= last; ++other) {
-    const double* its = slots + shares.slot(other, rows) * kSlot<kCount>;
-    sum += load_fresh(its + thread);
-    const float* its_floats = reinterpret_cast<const float*>(its + kThreads);
+    const double* its = slots + shares.slot(other, rows) * kSlot<kDoubles, kCount>;
+#pragma unroll
+    for (int q = 0; q < kDoubles; ++q) doubles[q] += load_fresh(its + q * kThreads + thread);
+    const float* its_floats = reinterpret_cast<const float*>(its + kThreads * kDoubles);
 #pragma unroll
     for (int q = 0; q < kCount; ++q) numbers[q] += load_fresh(its_floats + q * kThreads + thread);
   }

@@ -85,9 +85,7 @@ def kernel_and_oracle(x, y, option, backend, *, order=2):
         return mmd_formula(x, y, **dict(zip(tensors, values, strict=True)), **plain, **how)
 
     def magnitude(*values):
-        # CUDA C++ sums k − 1 for all pairs.
-        measure = mmd_total if backend == "cuda" else mmd_magnitude
-        return measure(x, y, **dict(zip(tensors, values, strict=True)), **plain)
+        return mmd_magnitude(x, y, **dict(zip(tensors, values, strict=True)), **plain)
 
     def total(*values):
         return mmd_total(x, y, **dict(zip(tensors, values, strict=True)), **plain)
@@ -126,8 +124,8 @@ def whole(parts):
 @pytest.mark.slow_interpreted
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_loss_and_gradients_meet_the_contract_and_the_budget(shape, backend, device, interpreted):
-    if interpreted and max(shape[:2]) >= 2000:
-        pytest.skip("half a minute in the interpreter; test_triton.py has turns and splits")
+    if interpreted and max(shape) >= 2000:
+        pytest.skip("half a minute in the interpreter; test_triton.py has turns, splits and chunks")
     x, y = samples(*shape, device=device)
     option = with_tensors(x, y, {}, math.sqrt(shape[2]))
     small = max(shape[:2]) ** 2 * shape[2] < 1e6  # the oracle's second derivative is a heavy one
@@ -344,11 +342,10 @@ def test_weights_are_shared_by_a_batch(backend, device):
     assert shared.shape == (3,)
 
 
-@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("option", ["weights", "unbiased_weights", "sum_of_three"])
 def test_gradcheck_of_first_and_second_derivatives(option, backend, device, interpreted, emulated):
-    if interpreted and "weights" in option:
-        pytest.skip("a minute in the interpreter; test_every_option has weights")
+    if interpreted:
+        pytest.skip("a minute in the interpreter; test_float64_equals_the_formula has them all")
     x, y = samples(3, 4, 2, batch=2, dtype=torch.float64, device=device)
     option = with_tensors(x, y, OPTIONS[option], 1.5)
     tensors = {name: value for name, value in option.items() if isinstance(value, torch.Tensor)}
@@ -359,8 +356,8 @@ def test_gradcheck_of_first_and_second_derivatives(option, backend, device, inte
         return mmd(x, y, bandwidth=named.pop("sigma"), **named, **plain, backend=backend)
 
     inputs = [value.requires_grad_() for value in (x, y, *tensors.values())]
-    assert gradcheck(call, inputs, fast_mode=interpreted or emulated)
-    assert gradgradcheck(call, inputs, fast_mode=interpreted or emulated)
+    assert gradcheck(call, inputs, fast_mode=emulated)
+    assert gradgradcheck(call, inputs, fast_mode=emulated)
 
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
@@ -419,7 +416,7 @@ def grid(x):
     return (x * 256).round() / 256
 
 
-sizes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12))
+sizes = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(1, 12))
 seeds = st.integers(0, 1000)
 
 

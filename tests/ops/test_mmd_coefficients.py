@@ -121,3 +121,24 @@ def test_given_weights_do_not_leave_the_rounding_of_all_pairs(
     assert_loss_close(loss.cpu(), a @ less_one @ a, total, 0.1 * LOSS_TOLERANCE)
     if case == "all_near":
         assert_gradient_close(grad_a.cpu(), 2 * less_one @ a, 1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weights"])
+def test_kernels_that_weigh_unlike(weighted, backend, device):
+    """The op takes them, though api.py makes all alike: near pairs cannot be counted together."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(rows, 5, generator=generator).to(device) for rows in (40, 37))
+    v, w = (torch.rand(rows, generator=generator).to(device) for rows in (40, 37))
+
+    def call(dtype, name):
+        tensors = [tensor.to(dtype) for tensor in (x, y, v, w)]
+        given = tensors[2:] if weighted else [None, None]
+        return torch.ops.cgm_fast.mmd_fwd(
+            *tensors[:2], *given, None, None, [1.0, 9.0], [0.25, 1.5],
+            1 / 40, 1 / 37, 1.25, 0, 77, weighted, True, name,
+        )  # fmt: skip
+
+    found, wanted = call(torch.float32, backend), call(torch.float64, "reference")
+    for value, truth in zip(found, wanted, strict=True):
+        error = torch.linalg.vector_norm(value.double() - truth)
+        assert error <= 1e-5 * torch.linalg.vector_norm(truth)

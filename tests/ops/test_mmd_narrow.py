@@ -17,13 +17,6 @@ from cgm_fast.testing import (
     sample_weights,
 )
 
-
-@pytest.fixture(autouse=True)
-def near_and_far(backend):
-    if backend == "cuda":
-        pytest.skip("CUDA C++ sums k − 1 for all pairs")
-
-
 # That a kernel is so narrow is said once; here it is meant.
 pytestmark = pytest.mark.filterwarnings("ignore::cgm_fast.BandwidthWarning")
 
@@ -84,8 +77,6 @@ def test_a_few_near_pairs_among_far_ones(backend, device):
 
 @pytest.mark.parametrize("given", ["both", "x"])
 def test_weights_of_equal_mass_cancel_to_their_rounding(given, backend, device):
-    if backend == "triton":
-        pytest.skip("Triton sums k − 1 for all pairs where rows have weights")
     x, y = unit_samples(50, 45, 64, device)
     options = {"x_weights": sample_weights(50, device=device, seed=1)}
     if given == "both":

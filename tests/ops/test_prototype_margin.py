@@ -92,7 +92,7 @@ def assert_nearest(assignment, r, g):
 def test_loss_gradients_and_hessian_product_in_float32(
     shape, labelled, backend, device, interpreted
 ):
-    if interpreted and (max(shape) > 10000 or (shape[2] > 4000 and labelled)):
+    if interpreted and max(shape) > 4000:
         pytest.skip("half a minute or more in the interpreter")
     r, g, labels = prototypes(*shape, device=device)
     labels = labels if labelled else None
@@ -233,7 +233,7 @@ def test_nan_reaches_the_loss(bad, backend, device):
         assert prototype_margin(r, g, known, backend=backend).loss.isnan()
 
 
-sizes = st.tuples(st.integers(1, 40), st.integers(2, 40), st.integers(1, 12))
+sizes = st.tuples(st.integers(1, 24), st.integers(2, 24), st.integers(1, 12))
 seeds = st.integers(0, 1000)
 
 

@@ -39,12 +39,12 @@ def recorded():
 
 
 def compile_for(target):
-    """What the compiler makes of every tile: in every way it is called for 9.0, in one for others.
+    """What the compiler makes of every tile: most in one way, of float32 alone but for 9.0.
 
     All ways for all targets take ten minutes, and `make tiles` takes none that does not pass.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    arguments = [target] if target == "90" else [target, "--plain"]
+    arguments = [target, "--plain", *(() if target == "90" else ("--kinds", "float32"))]
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "compiled.py", *arguments],
         capture_output=True, text=True, env=environment,
@@ -68,10 +68,8 @@ def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(targe
         "prototype_margin_columns_kernel", "cgm_assign_kernel", "cgm_finish_kernel",
     }  # fmt: skip
     if record := recorded():
-        again = f"{RECORD.name} has other kernels: python -m benchmarks.compiled --record"
-        assert {name_of(row) for row in found} == {
-            name for name, row in record.items() if row["target"] == found[0]["target"]
-        }, again
+        again = f"{RECORD.name} lacks kernels: python -m benchmarks.compiled --record"
+        assert {name_of(row) for row in found} <= set(record), again
         for row in found:
             was = record[name_of(row)]
             for what in ("spilled", "shared"):

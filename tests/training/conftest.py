@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,8 +70,16 @@ def _ask(server, request):
     return server.stdout.readline()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_nohup():
+    """Under nohup these tests and their processes would ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="session")
-def server():
+def server(no_nohup):
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

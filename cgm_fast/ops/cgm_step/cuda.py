@@ -56,7 +56,7 @@ def cgm_step_fwd(
     grad_g = like.new_empty((k, d) if with_g else (0,))
     rows = rows_of_block(1, 2 * b, r.device)
     blocks = -(-2 * b // rows) + (k if with_g else 0)
-    partials = r.new_empty((blocks, 3), dtype=torch.float64)
+    partials = r.new_empty((blocks, 9), dtype=torch.float64)
     prior = like.new_empty((b, d))
     function("cgm_step_fwd", dtype)(
         b, k, d, samples(r), samples(g), address(labels), samples(noise), sigma, prior_sigma,

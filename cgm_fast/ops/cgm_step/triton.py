@@ -97,7 +97,7 @@ def cgm_step_fwd(
         MARGIN=kernels.MARGIN, NEGATIVE_SCALE=kernels.NEGATIVE_SCALE, **tile,
     )  # fmt: skip
     of_prior = with_g and not detach_prior
-    problem = mmd.Problem(packed, variance, scalars, coefficients, None, blocks, held)
+    problem = mmd.Problem(packed, variance, scalars, None, None, None, blocks, held)
     begin = 0 if with_r else b
     end = 2 * b if of_prior else b
     sums = mmd.visit(problem, begin, max(begin, end), False, kernel_weights[0] != 1.0)

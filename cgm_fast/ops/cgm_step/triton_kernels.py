@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.mmd.triton_kernels import gradient_factor, near_constant
+from cgm_fast.ops.mmd.triton_kernels import gradient_factor, left_by, near_constant
 from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
 from cgm_fast.ops.triton_math import kernel, nearest_tf32
 
@@ -242,7 +242,10 @@ def cgm_finish_kernel(
             in_y = tl.sum(tl.load(of_parts + 2, mask=there, other=0.0, cache_modifier=".cg"))
             across = tl.sum(tl.load(of_parts + 3, mask=there, other=0.0, cache_modifier=".cg"))
             of_kernel = tl.load(kernel_weights).to(tl.float64)
-            of_mmd += of_kernel * near_constant(coefficients, in_x, in_y, across, scales)
+            out_x, out_y, apart = left_by(coefficients, in_x, in_y, across, scales)
+            of_mmd += of_kernel * near_constant(
+                coefficients, in_x, in_y, across, out_x, out_y, apart, scales
+            )
             of_margin = tl.sum(tl.load(losses + of_block, mask=there, other=0.0)) / b
             tl.store(terms, of_mmd)
             tl.store(terms + 1, of_margin)

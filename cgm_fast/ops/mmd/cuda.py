@@ -165,11 +165,11 @@ def _device(
     else:
         variance = variance.to(dtype).contiguous()
     of_kernel, s = constants(tuple(kernel_weights), dtype, device), len(kernel_weights)
-    partials = torch.empty((b, -(-total // rows), s + 2), dtype=torch.float64, device=device)
+    partials = torch.empty((b, -(-total // rows), s + 8), dtype=torch.float64, device=device)
     of_blocks = counters(b + workers, device)
     slots = partials
     if workers:  # as in csrc/mmd.h
-        room = (2 * workers, 256 + 128 * (_padded(d) // 2 + 2))
+        room = (2 * workers, 768 + 128 * (_padded(d) // 2 + 2))
         slots = torch.empty(room, dtype=torch.float64, device=device)
     given = (
         of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, workers, tf32_allowed(),

@@ -34,8 +34,8 @@ class Problem(NamedTuple):
     packed: Packed
     variance: Tensor  # [s] or [b, s]
     constants: Tensor  # [4 + s]: as `scalars` has them
-    # [8] or [b, 8] float64: see near_constant; None where 1 is subtracted from k of all pairs
-    coefficients: Tensor | None
+    x_weights: Tensor | None  # [b, n]
+    y_weights: Tensor | None  # [b, m]
     cross: Tensor | None  # [b]
     blocks: Blocks
     numbers: Numbers
@@ -75,15 +75,7 @@ def _problem(
     cross_scale: float,
 ) -> Problem:
     dtype = held.compute
-    # Sums of given weights are rounded: what near pairs leave of all would be that rounding.
-    count_near = x_weights is None and y_weights is None
-    scalars = numbers_of(x_scale, y_scale, cross_scale, kernel_weights, dtype, x.device, count_near)
-    coefficients = None
-    if count_near:
-        coefficients = coefficients_of(
-            x.shape[1], y.shape[1], None, None, cross, x_scale, y_scale, cross_scale,
-            device=x.device,
-        )  # fmt: skip
+    scalars = numbers_of(x_scale, y_scale, cross_scale, kernel_weights, dtype, x.device)
     if variance is None:
         variance = constants(tuple(variances), dtype, x.device)
     x_weights, y_weights, cross, variance = (
@@ -93,7 +85,7 @@ def _problem(
     assert variance is not None
     blocks = choose(kernel, x.shape[2], held.rows, x.device)
     packed = pack(x, y, x_weights, y_weights, variance, scalars, blocks, held)
-    return Problem(packed, variance, scalars, coefficients, cross, blocks, held)
+    return Problem(packed, variance, scalars, x_weights, y_weights, cross, blocks, held)
 
 
 def numbers_of(
@@ -103,18 +95,17 @@ def numbers_of(
     kernel_weights: list[float],
     dtype: torch.dtype,
     device: torch.device,
-    count_near: bool = True,
 ) -> Tensor:
     """Scales, the exponent from which pairs are near, kernel weights, on the device."""
     # Near pairs are counted for all bandwidths together: if these weigh differently all pairs are.
-    near_from = -1.0 if count_near and len(set(kernel_weights)) == 1 else -math.inf
+    near_from = -1.0 if len(set(kernel_weights)) == 1 else -math.inf
     return constants((x_scale, y_scale, cross_scale, near_from, *kernel_weights), dtype, device)
 
 
 def coefficients_of(*arguments: Any, device: torch.device) -> Tensor:
-    """What `near_constant` takes, float64: [8], or [b, 8] where `cross` is given.
+    """What `near_constant` takes, float64: [8], or [b, 8] where weights or `cross` are given.
 
-    The arguments are those of `Coefficients.of`, of rows without weights of their own.
+    The arguments are those of `Coefficients.of`.
     """
     c = Coefficients.of(*arguments)
     row = (
@@ -158,15 +149,18 @@ def mmd_fwd(
     grad_a = x.new_empty((b, p.n + p.m) if with_a else (0,), dtype=dtype)
     grad_p = x.new_empty((b, problem.scales + 1) if with_p else (0,), dtype=dtype)
     sums = visit(problem, row_begin, row_end, with_p, kernel_weights[0] != 1.0)
-    partials = x.new_empty((b, p.total // ROWS, 4), dtype=torch.float64)
+    coefficients = coefficients_of(
+        p.n, p.m, problem.x_weights, problem.y_weights, problem.cross, x_scale, y_scale,
+        cross_scale, device=x.device,
+    )  # fmt: skip
+    partials = x.new_empty((b, p.total // ROWS, 6), dtype=torch.float64)
     kernels.mmd_finish_kernel[(b * p.total // ROWS,)](
-        p.rows, p.weight, problem.variance, problem.constants, problem.coefficients, problem.cross,
-        sums.values, sums.nears, sums.slopes, sums.pulls, sums.p_sums, partials, p.counter,
+        p.rows, p.weight, problem.variance, problem.constants, coefficients, problem.cross,
+        sums.values, sums.nears, sums.fars, sums.slopes, sums.pulls, sums.p_sums, partials,
+        p.counter,
         loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
         p.n, p.m, p.d, p.n_pad, p.total, p.features, sums.splits, sums.x_splits, problem.scales,
-        item_stride(problem.variance),
-        0 if problem.coefficients is None else item_stride(problem.coefficients),
-        row_begin, row_end,
+        item_stride(problem.variance), item_stride(coefficients), row_begin, row_end,
         p.total // problem.blocks.rows,
         ROWS=ROWS, FEATURES=min(problem.blocks.features, MOST_FEATURES), GRADIENT=gradient,
         BLOCKS=256,
@@ -181,6 +175,9 @@ class Sums(NamedTuple):
 
     values: Tensor  # [b, splits, total]: of a_j (k - 1), of a_j k for far pairs
     nears: Tensor  # [b, splits, total]: over near pairs, of a_j without its scale
+    # The same over far pairs. Without row weights None: then near ones leave them, exactly. Given
+    # weights' sums are rounded, and what these leave of all would be that rounding.
+    fars: Tensor | None
     slopes: Tensor  # [b, splits, total]: of a_j slope
     pulls: Tensor  # [b, splits, total, features]: of a_j slope z_j
     p_sums: Tensor  # [b, splits, blocks, s] float64: of a_i a_j t k_s
@@ -207,7 +204,9 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
     if several:
         held = with_bandwidths(held, device_key(p.rows.device))
     all_blocks = p.total // blocks.rows
+    weighted_rows = problem.x_weights is not None or problem.y_weights is not None
     values, nears = (p.weight.new_empty((b, splits, p.total)) for _ in range(2))
+    fars = torch.empty_like(nears) if weighted_rows else None
     slopes = p.weight.new_empty((b, splits, p.total) if gradient else (1,))
     pulls = p.weight.new_empty((b, splits, p.total, p.features) if gradient else (1,))
     p_shape = (b, splits, all_blocks, scales) if with_p else (1,)
@@ -216,7 +215,7 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
     for first, some, with_gradient in _block_ranges(p, blocks.rows, row_begin, row_end):
         kernels.mmd_fwd_kernel[b * some, splits](
             p.rows, p.columns, p.bias, p.weight, p.largest, problem.variance, problem.constants,
-            values, nears, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
+            values, nears, fars, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
             span, splits, x_splits, scales, item_stride(problem.variance), first, some, parts,
             ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, TURN=_TURN,
             WIDE=p.features > blocks.features, GRADIENT=with_gradient,
@@ -225,7 +224,7 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
             FAR=held.far, LARGEST=next_power_of_2(parts), NEAR_FROM=kernels.NEAR_FROM,
             num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
         )  # fmt: skip
-    return Sums(values, nears, slopes, pulls, p_sums, splits, x_splits)
+    return Sums(values, nears, fars, slopes, pulls, p_sums, splits, x_splits)
 
 
 def _block_ranges(

@@ -46,12 +46,12 @@ def sample_scale(constants, of_y):
 
 
 @triton.jit
-def without_scale(a, scale):
+def without_scale(a, scale, GIVEN: tl.constexpr):
     """Weights without their sample's scale: exactly 1, or 0 for padding, unless they are given."""
-    if a.dtype == tl.float32:
-        return tl.div_rn(a, scale + tl.zeros_like(a))
+    if GIVEN:
+        return a * (1.0 / scale)
     else:
-        return a / scale
+        return tl.where(a == 0.0, 0.0, 1.0)
 
 
 @triton.jit
@@ -96,6 +96,7 @@ def mmd_fwd_kernel(
     variance, constants,
     values,  # [b, splits, total]: sums of a_j (k - 1), of a_j k for far pairs
     nears,  # [b, splits, total]: sums of a_j, without its scale, over near pairs
+    fars,  # the same over far pairs, or None: those that near pairs leave
     slopes,  # [b, splits, total]: sums of a_j slope
     pulls,  # [b, splits, total, features]: sums of a_j slope z_j
     p_sums,  # [b, splits, blocks, scales] float64: sums of a_i a_j t k_s
@@ -129,14 +130,14 @@ def mmd_fwd_kernel(
     of_parts = tl.load(largest + item * largest_parts + part, mask=part < largest_parts, other=0.0)
     if tl.max(of_parts) * widest > FAR:
         _visit(
-            rows, columns, bias, weight, variance, constants, values, nears, slopes, pulls,
+            rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, pulls,
             p_sums, at, block, start, end, n_pad, d, total, features, scales,
             ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, WITH_P,
             KERNEL_WEIGHTS, NEAR_FROM, PRECISION, PARTS, True,
         )  # fmt: skip
     else:
         _visit(
-            rows, columns, bias, weight, variance, constants, values, nears, slopes, pulls,
+            rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, pulls,
             p_sums, at, block, start, end, n_pad, d, total, features, scales,
             ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, WITH_P,
             KERNEL_WEIGHTS, NEAR_FROM, PRECISION, PARTS, False,
@@ -145,8 +146,8 @@ def mmd_fwd_kernel(
 
 @triton.jit
 def _visit(
-    rows, columns, bias, weight, variance, constants, values, nears, slopes, pulls, p_sums, at,
-    block, start, end, n_pad, d, total, features, scales,
+    rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, pulls, p_sums,
+    at, block, start, end, n_pad, d, total, features, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
     KERNEL_WEIGHTS: tl.constexpr, NEAR_FROM: tl.constexpr, PRECISION: tl.constexpr,
@@ -165,14 +166,15 @@ def _visit(
     f = tl.arange(0, FEATURES)
     b_i, a_i = tl.load(bias + i), tl.load(weight + i)
     near_from = tl.load(constants + NEAR_FROM)
+    COUNTED: tl.constexpr = SEVERAL or fars is not None
     scale_j = sample_scale(constants, start >= n_pad)
     at_i = i.to(tl.int64)[:, None] * features
     z_i, z_i_rest = parts(tl.load(rows + at_i + f[None, :]), PRECISION)
     value, slope = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
-    near = tl.zeros([ROWS], dtype)
+    near, far = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
     for turn in range(start, end, TURN):
         value_part, slope_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
-        near_part = tl.zeros([ROWS], dtype)
+        near_part, far_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
         pull = tl.zeros([ROWS, FEATURES], dtype)
         for first in range(turn, tl.minimum(turn + TURN, end), COLUMNS):
             j = first + tl.arange(0, COLUMNS)
@@ -207,18 +209,31 @@ def _visit(
                 e, a_j, a_i, p_sums, first == start, near_from,
                 variance, constants + KERNEL_WEIGHTS, scales, SEVERAL, WITH_P,
             )  # fmt: skip
-            value_part += tl.sum(v, 1)
-            if diagonal:
-                tl.debug_barrier()
-                of_near = tl.where(own, 0.0, of_near)
-            near_part += tl.sum(of_near * without_scale(a_j, scale_j)[None, :], 1)
-            if GRADIENT:
+            v_sum = tl.sum(v, 1)
+            value_part += v_sum
+            if COUNTED:
+                w_j = without_scale(a_j, scale_j, fars is not None)[None, :]
+                if fars is not None:
+                    of_far = scales - of_near
+                    if diagonal:
+                        tl.debug_barrier()
+                        of_far = tl.where(own, 0.0, of_far)
+                    far_part += tl.sum(of_far * w_j, 1)
+                if diagonal:
+                    tl.debug_barrier()
+                    of_near = tl.where(own, 0.0, of_near)
+                near_part += tl.sum(of_near * w_j, 1)
+            if GRADIENT or not COUNTED:
                 if diagonal:
                     tl.debug_barrier()
                     w = tl.where(own, 0.0, w)
-                if PARTS == 1:
+                if GRADIENT and PARTS == 1:
                     w = cut(w)  # as the product has it: each w_ij (z_i - z_j) then is a whole one
-                slope_part += tl.sum(w, 1)
+                w_sum = tl.sum(w, 1)
+                slope_part += w_sum
+            if not COUNTED:  # as many pairs are near as k was lessened by 1 for
+                near_part += tl.floor((w_sum - v_sum) * (1.0 / scale_j) + 0.5)
+            if GRADIENT:
                 z_t = columns + f.to(tl.int64)[:, None] * total + j[None, :]
                 if WIDE:
                     for begin in range(0, features, FEATURES):
@@ -233,6 +248,7 @@ def _visit(
                     pull = add_weighted(pull, w, tl.trans(tl.load(z_t)), PARTS, PRECISION)
         value += value_part
         near += near_part
+        far += far_part
         slope += slope_part
         if GRADIENT and not WIDE:
             there = pulls + at[:, None] * features + f[None, :]
@@ -241,21 +257,28 @@ def _visit(
             tl.debug_barrier()  # and in the next turn
     tl.store(values + at, value)
     tl.store(nears + at, near)
+    if fars is not None:
+        tl.store(fars + at, far)
     if GRADIENT:
         tl.store(slopes + at, slope)
 
 
 @triton.jit
-def near_constant(coefficients, near_x, near_y, near_across, count):
+def left_by(coefficients, near_x, near_y, near_across, count):
+    """What far pairs weigh in so many bandwidths together: exact where near ones are counted."""
+    far_x = count * tl.load(coefficients + 4) - near_x
+    far_y = count * tl.load(coefficients + 5) - near_y
+    return far_x, far_y, count * tl.load(coefficients + 6) - near_across
+
+
+@triton.jit
+def near_constant(coefficients, near_x, near_y, near_across, far_x, far_y, far_across, count):
     """Σ c_ij over near pairs less that over all: see Coefficients.constant in common.py.
 
-    Given what near pairs weigh without their scales, in so many bandwidths together.
+    Given what near and far pairs weigh without their scales, in so many bandwidths together.
     """
     in_x, in_y = tl.load(coefficients), tl.load(coefficients + 1)
     across = tl.load(coefficients + 2) * tl.load(coefficients + 3)
-    far_x = count * tl.load(coefficients + 4) - near_x
-    far_y = count * tl.load(coefficients + 5) - near_y
-    far_across = count * tl.load(coefficients + 6) - near_across
     near, of_near = in_x * near_x + in_y * near_y, across * near_across
     far, of_far = in_x * far_x + in_y * far_y, across * far_across
     every = count * tl.load(coefficients + 7)
@@ -292,9 +315,10 @@ def gradient_factor(h, HALF: tl.constexpr, PARTS: tl.constexpr):
 
 @kernel
 def mmd_finish_kernel(
-    rows, weight, variance, constants, coefficients, cross, values, nears, slopes, pulls, p_sums,
-    # [b, blocks, 4] float64: each block's part of the loss, within and across, and what near pairs
-    # weigh without scales, the same
+    rows, weight, variance, constants, coefficients, cross, values, nears, fars, slopes, pulls,
+    p_sums,
+    # [b, blocks, 6] float64: each block's part of the loss, within and across, and what near pairs
+    # weigh without scales, and far ones if there are such sums, the same
     partials,
     counter,  # [b]
     loss, grad_z, grad_a, grad_p,  # as the op returns them; None where not wanted
@@ -315,9 +339,9 @@ def mmd_finish_kernel(
     a = tl.load(weight + item * total + i).to(tl.float64)
     within, across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
     near_within, near_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+    far_within, far_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
     scale_i = sample_scale(constants, of_y).to(tl.float64)
-    if coefficients is not None:
-        coefficients += item * coefficients_item
+    coefficients += item * coefficients_item
     of_kernel = tl.load(constants + KERNEL_WEIGHTS).to(tl.float64)
     for split in range(splits):
         value = tl.load(values + (item * splits + split) * total + i).to(tl.float64)
@@ -327,17 +351,22 @@ def mmd_finish_kernel(
         near = tl.load(nears + (item * splits + split) * total + i).to(tl.float64)
         near_within += tl.where(same, near, 0.0)
         near_across += tl.where(same, 0.0, near)
-    part = partials + (item * blocks + block) * 4
+        if fars is not None:
+            far = tl.load(fars + (item * splits + split) * total + i).to(tl.float64)
+            far_within += tl.where(same, far, 0.0)
+            far_across += tl.where(same, 0.0, far)
+    part = partials + (item * blocks + block) * 6
     tl.store(part, tl.sum(a * within))
     tl.store(part + 1, tl.sum(a * across))
     tl.store(part + 2, tl.sum(a / scale_i * near_within))
     tl.store(part + 3, tl.sum(a / scale_i * near_across))
+    tl.store(part + 4, tl.sum(a / scale_i * far_within))
+    tl.store(part + 5, tl.sum(a / scale_i * far_across))
     if grad_a is not None:
-        if coefficients is not None:  # of k - 1: what was not subtracted, for far pairs
-            own, other = tl.where(of_y, m, n), tl.where(of_y, n, m)
+        if fars is not None:  # of k - 1: what was not subtracted, for far pairs
             scale_of_other = sample_scale(constants, of_y == 0).to(tl.float64)
-            within -= of_kernel * scale_i * (scales * (own - 1) - near_within)
-            across -= of_kernel * scale_of_other * (scales * other - near_across)
+            within -= of_kernel * scale_i * far_within
+            across -= of_kernel * scale_of_other * far_across
         tl.store(grad_a + item * (n + m) + stacked, 2.0 * (within + between * across), mask=valid)
     if GRADIENT:
         h = tl.load(variance + item * variance_item).to(tl.float64)
@@ -365,23 +394,34 @@ def mmd_finish_kernel(
     if tl.atomic_add(counter + item, 1) == blocks - 1:
         within_all, across_all = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
         near_x, near_y = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
+        far_x, far_y = tl.zeros([BLOCKS], tl.float64), tl.zeros([BLOCKS], tl.float64)
         near_between = tl.zeros([BLOCKS], tl.float64)
+        far_between = tl.zeros([BLOCKS], tl.float64)
         for first in range(0, blocks, BLOCKS):
             p = first + tl.arange(0, BLOCKS)
-            parts = partials + (item * blocks + p) * 4
+            parts = partials + (item * blocks + p) * 6
             within_all += tl.load(parts, mask=p < blocks, other=0.0, cache_modifier=".cg")
             across_all += tl.load(parts + 1, mask=p < blocks, other=0.0, cache_modifier=".cg")
             near_p = tl.load(parts + 2, mask=p < blocks, other=0.0, cache_modifier=".cg")
             near_x += tl.where(p * ROWS < n_pad, near_p, 0.0)
             near_y += tl.where(p * ROWS < n_pad, 0.0, near_p)
             near_between += tl.load(parts + 3, mask=p < blocks, other=0.0, cache_modifier=".cg")
+            if fars is not None:
+                far_p = tl.load(parts + 4, mask=p < blocks, other=0.0, cache_modifier=".cg")
+                far_x += tl.where(p * ROWS < n_pad, far_p, 0.0)
+                far_y += tl.where(p * ROWS < n_pad, 0.0, far_p)
+                far_between += tl.load(parts + 5, mask=p < blocks, other=0.0, cache_modifier=".cg")
         across_sum, near_sum = tl.sum(across_all), tl.sum(near_between)
         value = tl.sum(within_all) + between * across_sum
-        if coefficients is not None:
-            in_x, in_y = tl.sum(near_x), tl.sum(near_y)
-            value += of_kernel * near_constant(coefficients, in_x, in_y, near_sum, scales)
-            far_sum = scales * tl.load(coefficients + 6) - near_sum
-            across_sum += of_kernel * tl.load(coefficients + 2) * far_sum
+        in_x, in_y = tl.sum(near_x), tl.sum(near_y)
+        if fars is not None:
+            out_x, out_y, far_sum = tl.sum(far_x), tl.sum(far_y), tl.sum(far_between)
+        else:
+            out_x, out_y, far_sum = left_by(coefficients, in_x, in_y, near_sum, scales)
+        value += of_kernel * near_constant(
+            coefficients, in_x, in_y, near_sum, out_x, out_y, far_sum, scales
+        )
+        across_sum += of_kernel * tl.load(coefficients + 2) * far_sum
         tl.store(loss + item, value)
         if grad_p is not None:
             tl.store(grad_p + item * (scales + 1) + scales, across_sum)
