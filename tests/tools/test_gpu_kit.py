@@ -186,7 +186,13 @@ def test_setup_takes_the_wheel_or_builds(packed, tools, tmp_path, monkeypatch, c
     for name in ("a.whl", "b.whl"):
         (tmp_path / "kit" / name).touch()
     calls, usable = [], [packed, True]
-    monkeypatch.setattr(install, "pip", lambda site, *words: calls.append(words) or True)
+
+    def pip(site, *words, env=None):
+        calls.append(words)
+        assert env is None or env["PYTHONPATH"] == str(site)  # where the kit's build packages are
+        return True
+
+    monkeypatch.setattr(install, "pip", pip)
     monkeypatch.setattr(install, "works", lambda site: usable.pop(0))
     assert install.main(tmp_path / "kit", tmp_path / "site") == 0
     index, *wheels = calls[0]

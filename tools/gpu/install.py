@@ -53,13 +53,13 @@ def describe() -> None:
             print(f"{name} is missing")
 
 
-def pip(site: Path, *arguments: str) -> bool:
+def pip(site: Path, *arguments: str, env: dict[str, str] | None = None) -> bool:
     """Whether pip could install into the folder; nothing is fetched."""
     command = [
         sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile",
         "--disable-pip-version-check", "--upgrade", "--target", str(site), *arguments,
     ]  # fmt: skip
-    return subprocess.run(command).returncode == 0
+    return subprocess.run(command, env=env).returncode == 0
 
 
 def install_wheels(kit: Path, site: Path) -> None:
@@ -81,9 +81,9 @@ def works(site: Path) -> bool:
 def build(site: Path) -> bool:
     """Compile the package here, for the GPU at hand; nvcc takes about a minute on many cores."""
     print("building the package here")
-    os.environ.setdefault("CUDAARCHS", "native")
-    os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-    return pip(site, "--no-build-isolation", str(ROOT)) and works(site)
+    wanted = {"CUDAARCHS": "native", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+    env = {**wanted, **os.environ, "PYTHONPATH": str(site)}  # the kit has the build's packages
+    return pip(site, "--no-build-isolation", str(ROOT), env=env) and works(site)
 
 
 def unpack_triton(kit: Path, cache: Path) -> None:
