@@ -90,8 +90,8 @@ def install(pair: str, folder: Path, log: Path) -> Path:
         "torch" if torch == "newest" else f"torch=={torch}{'' if torch.count('.') > 1 else '.*'}"
     )
     try:
-        run([python, "-m", "pip", "install", "--quiet", "--upgrade", wanted,
-             f"{ROOT}[test]", "-C", "cmake.define.CGM_FAST_CUDA=OFF"], log)  # fmt: skip
+        command = [python, "-m", "pip", "install", "--quiet", "--upgrade", wanted, f"{ROOT}[test]"]
+        run(command, log, env={**os.environ, "CGM_FAST_CUDA": "OFF"})
     except Failed as error:
         raise Failed(f"cannot be installed: {str(error).strip().splitlines()[-1]}") from error
     return python

@@ -64,13 +64,17 @@ def test_every_kernel_is_there_for_every_architecture(kernels):
 # What a compiler of this version makes of the kernels; another's registers are its own affair, but
 # a kernel that lives in local memory is none that was meant.
 RECORDED, MOST_STACK = "nvcc 13.0.88", 512
+SPILLED = {("mmd_tensor_kernel<32, tf32x3, true>", "sm_80"): 16}
+"""Bytes, where it is not zero: two blocks share a multiprocessor, so registers are 128."""
 
 
 def test_no_kernel_spills(kernels):
     from cgm_fast import _native
 
-    most = 0 if _native.build_info()["cuda_compiler"] == RECORDED else MOST_STACK
-    assert [kernel for kernel in kernels if kernel.stack > most] == []
+    recorded = _native.build_info()["cuda_compiler"] == RECORDED
+    most = SPILLED if recorded else {}
+    allowed = 0 if recorded else MOST_STACK
+    assert [k for k in kernels if k.stack > most.get((k.name, k.architecture), allowed)] == []
 
 
 def test_two_blocks_share_a_multiprocessor_where_features_are_few(kernels):
