@@ -62,12 +62,19 @@ def register(
     library.define(name, schema, lib=lib)
     library.impl(name, "CompositeExplicitAutograd", lib=lib)(run)
     library.register_fake(name, lib=lib)(fake)
-    dispatched = getattr(torch.ops.cgm_fast, function).default
+
+    def dispatched(*args: Any) -> tuple[Tensor, ...]:
+        # Looked up again each time: a module that is imported anew has replaced the op, and the
+        # handle of the former one would dangle.
+        results: tuple[Tensor, ...] = getattr(torch.ops.cgm_fast, function).default(*args)
+        return results
+
     # Nothing but the vectors of a second derivative comes in that form.
     hidden = watching.legacy_batch if step == "bwd" else _no
 
     # A forward op has its tensors first: so many behind the first of them.
-    arguments = ["Tensor" in str(arg.type) for arg in dispatched._schema.arguments]
+    schema_of_op = getattr(torch.ops.cgm_fast, function).default._schema
+    arguments = ["Tensor" in str(arg.type) for arg in schema_of_op.arguments]
     leading = arguments.index(False) - 1
     if any(arguments[leading + 1 :]):
         leading = len(arguments)

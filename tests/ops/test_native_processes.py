@@ -64,12 +64,13 @@ def test_a_forked_child_computes(order):
 
 # Seconds of work, interrupted soon after it begins.
 LONG = """
-import sys, time
+import signal, sys, time
 import torch
 import cgm_fast
 
 torch.set_num_threads({threads})
 {setup}
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a shell's & has left ignored
 print("begun", flush=True)
 try:
     {call}
