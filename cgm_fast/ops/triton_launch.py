@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 import torch
+import triton
 
 from cgm_fast.ops.gpu import multiprocessors, tf32_allowed
 
@@ -14,6 +15,14 @@ FUSED = {"enable_fp_fusion": True}
 
 # The interpreter multiplies the bits of bfloat16 numbers as integers.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Products of float64 numbers: `tl.dot` takes them from this version on.
+DOUBLES = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)
+
+
+class NoDoubles(NotImplementedError):
+    """This Triton cannot multiply float64."""
+
 
 # Where distances have tf32's error anyway: an exponent off by 1024 roundings is not more.
 FAST_FAR = 1024.0
@@ -69,8 +78,17 @@ def with_bandwidths(held: Numbers, device: str) -> Numbers:
 
 
 def widened(dtype: torch.dtype) -> Numbers:
-    """The same for kernels that read samples in the compute dtype, and round none."""
+    """The same for kernels that read samples in the compute dtype, and round none.
+
+    Raises:
+        NoDoubles: float64, with a Triton before 3.5.
+    """
     compute = torch.promote_types(dtype, torch.float32)
+    if compute == torch.float64 and not DOUBLES:
+        raise NoDoubles(
+            f"backend 'triton' takes float64 from triton 3.5 on (torch 2.9), and this is triton "
+            f"{triton.__version__}; backend='reference' takes it"
+        )
     if compute == torch.float64 or torch.version.hip:
         return Numbers(compute, compute, "ieee")
     fast = tf32_allowed()

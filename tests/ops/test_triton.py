@@ -77,6 +77,14 @@ def test_newer_names_of_the_setting_count_too():
         matmul.fp32_precision = before
 
 
+def test_float64_with_an_older_triton_is_an_error_that_says_so(monkeypatch, kernels_device):
+    monkeypatch.setattr(triton_launch, "DOUBLES", False)
+    x = torch.randn(5, 3, dtype=torch.float64, device=kernels_device)
+    for call in (cgm_fast.mmd, cgm_fast.prototype_margin, cgm_fast.cgm_loss):
+        with pytest.raises(triton_launch.NoDoubles, match="takes float64 from triton"):
+            call(x, x + 1, backend="triton")
+
+
 def test_half_inputs_stay_half_and_their_weights_do_not(fast):
     held = triton_launch.numbers(torch.float16)
     assert (held.rows, held.compute) == (torch.float16, torch.float32)
