@@ -79,6 +79,13 @@ def run(command: list[str | Path], log: Path, **how: object) -> str:
     return done.stdout
 
 
+def others(torch: str) -> list[str]:
+    """What else a torch needs, so that its Triton's kernels are tested too."""
+    number = [int(part) for part in torch.split(".")[:2] if part.isdigit()]
+    # The interpreter of a Triton before 3.7 does not run with a newer numpy: ops/backends.py.
+    return ["numpy<2.4"] if number and number < [2, 12] else []
+
+
 def install(pair: str, folder: Path, log: Path) -> Path:
     """An environment with the pair's torch and this package; the path of its interpreter."""
     version, torch = pair.split(":")
@@ -90,7 +97,8 @@ def install(pair: str, folder: Path, log: Path) -> Path:
         "torch" if torch == "newest" else f"torch=={torch}{'' if torch.count('.') > 1 else '.*'}"
     )
     try:
-        command = [python, "-m", "pip", "install", "--quiet", "--upgrade", wanted, f"{ROOT}[test]"]
+        wanted = [wanted, f"{ROOT}[test]", *others(torch)]
+        command = [python, "-m", "pip", "install", "--quiet", "--upgrade", *wanted]
         run(command, log, env={**os.environ, "CGM_FAST_CUDA": "OFF"})
     except Failed as error:
         raise Failed(f"cannot be installed: {str(error).strip().splitlines()[-1]}") from error
