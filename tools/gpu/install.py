@@ -141,4 +141,4 @@ def main(kit: Path, site: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(Path, sys.argv[1:3])))
+    sys.exit(main(*(Path(word).resolve() for word in sys.argv[1:3])))
