@@ -145,7 +145,8 @@ def pytest_collection_modifyitems(config, items):
         backend, device = backends.BACKENDS.get(params.get("backend")), params.get("device")
         cannot_be = GPU and backend and device and not backend.serves(device)
         (left_out if cannot_be else kept).append(item)
-        interpreted = params.get("backend") == "triton" and device != "cuda"
+        # A test of Triton's kernels alone has no parameter for it.
+        interpreted = params.get("backend", "triton") == "triton" and (device or GPU) != "cuda"
         if interpreted and item.get_closest_marker("slow_interpreted"):
             item.add_marker("slow")
         if GPU and (device == GPU or {"kernels_device", "gpu_backend"} & set(item.fixturenames)):

@@ -144,6 +144,7 @@ def test_far_from_the_origin_and_in_half_precision(offset, dtype, backend, devic
 
 
 # Shapes at which the matrix product of MKL rounds equal columns differently are among these.
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("k", [2, 7, 10, 100, 1000])
 @pytest.mark.parametrize("d", [1, 31, 100, 300])
 def test_equal_prototypes_go_to_the_lowest_index(k, d, backend, device):

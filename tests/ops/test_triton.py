@@ -102,6 +102,7 @@ def errors(x, y, sigma, backend="triton"):
     return loss, max(relative_l2(a, b) for a, b in zip(found[1], wanted[1], strict=True))
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("d", [2, 10, 64, 70])
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 4.0])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -161,6 +162,7 @@ def test_margin_loss_where_tf32_is_allowed(fast, device):
         assert relative_l2(value, expected) <= 1e-2  # a pair at the margin may flip
 
 
+@pytest.mark.slow_interpreted
 @pytest.mark.parametrize("d", [3, 70])
 def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
     """What large samples do: columns in turns and in splits, blocks of prototypes in splits."""
