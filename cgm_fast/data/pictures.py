@@ -118,7 +118,9 @@ def _upright(image: Any, seen: Seen) -> Any:
     """An image as its camera was held."""
     try:
         turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # a damaged EXIF says nothing, and the pixels may be sound
+    except Exception:
+        # Damaged EXIF, for which Pillow has no class of errors: SyntaxError, struct.error and more
+        # come out of its parser. It says nothing then, and the pixels may be sound.
         return image
     if not turned:
         return image

@@ -23,6 +23,10 @@ struct MmdCall {
 // samples as they are.
 enum class Numbers { tf32x3, tf32, bfloat16, float16 };
 
+// |a|² + |b|² - 2ab loses what |a|² has over the distance: largest |z|² for it, as an exponent
+// of 2.
+constexpr float kFar = 24;
+
 // Of one bandwidth.
 template <typename T>
 struct Scale {
@@ -166,7 +170,7 @@ struct RowParts {
   static_assert(kParts == 2 * kTogether);
   double first[kTogether] = {}, second[kTogether] = {};
 
-  __device__ RowParts() = default;
+  RowParts() = default;
   __device__ RowParts(const MmdInput<T>& in, int64_t item, int64_t i, const double* sums) {
     const double weight = row_weight(in, item, i), a = weight * signed_scale(in, i);
     const bool of_y = i >= in.n;

@@ -10,7 +10,6 @@
 #include <type_traits>
 
 #include "cuda/mmd.cuh"
-#include "cuda/mmd_rows.cuh"
 #include "cuda/shares.cuh"
 
 namespace cgm_fast::cuda {
