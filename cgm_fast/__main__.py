@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command line; Ctrl-C while its modules are imported ends it without a traceback."""
     try:
-        from cgm_fast import cli
+        from cgm_fast.cgm import cli
     except KeyboardInterrupt:
         print("cgm-fast: interrupted", file=sys.stderr)
         return 130

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from cgm_fast.extras import installed_version
 from cgm_fast.ops.backends import AUTO, BACKENDS, availability, choose
 
 _EXTRAS = {
@@ -33,14 +33,14 @@ def check_environment() -> None:
 def report() -> str:
     """What a bug report should hold, as text."""
     lines = [
-        f"cgm-fast      {installed_version('cgm-fast')}",
+        f"cgm-fast      {_installed_version('cgm-fast')}",
         f"python        {platform.python_version()} on {platform.platform()}",
         f"torch         {torch.__version__}",
-        f"triton        {installed_version('triton')}",
-        f"numpy         {installed_version('numpy')}",
+        f"triton        {_installed_version('triton')}",
+        f"numpy         {_installed_version('numpy')}",
     ]
     for extra, packages in _EXTRAS.items():
-        found = ", ".join(f"{package} {installed_version(package)}" for package in packages)
+        found = ", ".join(f"{package} {_installed_version(package)}" for package in packages)
         lines.append(f"extra {extra:<7} {found}")
     lines += ["", "devices"]
     lines.append(f"  cpu         {torch.get_num_threads()} threads")
@@ -69,6 +69,14 @@ def report() -> str:
     except EnvironmentVariableError as error:
         lines.append(f"  {error}")
     return "\n".join(lines)
+
+
+def _installed_version(package: str) -> str:
+    """The version of a distribution, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _chosen(device: str) -> str:

@@ -14,8 +14,8 @@ import argparse
 import torch
 from torch import Tensor, nn
 
+from cgm_fast.cgm.models.likelihoods import Gaussian
 from cgm_fast.models import CGM
-from cgm_fast.models.likelihoods import Gaussian
 
 LENGTH, SHAPES = 48, ("sine", "square", "saw", "pulse")
 

@@ -1,4 +1,8 @@
-"""Who may import whom (DESIGN.md, section 5), and what importing the package needs."""
+"""Who may import whom, and what importing the package needs.
+
+Two layers: the library, and the model of the paper on top of it, `cgm_fast.cgm`. The library never
+imports the model.
+"""
 
 import ast
 import os
@@ -21,27 +25,14 @@ EXTRAS = (
 )  # fmt: skip
 
 OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
-MODEL_SIDE = {"losses", "api", "checks", "backends"}
-TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras", "files"}
-
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
-LAYERS = {
+LIBRARY = {
     "package": (r"cgm_fast", {"losses", "api", "backends", "blind"}),
     "compiled": (r"cgm_fast\._native", set()),
-    "main": (r"cgm_fast\.__main__", {"cli"}),
-    "cli": (r"cgm_fast\.cli(_\w+)?", TRAINING_SIDE | {"cli", "experiments", "training", "doctor"}),
-    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled", "extras"}),
-    "experiments": (r"cgm_fast\.experiments(\..+)?", TRAINING_SIDE | {"experiments", "training"}),
-    "training": (r"cgm_fast\.training(\..+)?", TRAINING_SIDE | {"training"}),
-    "evaluation": (r"cgm_fast\.evaluation(\..+)?", TRAINING_SIDE),
-    "models": (r"cgm_fast\.models(\..+)?", MODEL_SIDE | {"models"}),
-    "losses": (r"cgm_fast\.losses", MODEL_SIDE - {"losses"}),
-    "figures": (r"cgm_fast\.figures", {"extras", "files"}),
-    "data": (r"cgm_fast\.data(\..+)?", {"data", "extras"}),
-    "extras": (r"cgm_fast\.extras", set()),
-    "files": (r"cgm_fast\.files", set()),
-    "testing": (r"cgm_fast\.testing", set()),
+    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled"}),
+    "losses": (r"cgm_fast\.losses", {"api", "checks", "backends"}),
+    "testing": (r"cgm_fast\.testing(\..+)?", {"testing"}),
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
     "watching": (r"cgm_fast\.ops\.watching", set()),
@@ -83,6 +74,58 @@ LAYERS = {
         },
     ),
 }
+
+# The model of the paper. Two of its modules lie among the library's, as its doors: the alias
+# `cgm_fast.models` for Python, `cgm_fast.__main__` for the shell. Of the library it takes public
+# names, the checks of arguments, the names of backends, and `doctor`.
+MODEL = {
+    "main": (r"cgm_fast\.__main__", {"cli"}),
+    "alias": (r"cgm_fast\.models", {"models"}),
+    "second": (r"cgm_fast\.cgm", set()),
+    "cli": (
+        r"cgm_fast\.cgm\.cli(_\w+)?",
+        {"package", "doctor", "cli", "experiments", "training", "data", "extras", "files"},
+    ),
+    "experiments": (
+        r"cgm_fast\.cgm\.experiments(\..+)?",
+        {
+            "experiments",
+            "training",
+            "evaluation",
+            "models",
+            "figures",
+            "data",
+            "extras",
+            "files",
+        },
+    ),
+    "training": (
+        r"cgm_fast\.cgm\.training(\..+)?",
+        {
+            "package",
+            "checks",
+            "backends",
+            "training",
+            "evaluation",
+            "models",
+            "figures",
+            "data",
+            "extras",
+            "files",
+        },
+    ),
+    "evaluation": (
+        r"cgm_fast\.cgm\.evaluation(\..+)?",
+        {"package", "evaluation", "models", "data", "extras"},
+    ),
+    "models": (r"cgm_fast\.cgm\.models(\..+)?", {"package", "checks", "models"}),
+    "figures": (r"cgm_fast\.cgm\.figures", {"extras", "files"}),
+    "data": (r"cgm_fast\.cgm\.data(\..+)?", {"data", "extras"}),
+    "extras": (r"cgm_fast\.cgm\.extras", set()),
+    "files": (r"cgm_fast\.cgm\.files", set()),
+}
+
+LAYERS = LIBRARY | MODEL
 
 
 def layer_of(module):
@@ -143,6 +186,15 @@ def test_imports_go_down_the_layers(name):
     assert not broken, "\n".join(sorted(broken))
 
 
+def test_every_arrow_of_the_table_is_used():
+    unused = {layer: set(targets) for layer, (_, targets) in LAYERS.items()}
+    for name, path in MODULES.items():
+        for imported in imports_of(name, ast.parse(path.read_text(encoding="utf-8"))):
+            if imported != name:
+                unused[layer_of(name)[0]].discard(layer_of(imported)[0])
+    assert not {layer: targets for layer, targets in unused.items() if targets}
+
+
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
@@ -158,17 +210,40 @@ def test_imports_go_down_the_layers(name):
         ("cgm_fast.ops.mmd.api", "cgm_fast.ops.mmd.native"),
         ("cgm_fast.losses", "cgm_fast.ops.mmd.autograd"),
         ("cgm_fast.losses", "cgm_fast"),
-        ("cgm_fast.models.cgm", "cgm_fast.training.trainer"),
-        ("cgm_fast.models.cgm", "cgm_fast.ops.mmd.reference"),
-        ("cgm_fast.evaluation.nll", "cgm_fast.training.trainer"),
-        ("cgm_fast.training.trainer", "cgm_fast.cli"),
-        ("cgm_fast.data", "cgm_fast.models"),
-        ("cgm_fast.data.npz", "cgm_fast.training.config"),
+        ("cgm_fast.cgm.models.cgm", "cgm_fast.cgm.training.trainer"),
+        ("cgm_fast.cgm.models.cgm", "cgm_fast.ops.mmd.reference"),
+        ("cgm_fast.cgm.evaluation.nll", "cgm_fast.cgm.training.trainer"),
+        ("cgm_fast.cgm.training.trainer", "cgm_fast.cgm.cli"),
+        ("cgm_fast.cgm.data", "cgm_fast.cgm.models"),
+        ("cgm_fast.cgm.data.npz", "cgm_fast.cgm.training.config"),
+        ("cgm_fast.cgm.models.cgm", "cgm_fast.losses"),
+        ("cgm_fast.cgm.models.cgm", "cgm_fast.models"),
         ("cgm_fast.testing", "cgm_fast.ops.mmd.api"),
+        ("cgm_fast.testing.formulas", "cgm_fast.ops.mmd.api"),
+        ("cgm_fast", "cgm_fast.models"),
+        ("cgm_fast.losses", "cgm_fast.cgm.models"),
+        ("cgm_fast.doctor", "cgm_fast.cgm.extras"),
+        ("cgm_fast.doctor", "cgm_fast.__main__"),
     ],
 )
 def test_the_rules_forbid(importer, imported):
     assert why_not(importer, imported)
+
+
+def test_no_arrow_leads_from_the_library_to_the_model():
+    assert not {layer for layer, (_, targets) in LIBRARY.items() if targets & set(MODEL)}
+    assert {layer for layer in MODEL if LAYERS[layer][1] & {"losses", "api", "autograd"}} == set()
+
+
+LIBRARY_MODULES = [name for name in MODULES if layer_of(name)[0] in LIBRARY]
+NEVER = ("cgm_fast.cgm", "cgm_fast.models", "cgm_fast.__main__")
+
+
+@pytest.mark.parametrize("name", LIBRARY_MODULES)
+def test_the_library_does_not_name_the_model(name):
+    """Not even to `import_module`."""
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert not [never for never in NEVER if re.search(re.escape(never) + r"\b", text)]
 
 
 def test_a_module_without_a_layer_is_noticed():
@@ -220,6 +295,49 @@ cgm_fast.cgm_loss(x, y).loss.backward()
 assert x.grad.isfinite().all()
 """
 
+THE_LIBRARY = """
+import importlib, sys
+import torch
+import cgm_fast
+from cgm_fast.doctor import report
+
+absent = tuple(name for name, reason in cgm_fast.availability().items() if reason)
+for name in {modules!r}:
+    if not name.rpartition(".")[2].startswith(absent):
+        importlib.import_module(name)
+x, y = torch.randn(33, 5, requires_grad=True), torch.randn(31, 5)
+cgm_fast.CGMLoss()(x, y).loss.backward()
+assert "implementations" in report()
+assert not [name for name in sys.modules if name.startswith({never!r})]
+"""
+
+THE_ALIAS = """
+import sys
+import cgm_fast.models
+
+assert "cgm_fast.cgm" not in sys.modules
+from cgm_fast.models import CGM, DCGANDecoder
+from cgm_fast.cgm import models
+
+assert CGM is models.CGM is cgm_fast.models.CGM
+assert CGM.__module__ == "cgm_fast.cgm.models.cgm"
+assert sorted(cgm_fast.models.__all__) == sorted(models.__all__)
+assert set(models.__all__) <= set(dir(cgm_fast.models))
+for name in models.__all__:
+    assert getattr(cgm_fast.models, name) is getattr(models, name)
+every = {{}}
+exec("from cgm_fast.models import *", every)
+assert set(models.__all__) <= set(every)
+for wrong in ("cgm", "torch", "CGN", "__path__"):  # what the package holds besides its names
+    assert not hasattr(cgm_fast.models, wrong), wrong
+try:
+    import cgm_fast.models.cgm
+except ModuleNotFoundError as error:
+    assert "'cgm_fast.models' is not a package" in str(error)
+else:
+    raise AssertionError("a second copy of the model's modules")
+"""
+
 NO_NATIVE = """
 import torch
 import cgm_fast
@@ -247,6 +365,17 @@ def run_without(absent, script):
         text=True,
         env=os.environ | {"PATH": ""},
     )
+
+
+def test_the_library_runs_without_the_model():
+    script = THE_LIBRARY.format(modules=LIBRARY_MODULES, never=NEVER)
+    done = run_without((*EXTRAS, "triton", *NEVER), script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_alias_gives_the_same_objects_and_is_lazy():
+    done = run_without(("triton",), THE_ALIAS.format())
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_module_imports_with_torch_and_numpy_alone():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cgm_fast import testing
+from cgm_fast.testing import formulas as testing
 from cgm_fast.testing import (
     LAYOUTS,
     assert_error_budget,

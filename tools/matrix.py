@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAIRS = ("3.10:2.6", "3.13:2.9", "3.12:2.11", "3.11:2.14.1", "3.13:newest")
 """Python and torch: each release of torch whose compiler differs, each Python once at least."""
 
-TESTS = ("tests/ops", "tests/test_losses.py", "tests/models/test_cgm.py")
+TESTS = ("tests/ops", "tests/test_losses.py", "tests/cgm/models/test_cgm.py")
 
 HEADER = """\
 | Python | torch | triton | numpy | tests of the ops |
