@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from cgm_fast.testing import formulas as testing
 from cgm_fast.testing import (
     LAYOUTS,
     assert_error_budget,
@@ -16,6 +15,7 @@ from cgm_fast.testing import (
     mmd_formula,
     mmd_magnitude,
     mmd_total,
+    poison,
     poisoned_memory,
     prototype_margin_formula,
     prototypes,
@@ -230,7 +230,7 @@ def test_poison_of_integers_is_the_end_of_their_range(dtype):
 @pytest.mark.parametrize("module", ["kernelsmith", "torch.nn.functional", "__main__"])
 def test_poison_leaves_other_modules_alone(module, monkeypatch):
     filled = []
-    monkeypatch.setattr(testing, "_poison_of", lambda dtype: filled.append(dtype) or 0.0)
+    monkeypatch.setattr(poison, "_poison_of", lambda dtype: filled.append(dtype) or 0.0)
     with poisoned_memory("kernels"):
         Elsewhere(module)("torch.empty(100)")
         assert filled == []
