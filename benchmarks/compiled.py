@@ -30,8 +30,8 @@ from triton.compiler import ASTSource
 
 from cgm_fast.ops import triton_launch as launch
 from cgm_fast.ops import triton_pack
-from cgm_fast.ops.cgm_step import triton_kernels as step
-from cgm_fast.ops.cgm_step.triton import BLOCKS as STEP_BLOCKS
+from cgm_fast.ops.cgm_loss import triton_kernels as cgm
+from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
 from cgm_fast.ops.mmd import triton_kernels as mmd
 from cgm_fast.ops.mmd import triton_second
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
@@ -146,21 +146,21 @@ def other_variants(numbers: str, device: str) -> Iterator[Variant]:
             finish["SCALE"] = margin.SCALE
             function = margin.prototype_margin_finish_kernel
             yield Variant("prototype_margin_finish_kernel", function, finish, blocks, held)
-            yield from step_variants(held)
+            yield from cgm_loss_variants(held)
 
 
-def step_variants(held: launch.Numbers) -> Iterator[Variant]:
-    """The launches of a CGM step around the MMD's."""
-    blocks = STEP_BLOCKS
+def cgm_loss_variants(held: launch.Numbers) -> Iterator[Variant]:
+    """The launches of cgm_loss around the MMD's."""
+    blocks = CGM_BLOCKS
     tile = {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features}
     tile["PRECISION"] = held.precision
-    assign = {**tile, "TF32": held.rounded, "labels": None, "NEGATIVE_SCALE": step.NEGATIVE_SCALE}
-    assign |= {"SIGMA": step.SIGMA, "PRIOR_SIGMA": step.PRIOR_SIGMA, "MARGIN": step.MARGIN}
-    yield Variant("cgm_assign_kernel", step.cgm_assign_kernel, assign, blocks, held)
+    assign = {**tile, "TF32": held.rounded, "labels": None, "NEGATIVE_SCALE": cgm.NEGATIVE_SCALE}
+    assign |= {"SIGMA": cgm.SIGMA, "PRIOR_SIGMA": cgm.PRIOR_SIGMA, "MARGIN": cgm.MARGIN}
+    yield Variant("cgm_assign_kernel", cgm.cgm_assign_kernel, assign, blocks, held)
     finish = {**tile, "PARTS": held.parts, "BLOCKS": 64, "OF_PRIOR": True}
     finish["PRECISION"] = "ieee" if held.precision == "ieee" else "tf32x3"
-    finish |= {"MMD_WEIGHT": step.MMD_WEIGHT, "MARGIN_WEIGHT": step.MARGIN_WEIGHT}
-    yield Variant("cgm_finish_kernel", step.cgm_finish_kernel, finish, blocks, held)
+    finish |= {"MMD_WEIGHT": cgm.MMD_WEIGHT, "MARGIN_WEIGHT": cgm.MARGIN_WEIGHT}
+    yield Variant("cgm_finish_kernel", cgm.cgm_finish_kernel, finish, blocks, held)
 
 
 def compiled(variant: Variant, target: GPUTarget) -> Any:

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cgm_step.h"
+#include "cgm_loss.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/threads.h"
@@ -80,7 +80,7 @@ void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
 }
 
 template <typename T>
-void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
+void cgm_loss_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
                   Address labels, const PySamples& noise, double sigma, double prior_sigma,
                   double mmd_weight, double margin_weight, double margin, double negative_scale,
                   const std::vector<double>& variances, const std::vector<double>& kernel_weights,
@@ -95,7 +95,7 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
                                               margin,
                                               negative_scale,
                                               1.0 / double(rows)};
-  cf::cgm_step_fwd_cpu<T>(
+  cf::cgm_loss_fwd_cpu<T>(
       {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight,
        static_cast<int64_t>(variances.size()), variances.data(), kernel_weights.data(),
        detach_prior},
@@ -145,8 +145,8 @@ PYBIND11_MODULE(_native, module) {
   bind_mmd(module, "mmd_fwd_float32", "mmd_bwd_float32", &mmd_input<float>);
   bind_mmd(module, "mmd_fwd_float64", "mmd_bwd_float64", &mmd_input<double>);
 
-  module.def("cgm_step_fwd_float32", &cgm_step_fwd<float>, Release());
-  module.def("cgm_step_fwd_float64", &cgm_step_fwd<double>, Release());
+  module.def("cgm_loss_fwd_float32", &cgm_loss_fwd<float>, Release());
+  module.def("cgm_loss_fwd_float64", &cgm_loss_fwd<double>, Release());
   module.def("prototype_margin_fwd_float32", &prototype_margin_fwd<float>, Release());
   module.def("prototype_margin_fwd_float64", &prototype_margin_fwd<double>, Release());
   module.def("prototype_margin_bwd_float32", &prototype_margin_bwd<float>, Release());

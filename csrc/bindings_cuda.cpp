@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "bindings.h"
-#include "cgm_step.h"
+#include "cgm_loss.h"
 #include "mmd.h"
 #include "prototype_margin.h"
 
@@ -88,7 +88,7 @@ void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
 }
 
 template <typename T>
-void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
+void cgm_loss_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
                   Address labels, const PySamples& noise, double sigma, double prior_sigma,
                   double mmd_weight, double margin_weight, double margin, double negative_scale,
                   int64_t scales, Address variances, Address kernel_weights, bool detach_prior,
@@ -104,7 +104,7 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
                                               margin,
                                               negative_scale,
                                               1.0 / static_cast<double>(rows)};
-  cf::cgm_step_fwd_cuda<T>(
+  cf::cgm_loss_fwd_cuda<T>(
       {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight, scales, nullptr,
        nullptr, detach_prior},
       {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(grad_r), at<T>(grad_g)},
@@ -124,6 +124,6 @@ void cgm_fast::bindings::bind_cuda(py::module_& module) {
   module.def("prototype_margin_fwd_cuda_float64", &prototype_margin_fwd<double>, Release());
   module.def("prototype_margin_bwd_cuda_float32", &prototype_margin_bwd<float>, Release());
   module.def("prototype_margin_bwd_cuda_float64", &prototype_margin_bwd<double>, Release());
-  module.def("cgm_step_fwd_cuda_float32", &cgm_step_fwd<float>, Release());
-  module.def("cgm_step_fwd_cuda_float64", &cgm_step_fwd<double>, Release());
+  module.def("cgm_loss_fwd_cuda_float32", &cgm_loss_fwd<float>, Release());
+  module.def("cgm_loss_fwd_cuda_float64", &cgm_loss_fwd<double>, Release());
 }

@@ -59,7 +59,7 @@ def test_the_margin_oracle_is_the_formula():
 def test_work_adds_up():
     assert floors.mmd(10, 3) == (2 * 3 * 400, 400, 2 * 4 * 60)
     of_bytes = 2 * 4 * (10 + 2) * 3 + 8 * 10 + 4 * 2 * 10 * 3
-    assert floors.cgm_step(10, 2, 3, 5) == (2 * 3 * 400 + 3 * (20 + 10), 400, of_bytes)
+    assert floors.cgm_loss(10, 2, 3, 5) == (2 * 3 * 400 + 3 * (20 + 10), 400, of_bytes)
     assert floors.mmd_each_pair_once(10, 3).multiply_adds == 0.75 * floors.mmd(10, 3).multiply_adds
     assert floors.mmd(10, 3).seconds(2400, 400) == 2
 

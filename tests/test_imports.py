@@ -20,7 +20,7 @@ EXTRAS = (
     "torchvision", "PIL",
 )  # fmt: skip
 
-OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_step)"
+OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_loss)"
 MODEL_SIDE = {"losses", "api", "checks", "backends"}
 TRAINING_SIDE = MODEL_SIDE | {"models", "evaluation", "figures", "data", "extras", "files"}
 
@@ -100,11 +100,11 @@ def why_not(importer, imported):
     if target not in LAYERS[layer][1]:
         return f"{layer} may import {sorted(LAYERS[layer][1])}, not {target}"
     if target == "implementation" and layer == "implementation":
-        if own["op"] != "cgm_step" or other["op"] == "cgm_step" or own["name"] != other["name"]:
-            return "only cgm_step's implementations may import others, those of their own name"
+        if own["op"] != "cgm_loss" or other["op"] == "cgm_loss" or own["name"] != other["name"]:
+            return "only cgm_loss's implementations may import others, those of their own name"
     elif target == "kernels" and layer == "kernels":
-        if own["op"] not in ("cgm_step", other["op"]):
-            return "only cgm_step's kernels may import those of other ops"
+        if own["op"] not in ("cgm_loss", other["op"]):
+            return "only cgm_loss's kernels may import those of other ops"
     elif "op" in own and "op" in other and own["op"] != other["op"] and target != "api":
         return "what lies below another op's api is its own affair"
     return None
@@ -148,12 +148,12 @@ def test_imports_go_down_the_layers(name):
     [
         ("cgm_fast.ops.mmd.native", "cgm_fast.ops.mmd.reference"),
         ("cgm_fast.ops.mmd.native", "cgm_fast.ops.prototype_margin.native"),
-        ("cgm_fast.ops.cgm_step.native", "cgm_fast.ops.mmd.reference"),
+        ("cgm_fast.ops.cgm_loss.native", "cgm_fast.ops.mmd.reference"),
         ("cgm_fast.ops.mmd.triton_kernels", "cgm_fast.ops.mmd.triton"),
         ("cgm_fast.ops.mmd.triton_kernels", "cgm_fast.ops.prototype_margin.triton_kernels"),
         ("cgm_fast.ops.mmd.reference", "cgm_fast.ops.mmd.native"),
-        ("cgm_fast.ops.cgm_step.native", "cgm_fast.ops.cgm_step.reference"),
-        ("cgm_fast.ops.cgm_step.api", "cgm_fast.ops.mmd.autograd"),
+        ("cgm_fast.ops.cgm_loss.native", "cgm_fast.ops.cgm_loss.reference"),
+        ("cgm_fast.ops.cgm_loss.api", "cgm_fast.ops.mmd.autograd"),
         ("cgm_fast.ops.mmd.reference", "cgm_fast.ops.backends"),
         ("cgm_fast.ops.mmd.api", "cgm_fast.ops.mmd.native"),
         ("cgm_fast.losses", "cgm_fast.ops.mmd.autograd"),
@@ -226,7 +226,7 @@ import cgm_fast
 
 x, y = torch.randn(33, 5, requires_grad=True), torch.randn(31, 5)
 cgm_fast.CGMLoss()(x, y).loss.backward()
-assert cgm_fast.last_backend("cgm_step") == "reference"
+assert cgm_fast.last_backend("cgm_loss") == "reference"
 assert "cgm_fast._native cannot be imported" in cgm_fast.availability()["native"]
 for call in (cgm_fast.mmd, cgm_fast.prototype_margin, cgm_fast.cgm_loss):
     try:

@@ -22,7 +22,7 @@ from cgm_fast.models.likelihoods import Likelihood
 from cgm_fast.models.precision import apply, check_codes, codes_of, share
 from cgm_fast.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.backends import AUTO
-from cgm_fast.ops.cgm_step.api import CGMLossResult
+from cgm_fast.ops.cgm_loss.api import CGMLossResult
 from cgm_fast.ops.checks import check_choice
 from cgm_fast.ops.prototype_margin.api import PrototypeMarginResult, prototype_margin
 

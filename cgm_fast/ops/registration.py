@@ -39,7 +39,7 @@ def register(
     """Define `cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
     Args:
-        op: "mmd", "prototype_margin" or "cgm_step".
+        op: "mmd", "prototype_margin" or "cgm_loss".
         step: "fwd" or "bwd"; implementations have a function `<op>_<step>`.
         schema: Arguments and results; the first argument is a tensor, the last `str backend`.
         fake: Shapes and dtypes of the results.

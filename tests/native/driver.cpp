@@ -28,7 +28,7 @@
 #include "margin_problem.h"
 #include "mmd_problem.h"
 
-int check_step();  // check_step.cpp
+int check_cgm_loss();  // check_cgm_loss.cpp
 
 namespace {
 
@@ -309,7 +309,7 @@ int main(int count_of_arguments, char** arguments) {
     for (uint64_t seed = 0; seed < seeds / 2; ++seed) check_margin(seed);
     check_large_mmd();
     check_nan();
-    failures += check_step();
+    failures += check_cgm_loss();
     check_concurrent_calls();
     check_fork();
   } else {

@@ -20,8 +20,8 @@ FLOATS = [
 EXPECTED = {
     *(f"mmd_rows_kernel{which}" for which in FLOATS),
     *(f"mmd_rows_kernel<double, 16, {options}>" for options in ("true", "false")),
-    *(f"cgm_step_kernel<float, {d}>" for d in (8, 16, 32, 64)),
-    "cgm_step_kernel<double, 16>",
+    *(f"cgm_loss_kernel<float, {d}>" for d in (8, 16, 32, 64)),
+    "cgm_loss_kernel<double, 16>",
     *(
         f"mmd_tensor_kernel<{d}, {numbers}, {options}>"
         for d in (16, 32, 64)

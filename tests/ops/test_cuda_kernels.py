@@ -23,7 +23,7 @@ if backends.availability()["cuda"] is not None:
     pytest.skip(f"cuda: {backends.availability()['cuda']}", allow_module_level=True)
 
 from cgm_fast.ops import cuda_launch
-from cgm_fast.ops.cgm_step import cuda as cgm_step
+from cgm_fast.ops.cgm_loss import cuda as cgm_loss
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as margin
 
@@ -237,7 +237,7 @@ def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device)
 
 
 @pytest.mark.parametrize("detach_prior", [False, True])
-def test_a_step_in_one_launch_is_the_step_in_parts(detach_prior, monkeypatch, device):
+def test_cgm_loss_in_one_launch_is_its_parts(detach_prior, monkeypatch, device):
     r, g, _ = prototypes(100, 12, 10, device=device)
     noise = torch.randn(2, 100, 10, generator=torch.Generator().manual_seed(3)).to(device)
 
@@ -250,7 +250,7 @@ def test_a_step_in_one_launch_is_the_step_in_parts(detach_prior, monkeypatch, de
         )  # fmt: skip
 
     one = run()
-    monkeypatch.setattr(cgm_step, "MOST_ROWS", 0)
+    monkeypatch.setattr(cgm_loss, "MOST_ROWS", 0)
     parts = run()
     assert_loss_close(one[0], parts[0], parts[0])
     for a, b in zip(one[1], parts[1], strict=True):

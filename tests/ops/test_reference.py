@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgm_fast.ops import chunks
-from cgm_fast.ops.cgm_step import reference as cgm_step
+from cgm_fast.ops.cgm_loss import reference as cgm_loss
 from cgm_fast.ops.mmd import reference as mmd
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
@@ -130,12 +130,12 @@ CALLS = {
         prototype_margin.prototype_margin_bwd, new(1000, 10), new(100, 10),
         new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, new(1000, 10), new(100, 10),
     ),
-    "cgm_step_fwd": lambda: (
-        cgm_step.cgm_step_fwd, new(100, 10), new(10, 10), None, new(2, 100, 10), 0.1, 0.1, 1000.0,
+    "cgm_loss_fwd": lambda: (
+        cgm_loss.cgm_loss_fwd, new(100, 10), new(10, 10), None, new(2, 100, 10), 0.1, 0.1, 1000.0,
         1.0, 1.0, 1.0, [10.0], [1.0], False, True, True,
     ),
-    "cgm_step_bwd": lambda: (
-        cgm_step.cgm_step_bwd, new(100, 10), new(10, 10), new(100, dtype=torch.int64),
+    "cgm_loss_bwd": lambda: (
+        cgm_loss.cgm_loss_bwd, new(100, 10), new(10, 10), new(100, dtype=torch.int64),
         new(2, 100, 10), 0.1, 0.1, 1000.0, 1.0, 1.0, 1.0, [10.0], [1.0], False,
         new(100, 10), new(10, 10),
     ),

@@ -25,7 +25,7 @@ if backends.availability()["triton"] is not None:
 from triton.runtime.interpreter import GridExecutor
 
 from cgm_fast.ops import triton_launch, triton_tiles
-from cgm_fast.ops.cgm_step import triton as cgm_step
+from cgm_fast.ops.cgm_loss import triton as cgm_loss
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as margin
 
@@ -185,18 +185,18 @@ def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-def test_a_step_in_three_launches_is_the_step_in_parts(labelled, device, monkeypatch):
+def test_cgm_loss_in_three_launches_is_its_parts(labelled, device, monkeypatch):
     r, g, labels = prototypes(70, 20, 40, device=device)
     noise = torch.randn(2, 70, 40, generator=torch.Generator().manual_seed(1)).to(device)
 
-    def step(r, g):
+    def loss(r, g):
         return cgm_fast.cgm_loss(
             r, g, labels if labelled else None, noise=noise, backend="triton"
         ).loss
 
-    whole = derivatives(step, (r, g), order=1)
-    monkeypatch.setattr(cgm_step, "MOST_ROWS", 0)
-    parts = derivatives(step, (r, g), order=1)
+    whole = derivatives(loss, (r, g), order=1)
+    monkeypatch.setattr(cgm_loss, "MOST_ROWS", 0)
+    parts = derivatives(loss, (r, g), order=1)
     assert abs(float(whole[0] - parts[0])) <= 1e-5 * abs(float(parts[0]))
     for value, wanted in zip(whole[1], parts[1], strict=True):
         assert_gradient_close(value, wanted, 1e-5)

@@ -14,7 +14,7 @@
 namespace cgm_fast {
 
 template <typename T>
-struct CgmStepInput {
+struct CgmLossInput {
   PrototypeMarginInput<T> margin;  // r, g, labels; scale 1/rows
   Samples noise;                   // [2, rows, d], standard normal e and e'
   double sigma, prior_sigma;
@@ -26,7 +26,7 @@ struct CgmStepInput {
 };
 
 template <typename T>
-struct CgmStepGradient {
+struct CgmLossGradient {
   T* loss;              // [1]
   T* terms;             // [2], MMD² and L_D, without their weights
   int64_t* assignment;  // [rows], k_i
@@ -38,28 +38,28 @@ struct CgmStepGradient {
 // What a GPU needs besides. There all pointers of the structs above are the device's, but for the
 // lists `variances` and `kernel_weights`, which are not read.
 template <typename T>
-struct CgmStepDevice {
+struct CgmLossDevice {
   const T* variances;       // [scales]
   const T* kernel_weights;  // [scales]
   int rows;                 // of a block, of the 2 B stacked ones: a power of two from 4 to 32
-  double* partials;         // [blocks, 9], uninitialised; see cgm_step_blocks
+  double* partials;         // [blocks, 9], uninitialised; see cgm_loss_blocks
   T* prior;                 // [B, d], uninitialised: gradients of the prototypes' samples
   unsigned* counter;        // [1], zero, and zero again when the call is done
   void* stream;             // cudaStream_t
 };
 
 // Blocks of a launch: one for each `rows` of the stacked samples, and one for each prototype.
-inline int64_t cgm_step_blocks(int64_t batch, int64_t k, int rows, bool with_g) {
+inline int64_t cgm_loss_blocks(int64_t batch, int64_t k, int rows, bool with_g) {
   return (2 * batch + rows - 1) / rows + (with_g ? k : 0);
 }
 
 // One launch. At most 64 features in float32, 16 in float64; r, g and noise are of type T,
 // the features of a row side by side.
 template <typename T>
-void cgm_step_fwd_cuda(const CgmStepInput<T>& in, const CgmStepGradient<T>& out,
-                       const CgmStepDevice<T>& device);
+void cgm_loss_fwd_cuda(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
+                       const CgmLossDevice<T>& device);
 
 template <typename T>
-void cgm_step_fwd_cpu(const CgmStepInput<T>& in, const CgmStepGradient<T>& out, int threads);
+void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, int threads);
 
 }  // namespace cgm_fast

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cgm_step import common
+from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.cuda_launch import MOST_FEATURES, counters, function, rows_of_block, stream
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.memory import address, compute_like, samples
@@ -19,7 +19,7 @@ MOST_ROWS, MOST_WORK = 1024, 1 << 21
 
 
 @on_device
-def cgm_step_fwd(
+def cgm_loss_fwd(
     r: Tensor,
     g: Tensor,
     labels: Tensor | None,
@@ -40,7 +40,7 @@ def cgm_step_fwd(
     dtype, like = compute_like(r)
     (b, d), k = r.shape, g.shape[0]
     if b > MOST_ROWS or d > MOST_FEATURES[dtype] or b * k * d > MOST_WORK:
-        return common.cgm_step_fwd(
+        return common.cgm_loss_fwd(
             mmd, prototype_margin, r, g, labels, noise, sigma, prior_sigma, mmd_weight,
             margin_weight, margin, negative_scale, variances, kernel_weights, detach_prior,
             with_r, with_g,
@@ -58,7 +58,7 @@ def cgm_step_fwd(
     blocks = -(-2 * b // rows) + (k if with_g else 0)
     partials = r.new_empty((blocks, 9), dtype=torch.float64)
     prior = like.new_empty((b, d))
-    function("cgm_step_fwd", dtype)(
+    function("cgm_loss_fwd", dtype)(
         b, k, d, samples(r), samples(g), address(labels), samples(noise), sigma, prior_sigma,
         mmd_weight, margin_weight, margin, negative_scale, len(variances), of_scales.data_ptr(),
         of_kernel.data_ptr(), detach_prior, loss.data_ptr(), terms.data_ptr(),
@@ -71,4 +71,4 @@ def cgm_step_fwd(
 
 
 # The second derivative is composed of the two ops' own.
-cgm_step_bwd = partial(common.cgm_step_bwd, mmd, prototype_margin)
+cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)

@@ -8,20 +8,20 @@
 // samples pull.
 #pragma once
 
-#include "cgm_step.h"
+#include "cgm_loss.h"
 #include "cuda/mmd_rows.cuh"
 #include "cuda/prototype_margin.cuh"
 
 namespace cgm_fast::cuda {
 
 // What a block adds up: the parts of MMD², then of the margin loss.
-constexpr int kMargin = kParts, kStepParts = kParts + 1;
+constexpr int kMargin = kParts, kLossParts = kParts + 1;
 
-// A block's shared memory behind RowsMemory: double parts[kStepParts], Scale<T> scales[scales],
+// A block's shared memory behind RowsMemory: double parts[kLossParts], Scale<T> scales[scales],
 // int own[batch].
 template <typename T, int kD>
-std::size_t step_shared_bytes(int64_t scales, int64_t batch) {
-  return sizeof(RowsMemory<T, kD>) + kStepParts * sizeof(double) +
+std::size_t cgm_loss_shared_bytes(int64_t scales, int64_t batch) {
+  return sizeof(RowsMemory<T, kD>) + kLossParts * sizeof(double) +
          static_cast<std::size_t>(scales) * sizeof(Scale<T>) +
          static_cast<std::size_t>(batch) * sizeof(int);
 }
@@ -130,7 +130,7 @@ __device__ void margin_of(const PrototypeMarginInput<T>& in, const Lane& lane, b
 
 // A warp for each prototype adds the gradients of its own samples, in their order.
 template <typename T>
-__device__ void add_prior(const CgmStepInput<T>& in, const T* prior, const int* own, T* grad_g) {
+__device__ void add_prior(const CgmLossInput<T>& in, const T* prior, const int* own, T* grad_g) {
   const int rows = static_cast<int>(in.margin.rows), d = static_cast<int>(in.margin.d);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -155,12 +155,12 @@ __device__ void add_prior(const CgmStepInput<T>& in, const T* prior, const int* 
 
 template <typename T, int kD>
 __global__ void __launch_bounds__(kThreads, 1)
-    cgm_step_kernel(const CgmStepInput<T> in, const CgmStepGradient<T> out,
-                    const CgmStepDevice<T> device, unsigned row_blocks) {
+    cgm_loss_kernel(const CgmLossInput<T> in, const CgmLossGradient<T> out,
+                    const CgmLossDevice<T> device, unsigned row_blocks) {
   const PrototypeMarginInput<T>& of = in.margin;
   RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + kStepParts);
+  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + kLossParts);
   int* own = reinterpret_cast<int*>(scales + in.scales);
   const int64_t batch = of.rows;
   const int d = static_cast<int>(of.d), rows = device.rows;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   call.in.variance = device.variances;
   call.device.kernel_weights = device.kernel_weights;
   load_scales(call, 0, scales);
-  if (threadIdx.x < kStepParts) parts[threadIdx.x] = 0;
+  if (threadIdx.x < kLossParts) parts[threadIdx.x] = 0;
   clear_sums(memory, kWarp);
   assign_all<T, kD>(of, own);
 
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   sync_block();
-  if (!add_parts(device.partials, device.counter, 0, blockIdx.x, gridDim.x, kStepParts, parts,
+  if (!add_parts(device.partials, device.counter, 0, blockIdx.x, gridDim.x, kLossParts, parts,
                  memory.scratch)) {
     return;
   }

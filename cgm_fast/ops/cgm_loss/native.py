@@ -1,4 +1,4 @@
-"""The CGM latent objective by one call of the compiled CPU kernels (csrc/cpu/cgm_step.cpp)."""
+"""The CGM latent objective by one call of the compiled CPU kernels (csrc/cpu/cgm_loss.cpp)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from cgm_fast import _native
-from cgm_fast.ops.cgm_step import common
+from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.memory import address, compute_like, samples
 from cgm_fast.ops.mmd import native as mmd
 from cgm_fast.ops.prototype_margin import native as prototype_margin
 
-_FWD = {torch.float32: _native.cgm_step_fwd_float32, torch.float64: _native.cgm_step_fwd_float64}
+_FWD = {torch.float32: _native.cgm_loss_fwd_float32, torch.float64: _native.cgm_loss_fwd_float64}
 
 
-def cgm_step_fwd(
+def cgm_loss_fwd(
     r: Tensor,
     g: Tensor,
     labels: Tensor | None,
@@ -53,4 +53,4 @@ def cgm_step_fwd(
 
 
 # The second derivative is composed of the two ops' own.
-cgm_step_bwd = partial(common.cgm_step_bwd, mmd, prototype_margin)
+cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def cgm_step_fwd(
+def cgm_loss_fwd(
     mmd: ModuleType,
     prototype_margin: ModuleType,
     r: Tensor,
@@ -48,7 +48,7 @@ def cgm_step_fwd(
     return loss, torch.stack((value[0], pull)), assignment, z, grad_r, grad_g
 
 
-def cgm_step_bwd(
+def cgm_loss_bwd(
     mmd: ModuleType,
     prototype_margin: ModuleType,
     r: Tensor,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.backends import AUTO, check_name
-from cgm_fast.ops.cgm_step.autograd import CGMStep
-from cgm_fast.ops.cgm_step.ops import cgm_step_fwd
+from cgm_fast.ops.cgm_loss.autograd import CGMLoss
+from cgm_fast.ops.cgm_loss.ops import cgm_loss_fwd
 from cgm_fast.ops.checks import (
     cached,
     check_all_finite,
@@ -121,9 +121,9 @@ def cgm_loss(
             check_all_finite(name, value)
     constants = (*scalars, variances, kernel_weights, detach_prior)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
-        loss, terms, assignment, z = CGMStep.apply(r, g, labels, noise, *constants, backend)
+        loss, terms, assignment, z = CGMLoss.apply(r, g, labels, noise, *constants, backend)
     else:
-        loss, terms, assignment, z, *_ = cgm_step_fwd(
+        loss, terms, assignment, z, *_ = cgm_loss_fwd(
             r, g, labels, noise, *constants, False, False, backend
         )
     of_mmd, of_margin = terms.unbind()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from triton import next_power_of_2
 
-from cgm_fast.ops.cgm_step import common
-from cgm_fast.ops.cgm_step import triton_kernels as kernels
+from cgm_fast.ops.cgm_loss import common
+from cgm_fast.ops.cgm_loss import triton_kernels as kernels
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
@@ -26,7 +26,7 @@ BLOCKS = Blocks(rows=16, columns=16, features=16, warps=8, stages=1)
 
 
 @on_device
-def cgm_step_fwd(
+def cgm_loss_fwd(
     r: Tensor,
     g: Tensor,
     labels: Tensor | None,
@@ -51,7 +51,7 @@ def cgm_step_fwd(
     row_blocks, k_pad = n_pad // BLOCKS.rows, round_up(k, BLOCKS.columns)
     small = b <= MOST_ROWS and k_pad // BLOCKS.columns * d <= MOST_STEPS
     if not small or row_blocks * k_pad * features > MOST_SUMS:
-        return common.cgm_step_fwd(
+        return common.cgm_loss_fwd(
             mmd, prototype_margin, r, g, labels, noise, sigma, prior_sigma, mmd_weight,
             margin_weight, margin, negative_scale, variances, kernel_weights, detach_prior,
             with_r, with_g,
@@ -123,4 +123,4 @@ def cgm_step_fwd(
 
 
 # The second derivative is composed of the two ops' own.
-cgm_step_bwd = partial(common.cgm_step_bwd, mmd, prototype_margin)
+cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)

@@ -1,9 +1,9 @@
-// cgm_step against its formula in double, gradients by central differences. See driver.cpp.
+// cgm_loss against its formula in double, gradients by central differences. See driver.cpp.
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
-#include "cgm_step.h"
+#include "cgm_loss.h"
 
 namespace {
 
@@ -59,7 +59,7 @@ int check(bool with_labels, bool detached, bool with_r, bool with_g, int threads
   std::vector<int64_t> labels(kRows), assignment(kRows, -1);
   for (int64_t i = 0; i < kRows; ++i) labels[i] = (3 * i) % kPrototypes;
 
-  CgmStepInput<float> in = {};
+  CgmLossInput<float> in = {};
   in.margin = {kRows,
                kPrototypes,
                d,
@@ -81,7 +81,7 @@ int check(bool with_labels, bool detached, bool with_r, bool with_g, int threads
   in.detach_prior = detached;
   float value = NAN, terms[2];
   std::vector<float> z(r.size()), grad_r(r.size(), NAN), grad_g(g.size(), NAN);
-  cgm_step_fwd_cpu<float>(in,
+  cgm_loss_fwd_cpu<float>(in,
                           {&value, terms, assignment.data(), z.data(),
                            with_r ? grad_r.data() : nullptr, with_g ? grad_g.data() : nullptr},
                           threads);
@@ -109,12 +109,12 @@ int check(bool with_labels, bool detached, bool with_r, bool with_g, int threads
 
 }  // namespace
 
-int check_step() {
+int check_cgm_loss() {
   int failures = 0;
   for (int options = 0; options < 16; ++options) {
     for (int threads : {1, 3}) {
       const int wrong = check(options & 1, options & 2, options & 4, options & 8, threads);
-      if (wrong) std::printf("FAILED cgm_step %d: %d values\n", options, wrong);
+      if (wrong) std::printf("FAILED cgm_loss %d: %d values\n", options, wrong);
       failures += wrong != 0;
     }
   }

@@ -1,4 +1,4 @@
-"""Registration of `cgm_fast::cgm_step_fwd` and `_bwd` with torch; imports torch alone."""
+"""Registration of `cgm_fast::cgm_loss_fwd` and `_bwd` with torch; imports torch alone."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def _not_negative(results: tuple[Tensor, ...], *args: Any) -> None:
     results[1].relu_()
 
 
-cgm_step_fwd = register(
-    "cgm_step",
+cgm_loss_fwd = register(
+    "cgm_loss",
     "fwd",
     f"(Tensor r, Tensor g, Tensor? labels, Tensor noise, {_CONSTANTS}, bool with_r, bool with_g, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fwd_fake,
     _not_negative,
 )
-cgm_step_bwd = register(
-    "cgm_step",
+cgm_loss_bwd = register(
+    "cgm_loss",
     "bwd",
     f"(Tensor r, Tensor g, Tensor assignment, Tensor noise, {_CONSTANTS}, Tensor tangent_r, "
     "Tensor tangent_g, str backend) -> (Tensor, Tensor)",

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from cgm_fast.ops.cgm_step import common
+from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.mmd import reference as mmd
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
-cgm_step_fwd = partial(common.cgm_step_fwd, mmd, prototype_margin)
-cgm_step_bwd = partial(common.cgm_step_bwd, mmd, prototype_margin)
+cgm_loss_fwd = partial(common.cgm_loss_fwd, mmd, prototype_margin)
+cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)

@@ -1,5 +1,5 @@
 // The CGM latent objective on the CPU: the passes of prototype_margin.cpp and mmd.cpp in one call.
-#include "cgm_step.h"
+#include "cgm_loss.h"
 
 #include <algorithm>
 #include <vector>
@@ -22,7 +22,7 @@ int64_t paired(const int64_t* assignment, int64_t i, int64_t k) {
 
 // z_i = r_i + sigma e_i and z'_i = g_{k_i} + prior_sigma e'_i, each [rows, d], for some rows.
 template <typename T>
-void latents(const CgmStepInput<T>& in, const int64_t* assignment, int64_t begin, int64_t end, T* z,
+void latents(const CgmLossInput<T>& in, const int64_t* assignment, int64_t begin, int64_t end, T* z,
              T* prior) {
   const int64_t d = in.margin.d;
   std::vector<T> noise(d);
@@ -39,7 +39,7 @@ void latents(const CgmStepInput<T>& in, const int64_t* assignment, int64_t begin
 
 // values = margin_weight * values, which hold L_D's gradient, + mmd_weight * of_mmd, or null.
 template <typename T, typename U>
-void combine(const CgmStepInput<T>& in, T* values, const U* of_mmd, int64_t count) {
+void combine(const CgmLossInput<T>& in, T* values, const U* of_mmd, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     values[i] = T(in.margin_weight * double(values[i]) +
                   (of_mmd ? in.mmd_weight * double(of_mmd[i]) : 0.0));
@@ -48,7 +48,7 @@ void combine(const CgmStepInput<T>& in, T* values, const U* of_mmd, int64_t coun
 }  // namespace
 
 template <typename T>
-void cgm_step_fwd_cpu(const CgmStepInput<T>& in, const CgmStepGradient<T>& out, int threads) {
+void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, int threads) {
   const int64_t rows = in.margin.rows, k = in.margin.k, d = in.margin.d;
   T pull, mmd;
   prototype_margin_fwd_cpu(in.margin, {&pull, out.assignment, out.grad_r, out.grad_g}, threads);
@@ -94,7 +94,7 @@ void cgm_step_fwd_cpu(const CgmStepInput<T>& in, const CgmStepGradient<T>& out, 
   combine(in, out.grad_g, of_prior ? by_prototype.data() : nullptr, k * d);
 }
 
-template void cgm_step_fwd_cpu(const CgmStepInput<float>&, const CgmStepGradient<float>&, int);
-template void cgm_step_fwd_cpu(const CgmStepInput<double>&, const CgmStepGradient<double>&, int);
+template void cgm_loss_fwd_cpu(const CgmLossInput<float>&, const CgmLossGradient<float>&, int);
+template void cgm_loss_fwd_cpu(const CgmLossInput<double>&, const CgmLossGradient<double>&, int);
 
 }  // namespace cgm_fast

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops import derivatives
-from cgm_fast.ops.cgm_step.ops import cgm_step_bwd, cgm_step_fwd
+from cgm_fast.ops.cgm_loss.ops import cgm_loss_bwd, cgm_loss_fwd
 from cgm_fast.ops.scaling import last_derivative, scale_each
 from cgm_fast.ops.watching import composed
 
 
-class CGMStep(torch.autograd.Function):
+class CGMLoss(torch.autograd.Function):
     """(r, g, labels, noise, constants..., backend) -> loss [], terms [2], assignment [B], z."""
 
     @staticmethod
@@ -21,7 +21,7 @@ class CGMStep(torch.autograd.Function):
         """Compute the loss, the latents and the gradients that will be wanted."""
         r, g, labels, noise, *constants, backend = args
         needs = ctx.needs_input_grad[:2]
-        loss, terms, assignment, z, grad_r, grad_g = cgm_step_fwd(
+        loss, terms, assignment, z, grad_r, grad_g = cgm_loss_fwd(
             r, g, labels, noise, *constants, *needs, backend
         )
         ctx.save_for_backward(r, g, assignment, noise, grad_r, grad_g)
@@ -45,7 +45,7 @@ class CGMStep(torch.autograd.Function):
             gradients = _FWD(r, g, assignment, noise, *ctx.constants, *needs, ctx.backend)[4:]
             of_r, of_g = scale_each(grad_loss, (r, g), gradients, needs)
         else:
-            of_r, of_g = CGMStepGradient.apply(
+            of_r, of_g = CGMLossGradient.apply(
                 grad_loss, r, g, assignment, noise, grad_r, grad_g, needs, ctx.constants,
                 ctx.backend,
             )  # fmt: skip
@@ -54,12 +54,12 @@ class CGMStep(torch.autograd.Function):
         return (of_r, of_g, *[None] * (3 + len(ctx.constants)))
 
 
-class CGMStepGradient(torch.autograd.Function):
+class CGMLossGradient(torch.autograd.Function):
     """(dL, r, g, assignment, noise, gradients, static...) -> derivatives in r and g."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass of `CGMStep` computed."""
+        """Scale the gradients that the forward pass of `CGMLoss` computed."""
         grad_loss, r, g, assignment, noise, grad_r, grad_g, needs, constants, backend = args
         ctx.save_for_backward(grad_loss, r, g, assignment, noise, grad_r, grad_g)
         ctx.constants, ctx.backend = constants, backend
@@ -75,7 +75,7 @@ class CGMStepGradient(torch.autograd.Function):
             like.new_zeros(like.shape, dtype=dtype) if t is None else t.to(dtype)
             for t, like in zip(tangents, (r, g), strict=True)
         )
-        of_r, of_g = cgm_step_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
+        of_r, of_g = cgm_loss_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
         terms = [torch.zeros_like(grad_loss)]
         for tangent, gradient in ((tangents[0], grad_r), (tangents[1], grad_g)):
             if tangent is not None:
@@ -85,15 +85,15 @@ class CGMStepGradient(torch.autograd.Function):
         return (grad_grad_loss, *out, *[None] * 7)
 
 
-_FWD = torch.ops.cgm_fast.cgm_step_fwd.default
-_BWD = torch.ops.cgm_fast.cgm_step_bwd.default
+_FWD = torch.ops.cgm_fast.cgm_loss_fwd.default
+_BWD = torch.ops.cgm_fast.cgm_loss_bwd.default
 
 # Of the forward op: arguments 13 and 14 ask for gradients; results are the loss, its terms, the
 # assignment, the latents, and the gradients. Of the product: arguments 13 and 14 are the vectors.
 derivatives.differentiate(
-    "cgm_step_fwd",
+    "cgm_loss_fwd",
     derivatives.OfPair(_BWD, flags=13, assignment=2, latents=3, gradients=4, constant=(1, 2)),
 )
-derivatives.differentiate("cgm_step_bwd", derivatives.OfProduct(_BWD, 13))
-derivatives.map_items("cgm_step_fwd")
-derivatives.map_items("cgm_step_bwd")
+derivatives.differentiate("cgm_loss_bwd", derivatives.OfProduct(_BWD, 13))
+derivatives.map_items("cgm_loss_fwd")
+derivatives.map_items("cgm_loss_bwd")
