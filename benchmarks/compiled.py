@@ -32,8 +32,8 @@ from cgm_fast.ops import triton_launch as launch
 from cgm_fast.ops import triton_pack
 from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
+from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as mmd
-from cgm_fast.ops.mmd import triton_second
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
 from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 
@@ -113,11 +113,11 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
                     held = launch.with_bandwidths(held, key.device)
                     constants["PRECISION"] = held.precision
                 yield Variant(name, mmd.mmd_fwd_kernel, constants, blocks, held)
-        elif key.kernel == "mmd_bwd":
+        elif key.kernel == "mmd_hvp":
             for with_p in (False, True):
-                name = "mmd_bwd_kernel" + with_p * ", trained"
+                name = "mmd_hvp_kernel" + with_p * ", trained"
                 constants = {**tile, "WITH_P": with_p}
-                yield Variant(name, triton_second.mmd_bwd_kernel, constants, blocks, held)
+                yield Variant(name, triton_hvp.mmd_hvp_kernel, constants, blocks, held)
         else:
             visit = {**tile, "EXACT": held.precision != "tf32", "MARGIN": margin.MARGIN}
             visit["NEGATIVE_SCALE"] = margin.NEGATIVE_SCALE

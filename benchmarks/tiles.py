@@ -25,7 +25,7 @@ from cgm_fast.testing import prototypes, samples
 
 KERNELS = {
     "mmd_fwd": ("float32", "half", "float64"),
-    "mmd_bwd": ("float32", "float64"),
+    "mmd_hvp": ("float32", "float64"),
     "prototype_margin": ("float32", "float64"),
 }
 DTYPES = {"half": F16, "float32": F32, "float64": F64}
@@ -36,7 +36,8 @@ def candidates(key: Key) -> Iterator[Blocks]:
     """Tiles for a row of the table, best first.
 
     More rows mean fewer visits to the columns in L2, more warps fewer registers in each; stages
-    overlap loads with arithmetic. A second-order or wide tile holds a part of the features.
+    overlap loads with arithmetic. A tile of the Hessian-vector product, or a wide one, holds a
+    part of the features.
     """
     held = (key.features,)
     if key.features == WIDE:
@@ -86,7 +87,7 @@ def work(key: Key) -> Callable[[], Any]:
         def loss() -> torch.Tensor:
             return cgm_fast.mmd(*leaves, backend="triton")
 
-    if key.kernel != "mmd_bwd":
+    if key.kernel != "mmd_hvp":
         return loss
     gradients = torch.autograd.grad(loss(), leaves, create_graph=True)
     product = sum(part.square().sum() for part in gradients)

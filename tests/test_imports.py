@@ -65,7 +65,7 @@ LAYERS = {
     "definition": (OP + r"\.ops", {"registration"}),
     "common": (OP + r"\.common", set()),
     "blind": (OP + r"\.blind", {"forks", "watching"}),
-    "kernels": (OP + r"\.triton_(kernels|second)", {"kernels", "triton"}),
+    "kernels": (OP + r"\.triton_(kernels|hvp)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
     "implementation": (
         OP + r"\.(?P<name>\w+)",

@@ -1,4 +1,4 @@
-// Launches of the prototype margin loss and its second derivative.
+// Launches of the prototype margin loss and its Hessian-vector product.
 #include "cuda/launch.cuh"
 #include "cuda/prototype_margin.cuh"
 
@@ -34,7 +34,7 @@ void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>& in,
 }
 
 template <typename T>
-void prototype_margin_bwd_cuda(const PrototypeMarginInput<T>& in,
+void prototype_margin_hvp_cuda(const PrototypeMarginInput<T>& in,
                                const PrototypeMarginTangent<T>& tangent, void* stream) {
   cuda::PrototypePull<T> pull{in,
                               tangent.assignment,
@@ -55,9 +55,9 @@ template void prototype_margin_fwd_cuda(const PrototypeMarginInput<float>&,
 template void prototype_margin_fwd_cuda(const PrototypeMarginInput<double>&,
                                         const PrototypeMarginGradient<double>&,
                                         const PrototypeMarginDevice<double>&);
-template void prototype_margin_bwd_cuda(const PrototypeMarginInput<float>&,
+template void prototype_margin_hvp_cuda(const PrototypeMarginInput<float>&,
                                         const PrototypeMarginTangent<float>&, void*);
-template void prototype_margin_bwd_cuda(const PrototypeMarginInput<double>&,
+template void prototype_margin_hvp_cuda(const PrototypeMarginInput<double>&,
                                         const PrototypeMarginTangent<double>&, void*);
 
 }  // namespace cgm_fast

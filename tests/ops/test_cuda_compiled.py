@@ -30,7 +30,7 @@ EXPECTED = {
     ),
     *(
         f"{kernel}<{dtype}>"
-        for kernel in ("mmd_wide_kernel", "mmd_second_kernel", "prototype_rows_kernel")
+        for kernel in ("mmd_wide_kernel", "mmd_hvp_kernel", "prototype_rows_kernel")
         for dtype in ("float", "double")
     ),
     *(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops import derivatives
-from cgm_fast.ops.cgm_loss.ops import cgm_loss_bwd, cgm_loss_fwd
+from cgm_fast.ops.cgm_loss.ops import cgm_loss_fwd, cgm_loss_hvp
 from cgm_fast.ops.scaling import last_derivative, scale_each
 from cgm_fast.ops.watching import composed
 
@@ -68,14 +68,14 @@ class CGMLossGradient(torch.autograd.Function):
     @staticmethod
     @last_derivative
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
-        """Hessian times the tangents, and the tangents' share of dL."""
+        """Hessian-vector product with the tangents, and the tangents' share of dL."""
         grad_loss, r, g, assignment, noise, grad_r, grad_g = ctx.saved_tensors
         dtype = torch.promote_types(r.dtype, torch.float32)
         t_r, t_g = (
             like.new_zeros(like.shape, dtype=dtype) if t is None else t.to(dtype)
             for t, like in zip(tangents, (r, g), strict=True)
         )
-        of_r, of_g = cgm_loss_bwd(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
+        of_r, of_g = cgm_loss_hvp(r, g, assignment, noise, *ctx.constants, t_r, t_g, ctx.backend)
         terms = [torch.zeros_like(grad_loss)]
         for tangent, gradient in ((tangents[0], grad_r), (tangents[1], grad_g)):
             if tangent is not None:
@@ -86,14 +86,14 @@ class CGMLossGradient(torch.autograd.Function):
 
 
 _FWD = torch.ops.cgm_fast.cgm_loss_fwd.default
-_BWD = torch.ops.cgm_fast.cgm_loss_bwd.default
+_HVP = torch.ops.cgm_fast.cgm_loss_hvp.default
 
 # Of the forward op: arguments 13 and 14 ask for gradients; results are the loss, its terms, the
 # assignment, the latents, and the gradients. Of the product: arguments 13 and 14 are the vectors.
 derivatives.differentiate(
     "cgm_loss_fwd",
-    derivatives.OfPair(_BWD, flags=13, assignment=2, latents=3, gradients=4, constant=(1, 2)),
+    derivatives.OfPair(_HVP, flags=13, assignment=2, latents=3, gradients=4, constant=(1, 2)),
 )
-derivatives.differentiate("cgm_loss_bwd", derivatives.OfProduct(_BWD, 13))
+derivatives.differentiate("cgm_loss_hvp", derivatives.OfProduct(_HVP, 13))
 derivatives.map_items("cgm_loss_fwd")
-derivatives.map_items("cgm_loss_bwd")
+derivatives.map_items("cgm_loss_hvp")

@@ -48,7 +48,7 @@ def cgm_loss_fwd(
     return loss, torch.stack((value[0], pull)), assignment, z, grad_r, grad_g
 
 
-def cgm_loss_bwd(
+def cgm_loss_hvp(
     mmd: ModuleType,
     prototype_margin: ModuleType,
     r: Tensor,
@@ -69,7 +69,7 @@ def cgm_loss_bwd(
 ) -> tuple[Tensor, Tensor]:
     """The derivative of the two gradients along (tangent_r [B, d], tangent_g [K, d])."""
     b = r.shape[0]
-    out_r, out_g = prototype_margin.prototype_margin_bwd(
+    out_r, out_g = prototype_margin.prototype_margin_hvp(
         r, g, assignment, margin, negative_scale, 1.0 / b, tangent_r, tangent_g
     )
     out_r, out_g = margin_weight * out_r, margin_weight * out_g
@@ -78,7 +78,7 @@ def cgm_loss_bwd(
     tangent_prior = tangent_g[nearest]
     if detach_prior:
         tangent_prior = torch.zeros_like(tangent_prior)
-    product, *_ = mmd.mmd_bwd(
+    product, *_ = mmd.mmd_hvp(
         z.unsqueeze(0), prior.unsqueeze(0), *_constants(b, variances, kernel_weights),
         0, 2 * b, False, False, torch.cat((tangent_r, tangent_prior)).unsqueeze(0), None, None,
     )  # fmt: skip

@@ -52,5 +52,5 @@ def cgm_loss_fwd(
     return loss, terms, assignment, z if z.dtype == r.dtype else z.to(r.dtype), grad_r, grad_g
 
 
-# The second derivative is composed of the two ops' own.
-cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)
+# The Hessian-vector product is composed of the two ops' own.
+cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)

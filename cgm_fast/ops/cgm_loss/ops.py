@@ -1,4 +1,4 @@
-"""Registration of `cgm_fast::cgm_loss_fwd` and `_bwd` with torch; imports torch alone."""
+"""Registration of `cgm_fast::cgm_loss_fwd` and `_hvp` with torch; imports torch alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _fwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _bwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _hvp_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(r.dtype, torch.float32)
     return r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype)
 
@@ -46,10 +46,10 @@ cgm_loss_fwd = register(
     _fwd_fake,
     _not_negative,
 )
-cgm_loss_bwd = register(
+cgm_loss_hvp = register(
     "cgm_loss",
-    "bwd",
+    "hvp",
     f"(Tensor r, Tensor g, Tensor assignment, Tensor noise, {_CONSTANTS}, Tensor tangent_r, "
     "Tensor tangent_g, str backend) -> (Tensor, Tensor)",
-    _bwd_fake,
+    _hvp_fake,
 )

@@ -7,4 +7,4 @@ from cgm_fast.ops.mmd import reference as mmd
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
 cgm_loss_fwd = partial(common.cgm_loss_fwd, mmd, prototype_margin)
-cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)
+cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)

@@ -122,5 +122,5 @@ def cgm_loss_fwd(
     return loss, terms, assignment, z, grad_r, grad_g
 
 
-# The second derivative is composed of the two ops' own.
-cgm_loss_bwd = partial(common.cgm_loss_bwd, mmd, prototype_margin)
+# The Hessian-vector product is composed of the two ops' own.
+cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)

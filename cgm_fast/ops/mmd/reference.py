@@ -193,7 +193,7 @@ def _mass(
 
 
 @batched
-def mmd_bwd(
+def mmd_hvp(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -213,7 +213,7 @@ def mmd_bwd(
     tangent_a: Tensor | None,
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     b, rows, d = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = _wide(x)

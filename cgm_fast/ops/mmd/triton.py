@@ -10,8 +10,8 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from cgm_fast.ops.gpu import constants, on_device
+from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as kernels
-from cgm_fast.ops.mmd import triton_second as second
 from cgm_fast.ops.mmd.common import Coefficients, batched
 from cgm_fast.ops.triton_launch import (
     FUSED,
@@ -247,7 +247,7 @@ def _block_ranges(
 
 @on_device
 @batched
-def mmd_bwd(
+def mmd_hvp(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -267,9 +267,9 @@ def mmd_bwd(
     tangent_a: Tensor | None,
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     problem = _problem(
-        "mmd_bwd", widened(x.dtype), x, y, x_weights, y_weights, cross, variance, variances,
+        "mmd_hvp", widened(x.dtype), x, y, x_weights, y_weights, cross, variance, variances,
         kernel_weights, x_scale, y_scale, cross_scale,
     )  # fmt: skip
     p, blocks, variance = problem.packed, problem.blocks, problem.variance
@@ -295,7 +295,7 @@ def mmd_bwd(
     pulls = x.new_empty((b, splits, p.total, p.features), dtype=dtype)
     p_shape = (b, splits, p.total // blocks.rows, scales + 1) if with_p else (1,)
     p_sums = x.new_empty(p_shape, dtype=torch.float64)
-    second.mmd_bwd_kernel[b * p.total // blocks.rows, splits](
+    triton_hvp.mmd_hvp_kernel[b * p.total // blocks.rows, splits](
         p.rows, p.columns, p.bias, p.weight, tangents, along, weight_dot,
         problem.variance, tangent_p[:, :-1].contiguous(), relation, tangent_p[:, -1].contiguous(),
         problem.kernel_weights, insides, z_sums, t_sums, pulls, p_sums,

@@ -38,7 +38,7 @@ def prototype_margin_fwd(
 
 
 @on_device
-def prototype_margin_bwd(
+def prototype_margin_hvp(
     r: Tensor,
     g: Tensor,
     assignment: Tensor,
@@ -48,7 +48,7 @@ def prototype_margin_bwd(
     tangent_r: Tensor | None,
     tangent_g: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d]): the gradient's own formula."""
+    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d]): the gradient's formula."""
     dtype = torch.promote_types(r.dtype, torch.float32)
     out_r, out_g = r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype)
     tangents = tangent_r, tangent_g

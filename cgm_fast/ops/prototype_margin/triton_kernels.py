@@ -3,7 +3,7 @@
 Samples and prototypes come packed (triton_pack.py); prototype k is packed row n_pad + k. Distances
 are plain differences (EXACT), so that equal ones tie to the bit, or where the user allows tf32
 -2 (r . g + b_r + b_g). `values` is what pairs are multiplied with: the packed rows themselves for a
-gradient, tangents for the Hessian's product. What is common to them, the first prototype's, is
+gradient, tangents for the Hessian-vector product. What is common to them, the first prototype's, is
 taken off before they are summed.
 """
 

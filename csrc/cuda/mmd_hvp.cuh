@@ -1,5 +1,5 @@
-// The Hessian of MMD² applied to a direction, in one launch; any number of features. Formulas are
-// those of triton_second.py and the op's README.
+// The Hessian-vector product of MMD², in one launch; any number of features. Formulas are those of
+// triton_hvp.py and the op's README.
 #pragma once
 
 #include "cuda/mmd.cuh"
@@ -8,7 +8,7 @@
 namespace cgm_fast::cuda {
 
 template <typename T>
-struct SecondMemory {
+struct HvpMemory {
   static constexpr int kColumns = 32;
   Chunk<T, kRows> rows, row_tangents;
   Chunk<T, kColumns> columns, column_tangents;
@@ -18,19 +18,19 @@ struct SecondMemory {
 };
 
 template <typename T>
-std::size_t second_shared_bytes(int64_t scales) {
-  return sizeof(SecondMemory<T>) + static_cast<std::size_t>(scales + 1) * sizeof(double) +
+std::size_t hvp_shared_bytes(int64_t scales) {
+  return sizeof(HvpMemory<T>) + static_cast<std::size_t>(scales + 1) * sizeof(double) +
          static_cast<std::size_t>(scales) * (sizeof(Scale<T>) + sizeof(T));
 }
 
 // One bandwidth's share at squared distance u with derivative 2 dot along the direction.
 template <typename T>
-struct SecondOf {
+struct HvpOf {
   T value, value_dot;  // k - 1
   T slope, slope_dot;  // -2 h_0 dk/du
   T by_h, by_h_dot;    // h_s dk/dh_s
 
-  __device__ SecondOf(T u, T dot, const Scale<T>& scale, T variance_dot) {
+  __device__ HvpOf(T u, T dot, const Scale<T>& scale, T variance_dot) {
     // Where k is an exact zero everything else is left out: products would overflow.
     const T e = u * scale.unit;
     const bool vanishes = e < T(-1100);
@@ -51,10 +51,10 @@ struct SecondOf {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    mmd_second_kernel(const MmdCall<T> call, const MmdTangent<T> along, unsigned blocks) {
-  constexpr int kColumns = SecondMemory<T>::kColumns;
+    mmd_hvp_kernel(const MmdCall<T> call, const MmdTangent<T> along, unsigned blocks) {
+  constexpr int kColumns = HvpMemory<T>::kColumns;
   const MmdInput<T>& in = call.in;
-  SecondMemory<T>& memory = *shared_memory<SecondMemory<T>>();
+  HvpMemory<T>& memory = *shared_memory<HvpMemory<T>>();
   double* parts = reinterpret_cast<double*>(&memory + 1);
   Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 1 + in.scales);
   T* scales_dot = reinterpret_cast<T*>(scales + in.scales);
@@ -119,13 +119,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         const T a_i_dot = there ? weight_dot(i) : T(0), a_j_dot = there ? weight_dot(j) : T(0);
         const T pair = a_i * a_j, pair_dot = a_i_dot * a_j + a_i * a_j_dot;
         if (pass > 0) {
-          const SecondOf<T> of(u[q], dot[q], scales[pass - 1], scales_dot[pass - 1]);
+          const HvpOf<T> of(u[q], dot[q], scales[pass - 1], scales_dot[pass - 1]);
           of_scale += (r * pair_dot + r_dot * pair) * of.by_h + r * pair * of.by_h_dot;
           continue;
         }
         T value = 0, value_dot = 0, slope = 0, slope_dot = 0;
         for (int s = 0; s < in.scales; ++s) {
-          const SecondOf<T> of(u[q], dot[q], scales[s], scales_dot[s]);
+          const HvpOf<T> of(u[q], dot[q], scales[s], scales_dot[s]);
           value += of.value;
           value_dot += of.value_dot;
           slope += of.slope;

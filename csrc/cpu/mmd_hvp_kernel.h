@@ -1,5 +1,5 @@
-// The second-order MMD² pass: a block of rows against a tile of columns. Compiled once per
-// instruction set (mmd_second_kernel.cpp); the driver is mmd_second.cpp.
+// The Hessian-vector product of MMD²: a block of rows against a tile of columns. Compiled once per
+// instruction set (mmd_hvp_kernel.cpp); the driver is mmd_hvp.cpp.
 //
 // With u_ij = |z_i - z_j|^2, its derivative along the tangents u'_ij = 2 <z_i - z_j, t_i - t_j>,
 // and c_ij = r a_i a_j, the pass needs of every pair
@@ -13,7 +13,7 @@
 namespace cgm_fast {
 
 template <typename T>
-struct SecondVisit : Block<T> {
+struct HvpVisit : Block<T> {
   const T* rows_t;                   // [rows, features]: t_i, beside rows_z
   const T* panel_t;                  // [d, stride]: t_j, transposed
   const T *row_a, *row_a_dot;        // [rows]: a_i and its derivative
@@ -34,8 +34,8 @@ struct SecondVisit : Block<T> {
 };
 
 template <typename T>
-struct SecondKernels {
-  void (*pairs)(const SecondVisit<T>&);
+struct HvpKernels {
+  void (*pairs)(const HvpVisit<T>&);
   // row_values += w z for the weights and the columns that the block names.
   void (*add_rows)(const Block<T>&);
   void (*take)(T* from, int64_t count, double factor, double* out);
@@ -44,6 +44,6 @@ struct SecondKernels {
 
 // The kernels in the best instruction set that this processor has.
 template <typename T>
-const SecondKernels<T>& second_kernels();
+const HvpKernels<T>& hvp_kernels();
 
 }  // namespace cgm_fast

@@ -1,6 +1,6 @@
-// The second-order MMD² pass over a block of pairs; see mmd_second_kernel.h. Compiled once per
+// The Hessian-vector product of MMD² over a block of pairs; see mmd_hvp_kernel.h. Compiled once per
 // instruction set.
-#include "cpu/mmd_second_kernel.h"
+#include "cpu/mmd_hvp_kernel.h"
 
 #include "cpu/products.h"
 
@@ -25,7 +25,7 @@ struct Gaussian {
 
 // What a pair adds up, for one row and one vector of columns.
 template <typename Kernel, typename T>
-CGM_INLINE void pair(const SecondVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
+CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
   Vec<T> minus_one = {}, by_u = {}, minus_one_dot = {}, by_u_dot = {};
   const T a_i = v.row_a[i], a_i_dot = v.row_a_dot[i], r = v.relation, r_dot = v.relation_dot;
   const Vec<T> a_j = load(v.column_a + j), a_j_dot = load(v.column_a_dot + j);
@@ -66,7 +66,7 @@ CGM_INLINE void pair(const SecondVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Ve
 }
 
 template <typename Kernel, typename T, int C>
-CGM_INLINE void pairs_of_rows(const SecondVisit<T>& v, int64_t i, int64_t j) {
+CGM_INLINE void pairs_of_rows(const HvpVisit<T>& v, int64_t i, int64_t j) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> u[kRows][C], u_dot[kRows][C];
   CGM_UNROLL for (int r = 0; r < kRows; ++r) CGM_UNROLL for (int c = 0; c < C; ++c) u[r][c] =
@@ -89,7 +89,7 @@ CGM_INLINE void pairs_of_rows(const SecondVisit<T>& v, int64_t i, int64_t j) {
 }
 
 template <typename T>
-void pairs(const SecondVisit<T>& v) {
+void pairs(const HvpVisit<T>& v) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int64_t i = 0; i < v.rows; i += kRows) {
     int64_t j = 0;
@@ -105,13 +105,13 @@ void add_rows(const Block<T>& block) {
 }
 
 template <typename T>
-constexpr SecondKernels<T> kernels = {pairs<T>, add_rows<T>, take<T>, take_lanes<T>};
+constexpr HvpKernels<T> kernels = {pairs<T>, add_rows<T>, take<T>, take_lanes<T>};
 
 }  // namespace
 
 namespace CGM_FAST_ISA {
-extern const SecondKernels<float> second_kernels_float = kernels<float>;
-extern const SecondKernels<double> second_kernels_double = kernels<double>;
+extern const HvpKernels<float> hvp_kernels_float = kernels<float>;
+extern const HvpKernels<double> hvp_kernels_double = kernels<double>;
 }  // namespace CGM_FAST_ISA
 
 }  // namespace cgm_fast

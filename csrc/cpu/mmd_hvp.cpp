@@ -1,5 +1,5 @@
-// The second-order pass of MMD² on the CPU, Hessian times a direction: the driver of the visits in
-// mmd_second_kernel.cpp, to every ordered pair of rows.
+// The Hessian-vector product of MMD² on the CPU: the driver of the visits in mmd_hvp_kernel.cpp, to
+// every ordered pair of rows.
 //
 // Each thread owns blocks of rows and meets every tile of columns. As in the first pass a row's
 // result comes from sums over its columns, sum_j w'_ij (z_i - z_j) + w_ij (t_i - t_j) as
@@ -11,13 +11,13 @@
 
 #include "cpu/isa.h"
 #include "cpu/layout.h"
-#include "cpu/mmd_second_kernel.h"
+#include "cpu/mmd_hvp_kernel.h"
 #include "cpu/parallel.h"
 #include "mmd.h"
 
 namespace cgm_fast {
 
-CGM_FAST_KERNELS(SecondKernels, second_kernels)
+CGM_FAST_KERNELS(HvpKernels, hvp_kernels)
 
 namespace {
 
@@ -94,7 +94,7 @@ class Worker {
   void visit(const Tile& own, int64_t begin, int64_t block) {
     const int64_t at = own.start + begin, scales = layout_.in.scales;
     const int count = int(std::min<int64_t>(kBlockRows, own.rows - begin));
-    SecondVisit<T> v = {};
+    HvpVisit<T> v = {};
     v.d = d_;
     v.features = layout_.features;
     v.rows = int(round_up(count, 4));
@@ -127,7 +127,7 @@ class Worker {
   }
 
  private:
-  void meet(SecondVisit<T>& v, const Tile& own, int64_t begin, const Tile& met) {
+  void meet(HvpVisit<T>& v, const Tile& own, int64_t begin, const Tile& met) {
     v.columns = v.stride = met.columns;
     v.panel = layout_.panels.data + met.start * d_;
     v.panel_t = direction_.panels.data + met.start * d_;
@@ -183,7 +183,7 @@ class Worker {
   const Layout<T>& layout_;
   const Direction<T>& direction_;
   const MmdTangent<T>& tangent_;
-  const SecondKernels<T>& kernels_ = second_kernels<T>();
+  const HvpKernels<T>& kernels_ = hvp_kernels<T>();
   const int64_t d_, row_width_;
   double* block_p_;  // [blocks, scales + 1]
   Buffer<T> w_, w_dot_, lanes_, p_sums_, row_values_;
@@ -191,7 +191,7 @@ class Worker {
 };
 
 template <typename T>
-void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t item, int threads) {
+void hvp_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t item, int threads) {
   const double pairs = double(in.n + in.m) * double(in.n + in.m);
   threads = useful_threads(pairs * (5.0 * double(in.d) + 40.0 * double(in.scales)), threads);
   const Layout<T> layout(in, item, threads);
@@ -227,12 +227,12 @@ void backward_item(const MmdInput<T>& in, const MmdTangent<T>& tangent, int64_t 
 }  // namespace
 
 template <typename T>
-void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads) {
+void mmd_hvp_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads) {
   for_each_item(in.batch, threads,
-                [&](int64_t item, int inner) { backward_item(in, tangent, item, inner); });
+                [&](int64_t item, int inner) { hvp_item(in, tangent, item, inner); });
 }
 
-template void mmd_bwd_cpu(const MmdInput<float>&, const MmdTangent<float>&, int);
-template void mmd_bwd_cpu(const MmdInput<double>&, const MmdTangent<double>&, int);
+template void mmd_hvp_cpu(const MmdInput<float>&, const MmdTangent<float>&, int);
+template void mmd_hvp_cpu(const MmdInput<double>&, const MmdTangent<double>&, int);
 
 }  // namespace cgm_fast

@@ -1,4 +1,4 @@
-"""The second-order pass of MMD² in Triton: the Hessian times a direction, over packed samples.
+"""The Hessian-vector product of MMD² in Triton, over packed samples.
 
 Packing, splits and masks are those of triton_kernels.py. With e_dot = -<z_i - z_j, t_i - t_j>, the
 derivative of the exponent along the direction t, everything else is a function of one pair.
@@ -13,7 +13,7 @@ from cgm_fast.ops.triton_math import add_to, exp2_less_one, kernel
 
 
 @kernel
-def mmd_bwd_kernel(
+def mmd_hvp_kernel(
     rows, columns, bias, weight,  # packed samples
     tangents,  # [b, total, features]: t, scaled like the samples
     along,  # [b, total]: <z_i, t_i>
