@@ -28,14 +28,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cgm_fast.ops import triton_launch as launch
-from cgm_fast.ops import triton_pack
 from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as mmd
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
-from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, Key, table
+from cgm_fast.ops.triton import launch, pack
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 
 KINDS = ("half", "float32", "float64")
 TARGETS = ("80", "90", "100", "gfx942")
@@ -133,9 +132,9 @@ def other_variants(numbers: str, device: str) -> Iterator[Variant]:
     for held in modes(numbers, device):
         blocks = Blocks(ROWS, ROWS, MOST_FEATURES, 4, 3)  # Triton's own warps and stages
         tile = {"ROWS": ROWS, "FEATURES": MOST_FEATURES}
-        yield Variant("sum_kernel", triton_pack.sum_kernel, {**tile, "ROWS": 64}, blocks, held)
-        pack = {**tile, "PARTS": 64, "TF32": held.rounded}
-        yield Variant("pack_kernel", triton_pack.pack_kernel, pack, blocks, held)
+        yield Variant("sum_kernel", pack.sum_kernel, {**tile, "ROWS": 64}, blocks, held)
+        packing = {**tile, "PARTS": 64, "TF32": held.rounded}
+        yield Variant("pack_kernel", pack.pack_kernel, packing, blocks, held)
         finish = {**tile, "GRADIENT": True, "BLOCKS": 256, "CROSS_SCALE": mmd.CROSS_SCALE}
         finish |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts}
         function = mmd.mmd_finish_kernel
@@ -174,7 +173,7 @@ def compiled(variant: Variant, target: GPUTarget) -> Any:
             signature[name] = "i32"
         else:
             kinds = {**INTEGERS, **dict.fromkeys(DOUBLES, "fp64"), "rows": TYPES[held.rows]}
-            if function in (triton_pack.sum_kernel, triton_pack.pack_kernel):
+            if function in (pack.sum_kernel, pack.pack_kernel):
                 kinds["largest"] = "i32" if held.compute == F32 else "i64"  # bits of a number
             signature[name] = "*" + kinds.get(name, TYPES[held.compute])
     options = {"num_warps": variant.blocks.warps, "num_stages": variant.blocks.stages}

@@ -16,7 +16,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from benchmarks.compiled import Variant, compiled, nvidia_tool, target_of, variants
-from cgm_fast.ops.triton_tiles import FEATURES, WIDE, Key, table
+from cgm_fast.ops.triton.tiles import FEATURES, WIDE, Key, table
 
 # Of a multiprocessor of compute capability 9.0, per clock: instructions of 32 threads. (CUDA
 # programming guide, arithmetic instructions; multiply-adds of tensor cores from the data sheet.)

@@ -20,7 +20,7 @@ import triton
 
 import cgm_fast
 from benchmarks.compiled import F16, F32, F64, SHARED, TARGETS, describe, target_of, variants
-from cgm_fast.ops.triton_tiles import FEATURES, TABLE, WIDE, Blocks, Key, device_key, table
+from cgm_fast.ops.triton.tiles import FEATURES, TABLE, WIDE, Blocks, Key, device_key, table
 from cgm_fast.testing import prototypes, samples
 
 KERNELS = {

@@ -53,9 +53,9 @@ LAYERS = {
     "chunks": (r"cgm_fast\.ops\.chunks", set()),
     "forks": (r"cgm_fast\.ops\.forks", set()),
     "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
-    "cuda": (r"cgm_fast\.ops\.cuda_launch", {"compiled", "gpu"}),
-    "triton": (r"cgm_fast\.ops\.triton_(launch|math|tiles)", {"gpu"}),
-    "pack": (r"cgm_fast\.ops\.triton_pack", {"triton"}),
+    "cuda": (r"cgm_fast\.ops\.cuda(\.launch)?", {"compiled", "gpu"}),
+    "triton": (r"cgm_fast\.ops\.triton(\.(launch|math|tiles))?", {"gpu"}),
+    "pack": (r"cgm_fast\.ops\.triton\.pack", {"triton"}),
     "op": (OP, {"api"}),
     "api": (
         OP + r"\.api",
@@ -210,8 +210,9 @@ def fail(name):
     raise
 absent = tuple(name for name, reason in cgm_fast.availability().items() if reason)
 for module in pkgutil.walk_packages(cgm_fast.__path__, "cgm_fast.", onerror=fail):
-    last = module.name.rpartition(".")[2]
-    if last != "__main__" and not last.startswith(absent):  # an implementation, or its kernels
+    parts = module.name.split(".")
+    of_absent = any(part.startswith(absent) for part in parts)  # an implementation, or its kernels
+    if parts[-1] != "__main__" and not of_absent:
         importlib.import_module(module.name)
 x, y = torch.randn(33, 5, requires_grad=True), torch.randn(31, 5)
 cgm_fast.mmd(x, y).backward()

@@ -11,7 +11,7 @@ from cgm_fast.ops import backends
 if backends.availability()["triton"] is not None:
     pytest.skip(backends.availability()["triton"], allow_module_level=True)
 
-from cgm_fast.ops import triton_tiles
+from cgm_fast.ops.triton import tiles as triton_tiles
 
 if not triton_tiles.PIPELINES:
     pytest.skip("triton 3.2 compiles by another interface", allow_module_level=True)

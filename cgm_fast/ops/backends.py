@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cgm_fast.ops import cuda_launch
+from cgm_fast.ops.cuda import launch as cuda_launch
 
 AUTO = "auto"
 ENVIRONMENT = "CGM_FAST_BACKEND"

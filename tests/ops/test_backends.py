@@ -10,7 +10,7 @@ import torch
 
 import cgm_fast
 from cgm_fast.ops import backends
-from cgm_fast.ops.cuda_launch import EMULATION
+from cgm_fast.ops.cuda.launch import EMULATION
 
 OPS = {
     "mmd": lambda r, g, **how: cgm_fast.mmd(r, g, **how),

@@ -16,9 +16,9 @@ if backends.availability()["triton"] is not None:
 
 import triton
 
-from cgm_fast.ops import triton_tiles
+from cgm_fast.ops.triton import tiles
 
-if not triton_tiles.PIPELINES:
+if not tiles.PIPELINES:
     pytest.skip("triton 3.2 compiles by another interface", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]

@@ -60,13 +60,14 @@ def serve_the_cpu() -> None:
     """Let the backend take CPU tensors, with the tiles and programs of the GPU."""
     from importlib import import_module
 
-    from cgm_fast.ops import backends, triton_tiles
+    from cgm_fast.ops import backends
+    from cgm_fast.ops.triton import tiles
 
     backends.BACKENDS["triton"] = dataclasses.replace(
         backends.BACKENDS["triton"], devices=("cuda", "cpu"), why_unavailable=lambda: None
     )
-    triton_tiles.device_key = lambda device: "{}.{}".format(*CAPABILITY)
-    choose = triton_tiles.choose
+    tiles.device_key = lambda device: "{}.{}".format(*CAPABILITY)
+    choose = tiles.choose
     gpu = SimpleNamespace(type="cuda")  # all that `choose` asks of a device
     for op in ("mmd", "prototype_margin", "cgm_loss"):
         module = import_module(f"cgm_fast.ops.{op}.triton")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.cgm_loss import common
-from cgm_fast.ops.cuda_launch import MOST_FEATURES, counters, function, rows_of_block, stream
+from cgm_fast.ops.cuda.launch import MOST_FEATURES, counters, function, rows_of_block, stream
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.memory import address, compute_like, samples
 from cgm_fast.ops.mmd import cuda as mmd

@@ -13,9 +13,9 @@ from cgm_fast.ops.cgm_loss import triton_kernels as kernels
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
-from cgm_fast.ops.triton_launch import FUSED, numbers, round_up
-from cgm_fast.ops.triton_pack import Packed
-from cgm_fast.ops.triton_tiles import Blocks, choose
+from cgm_fast.ops.triton.launch import FUSED, numbers, round_up
+from cgm_fast.ops.triton.pack import Packed
+from cgm_fast.ops.triton.tiles import Blocks, choose
 
 # Up to these sizes launches are what takes the time; beyond them each op's own kernels, with their
 # transposed copies, larger tiles and splits, are worth more of them. STEPS are blocks of prototypes

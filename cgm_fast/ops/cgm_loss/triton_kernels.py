@@ -13,7 +13,7 @@ import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import gradient_factor, left_by, near_constant
 from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
-from cgm_fast.ops.triton_math import kernel, nearest_tf32
+from cgm_fast.ops.triton.math import kernel, nearest_tf32
 
 # Where they stand among `numbers`.
 SIGMA, PRIOR_SIGMA, MMD_WEIGHT, MARGIN_WEIGHT, MARGIN, NEGATIVE_SCALE = range(6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cuda_launch import (
+from cgm_fast.ops.cuda.launch import (
     MOST_FEATURES,
     ROWS,
     counters,

@@ -13,7 +13,7 @@ from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd.common import Coefficients, batched
-from cgm_fast.ops.triton_launch import (
+from cgm_fast.ops.triton.launch import (
     FUSED,
     Numbers,
     numbers,
@@ -22,8 +22,8 @@ from cgm_fast.ops.triton_launch import (
     widened,
     with_bandwidths,
 )
-from cgm_fast.ops.triton_pack import Packed, item_stride, pack
-from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, choose, device_key
+from cgm_fast.ops.triton.pack import Packed, item_stride, pack
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, choose, device_key
 
 _TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
 

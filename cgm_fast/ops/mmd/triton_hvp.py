@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import split_columns
-from cgm_fast.ops.triton_math import add_to, exp2_less_one, kernel
+from cgm_fast.ops.triton.math import add_to, exp2_less_one, kernel
 
 
 @kernel

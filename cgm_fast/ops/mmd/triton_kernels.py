@@ -1,6 +1,6 @@
 """MMD² and its gradient in Triton; launched by triton.py, derived in README.md.
 
-The samples are first packed (triton_pack.py), scaled so that the kernel is 2^e with
+The samples are first packed (ops/triton/pack.py), scaled so that the kernel is 2^e with
 e = z_i . z_j + b_i + b_j. A weight a_j carries its sample's sign and scale, and is 0 for padding.
 
 Columns are dealt out in splits, each within one sample: a program takes a block of rows and a
@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import (
+from cgm_fast.ops.triton.math import (
     add_to,
     add_weighted,
     cut,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cuda_launch import ROWS, counters, function, stream
+from cgm_fast.ops.cuda.launch import ROWS, counters, function, stream
 from cgm_fast.ops.gpu import multiprocessors, on_device
 from cgm_fast.ops.memory import address, compute_like, plain, samples
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.prototype_margin import triton_kernels as kernels
-from cgm_fast.ops.triton_launch import FUSED, parallel, round_up, widened
-from cgm_fast.ops.triton_pack import pack
-from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, choose
+from cgm_fast.ops.triton.launch import FUSED, parallel, round_up, widened
+from cgm_fast.ops.triton.pack import pack
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, choose
 
 _LOG2E = 1.4426950408889634  # a bandwidth for which packing scales by 1
 

@@ -1,10 +1,10 @@
 """Nearest prototype, margin loss and its gradients in Triton; launched by triton.py.
 
-Samples and prototypes come packed (triton_pack.py); prototype k is packed row n_pad + k. Distances
-are plain differences (EXACT), so that equal ones tie to the bit, or where the user allows tf32
--2 (r . g + b_r + b_g). `values` is what pairs are multiplied with: the packed rows themselves for a
-gradient, tangents for the Hessian-vector product. What is common to them, the first prototype's, is
-taken off before they are summed.
+Samples and prototypes come packed (ops/triton/pack.py); prototype k is packed row n_pad + k.
+Distances are plain differences (EXACT), so that equal ones tie to the bit, or where the user allows
+tf32 -2 (r . g + b_r + b_g). `values` is what pairs are multiplied with: the packed rows themselves
+for a gradient, tangents for the Hessian-vector product. What is common to them, the first
+prototype's, is taken off before they are summed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import kernel, squared_distances
+from cgm_fast.ops.triton.math import kernel, squared_distances
 
 MARGIN, NEGATIVE_SCALE, SCALE = 2, 3, 4  # where they stand among `constants`, after two weights
 

@@ -1,4 +1,4 @@
-"""Which tile a Triton kernel takes: looked up in triton_tiles.csv, which `make tiles` writes."""
+"""Which tile a Triton kernel takes: looked up in tiles.csv, which `make tiles` writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-TABLE = Path(__file__).with_name("triton_tiles.csv")
+TABLE = Path(__file__).with_name("tiles.csv")
 FEATURES = (16, 32, 64)
 """The numbers of features, padded, that may be held at once; where there are more, WIDE."""
 WIDE = 0

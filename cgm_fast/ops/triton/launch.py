@@ -1,4 +1,4 @@
-"""How Triton kernels are launched: precision, and how many programs; tiles: triton_tiles.py."""
+"""How Triton kernels are launched: precision, and how many programs; tiles: tiles.py."""
 
 from __future__ import annotations
 

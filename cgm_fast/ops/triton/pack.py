@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cgm_fast.ops.triton_launch import FUSED, Numbers, round_up
-from cgm_fast.ops.triton_math import kernel, nearest_tf32
-from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks
+from cgm_fast.ops.triton.launch import FUSED, Numbers, round_up
+from cgm_fast.ops.triton.math import kernel, nearest_tf32
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks
 
 _SUM_ROWS, _SUM_PARTS = 64, 64  # of a block for the centre, and how many programs share them
 
