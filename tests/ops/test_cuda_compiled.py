@@ -8,7 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 
 try:
-    from benchmarks import cuda_binary
+    from tools.kernels import cuda_binary
 
     cuda_binary.module()
 except (ImportError, RuntimeError) as error:

@@ -109,7 +109,8 @@ def product(a, a_rest, b, PRECISION: tl.constexpr):
     """a @ b, where a comes as `parts` leaves it. Half factors are multiplied as they are.
 
     Triton's own tf32x3 also mends infinities and rounds the rest: a sixth to a quarter more
-    instructions in the loop over columns (benchmarks/cost.py), which samples and weights need not.
+    instructions in the loop over columns (tools/kernels/cost.py), which samples and weights do not
+    need.
     """
     if PRECISION == "tf32x3" and b.dtype == tl.float32:
         b, b_rest = split_tf32(b)

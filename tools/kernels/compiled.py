@@ -1,4 +1,4 @@
-"""What Triton's compiler makes of the kernels, without a GPU: `python -m benchmarks.compiled`.
+"""What Triton's compiler makes of the kernels, without a GPU: `python -m tools.kernels.compiled`.
 
 For every tile that a launch can pick, and every way its kernel can be called: registers, what
 spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
@@ -6,7 +6,7 @@ capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plai
 the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
 
 --record writes the rows, with the version of Triton whose compiler made them, to
-`results/triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
+`triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
 where the version is the same. Of the targets but 9.0 it holds the plainest ways: all ways of all
 take ten minutes.
 """
@@ -41,7 +41,7 @@ TARGETS = ("80", "90", "100", "gfx942")
 SHARED = {"8.0": 99 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "amd": 64 << 10}
 """Bytes that one program may have; 8.0 also stands for 8.6, 8.9 and 12.0, which have the least."""
 
-RECORD = Path(__file__).parent / "results" / "triton-compiled.csv"
+RECORD = Path(__file__).parent / "triton-compiled.csv"
 RECORDED = (
     "triton", "target", "kernel", "features", "numbers", "precision", "tile", "registers",
     "spilled", "shared", "tensor",

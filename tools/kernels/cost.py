@@ -1,4 +1,4 @@
-"""What bounds the Triton kernels, from their machine code: `python -m benchmarks.cost`.
+"""What bounds the Triton kernels, from their machine code: `python -m tools.kernels.cost`.
 
 The first pass of mmd is compiled for compute capability 9.0 and disassembled; the instructions of
 its loop over columns are counted by the unit that executes them. A unit's clocks for a pair of rows
@@ -15,8 +15,8 @@ import tempfile
 from collections import Counter
 from typing import Any, NamedTuple
 
-from benchmarks.compiled import Variant, compiled, nvidia_tool, target_of, variants
 from cgm_fast.ops.triton.tiles import FEATURES, WIDE, Key, table
+from tools.kernels.compiled import Variant, compiled, nvidia_tool, target_of, variants
 
 # Of a multiprocessor of compute capability 9.0, per clock: instructions of 32 threads. (CUDA
 # programming guide, arithmetic instructions; multiply-adds of tensor cores from the data sheet.)

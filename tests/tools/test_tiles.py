@@ -16,9 +16,9 @@ from cgm_fast.ops.triton import tiles as triton_tiles
 if not triton_tiles.PIPELINES:
     pytest.skip("triton 3.2 compiles by another interface", allow_module_level=True)
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2]))
 
-from benchmarks import tiles
+from tools.kernels import tiles
 
 
 @pytest.mark.parametrize("kernel", tiles.KERNELS)
@@ -41,7 +41,7 @@ def test_rows_of_devices_that_were_not_named_are_kept(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(tiles.subprocess, "run", lambda words, check: commands.append(words[1:]))
     tiles.main()
-    assert commands == [["-m", "benchmarks.compiled", "--record"]]
+    assert commands == [["-m", "tools.kernels.compiled", "--record"]]
     with triton_tiles.TABLE.open(newline="") as before, table.open(newline="") as after:
         before, after = list(csv.DictReader(before)), list(csv.DictReader(after))
     assert [row for row in after if row["device"] != "9.0"] == [

@@ -1,4 +1,4 @@
-"""Write the table of Triton's tiles: `python -m benchmarks.tiles [TARGET ...]` (`make tiles`).
+"""Write the table of Triton's tiles: `python -m tools.kernels.tiles [TARGET ...]` (`make tiles`).
 
 For each kernel, kind of number, number of features and device the candidates are tried in turn.
 One counts only if none of its variants spills and all fit the device's shared memory. Of these the
@@ -19,9 +19,9 @@ import torch
 import triton
 
 import cgm_fast
-from benchmarks.compiled import F16, F32, F64, SHARED, TARGETS, describe, target_of, variants
 from cgm_fast.ops.triton.tiles import FEATURES, TABLE, WIDE, Blocks, Key, device_key, table
 from cgm_fast.testing import prototypes, samples
+from tools.kernels.compiled import F16, F32, F64, SHARED, TARGETS, describe, target_of, variants
 
 KERNELS = {
     "mmd_fwd": ("float32", "half", "float64"),
@@ -149,7 +149,7 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)
-    subprocess.run([sys.executable, "-m", "benchmarks.compiled", "--record"], check=True)
+    subprocess.run([sys.executable, "-m", "tools.kernels.compiled", "--record"], check=True)
 
 
 if __name__ == "__main__":

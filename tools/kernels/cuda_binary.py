@@ -1,4 +1,4 @@
-"""What the compiled module holds for GPUs: `python -m benchmarks.cuda_binary`.
+"""What the compiled module holds for GPUs: `python -m tools.kernels.cuda_binary`.
 
 Registers and stack of every kernel; and for the loops over columns of mmd's kernels the
 instructions of a pair of rows by the unit that executes them, against the floor of DESIGN's table:
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from benchmarks.compiled import nvidia_tool
-from benchmarks.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS, loops_of, opcode
+from tools.kernels.compiled import nvidia_tool
+from tools.kernels.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS, loops_of, opcode
 
 THREADS = 256
 REGISTERS = 65536
