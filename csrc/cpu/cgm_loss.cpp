@@ -50,8 +50,9 @@ void combine(const CgmLossInput<T>& in, T* values, const U* of_mmd, int64_t coun
 template <typename T>
 void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, int threads) {
   const int64_t rows = in.margin.rows, k = in.margin.k, d = in.margin.d;
-  T pull, mmd;
-  prototype_margin_fwd_cpu(in.margin, {&pull, out.assignment, out.grad_r, out.grad_g}, threads);
+  T margin_loss, mmd;
+  prototype_margin_fwd_cpu(in.margin, {&margin_loss, out.assignment, out.grad_r, out.grad_g},
+                           threads);
   const Buffer<T> prior(rows * d);
   const int helping = rows * d > 1 << 15 ? threads : 1;
   split_rows(rows, helping, [&](int, int64_t first, int64_t last) {
@@ -76,8 +77,8 @@ void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, 
   mmd_fwd_cpu(pair, {begin, end, &mmd, grad_z.data, nullptr, nullptr}, threads);
 
   out.terms[0] = mmd;
-  out.terms[1] = pull;
-  out.loss[0] = T(in.mmd_weight * double(mmd) + in.margin_weight * double(pull));
+  out.terms[1] = margin_loss;
+  out.loss[0] = T(in.mmd_weight * double(mmd) + in.margin_weight * double(margin_loss));
   if (out.grad_r)
     split_rows(rows, helping, [&](int, int64_t first, int64_t last) {
       combine(in, out.grad_r + first * d, grad_z.data + first * d, (last - first) * d);

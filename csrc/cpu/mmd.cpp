@@ -134,10 +134,10 @@ class Worker {
   void visit(int64_t p, int64_t q) {
     const Group &rows = pass_.groups[p], &columns = pass_.groups[q];
     const bool across = rows.of_y != columns.of_y;
-    const double cross = across ? layout_.cross : 1.0;
+    const double relation = across ? layout_.cross : 1.0;
     p_ = p;
     if (p == q) pass_.sums.start(rows, d_ + 1);  // a group meets itself first
-    unit_ = layout_.unit(columns.of_y) * cross;
+    unit_ = layout_.unit(columns.of_y) * relation;
     total_ = &(across ? pass_.sums.across : pass_.sums.within)[p];
     near_ =
         (across ? pass_.sums.near_across : pass_.sums.near_within).data() + p * layout_.in.scales;
@@ -147,7 +147,7 @@ class Worker {
     for (size_t tile = rows.begin; tile < rows.end; ++tile)
       for (int64_t begin = 0; begin < layout_.tiles[tile].rows; begin += kBlockRows)
         visit_block(tile, begin, columns, p == q);
-    if (!pass_.sums.columns.empty()) take_columns(columns, layout_.unit(rows.of_y) * cross);
+    if (!pass_.sums.columns.empty()) take_columns(columns, layout_.unit(rows.of_y) * relation);
   }
 
  private:

@@ -27,10 +27,11 @@ struct Gaussian {
 template <typename Kernel, typename T>
 CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
   Vec<T> minus_one = {}, by_u = {}, minus_one_dot = {}, by_u_dot = {};
-  const T a_i = v.row_a[i], a_i_dot = v.row_a_dot[i], r = v.relation, r_dot = v.relation_dot;
+  const T a_i = v.row_a[i], a_i_dot = v.row_a_dot[i];
+  const T relation = v.relation, relation_dot = v.relation_dot;
   const Vec<T> a_j = load(v.column_a + j), a_j_dot = load(v.column_a_dot + j);
   const Vec<T> aa = a_i * a_j, aa_dot = a_i_dot * a_j + a_i * a_j_dot;
-  const Vec<T> c = r * aa, c_dot = r * aa_dot + r_dot * aa;
+  const Vec<T> c = relation * aa, c_dot = relation * aa_dot + relation_dot * aa;
   // 0 * inf would turn a vanished kernel into NaN.
   const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
   for (int64_t s = 0; s < v.scales; ++s) {
@@ -58,7 +59,8 @@ CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T
   T* lanes = v.lanes + i * 3 * kTileAlign;
   store(lanes, load(lanes) + w_dot);
   store(lanes + kTileAlign, load(lanes + kTileAlign) + w);
-  const Vec<T> inside = (r_dot * a_j + r * a_j_dot) * minus_one + r * a_j * minus_one_dot;
+  const Vec<T> inside =
+      (relation_dot * a_j + relation * a_j_dot) * minus_one + relation * a_j * minus_one_dot;
   store(lanes + 2 * kTileAlign, load(lanes + 2 * kTileAlign) + inside);
   if (!v.with_p || !v.across) return;
   T* sums = v.p_sums + v.scales * kTileAlign;

@@ -4,8 +4,8 @@
 // Distances to prototypes are so cheap at a batch's size that every block assigns all samples by
 // itself, rather than wait for another. Then a block has some rows of z = [r + sigma e; g_k + tau
 // e'] against all of them, as in mmd_rows.cuh, or a prototype's gradient of the margin loss. What
-// is left needs all blocks, and the last to finish does it: the loss, and what a prototype's own
-// samples pull.
+// is left needs all blocks, and the last to finish does it: the loss, and the gradient from a
+// prototype's own samples.
 #pragma once
 
 #include "cgm_loss.h"
@@ -93,8 +93,8 @@ __device__ void assign_all(const PrototypeMarginInput<T>& in, int* own) {
   sync_block();
 }
 
-// The margin loss of the block's rows and what prototypes pull them with; or, of_prototype, what
-// all samples pull one prototype with, on the same terms. Added to memory's sums of row `mine`.
+// The margin loss of the block's rows and their weighted differences from prototypes; or,
+// of_prototype, those of one prototype from all samples. Added to memory's sums of row `mine`.
 template <typename T, int kD>
 __device__ void margin_of(const PrototypeMarginInput<T>& in, const Lane& lane, bool of_prototype,
                           int mine, const int* own, RowsMemory<T, kD>& memory) {

@@ -113,14 +113,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int64_t i = first_row + row, j = first + lane;
         const bool there = row < rows_here && lane < here;
         const bool across = (i >= in.n) != (j >= in.n);
-        const T r = across ? between : T(1), r_dot = across ? between_dot : T(0);
+        const T relation = across ? between : T(1), relation_dot = across ? between_dot : T(0);
         const T a_i = there ? signed_weight(in, item, i) : T(0);
         const T a_j = there ? signed_weight(in, item, j) : T(0);
         const T a_i_dot = there ? weight_dot(i) : T(0), a_j_dot = there ? weight_dot(j) : T(0);
         const T pair = a_i * a_j, pair_dot = a_i_dot * a_j + a_i * a_j_dot;
         if (pass > 0) {
           const HvpOf<T> of(u[q], dot[q], scales[pass - 1], scales_dot[pass - 1]);
-          of_scale += (r * pair_dot + r_dot * pair) * of.by_h + r * pair * of.by_h_dot;
+          of_scale +=
+              (relation * pair_dot + relation_dot * pair) * of.by_h + relation * pair * of.by_h_dot;
           continue;
         }
         T value = 0, value_dot = 0, slope = 0, slope_dot = 0;
@@ -131,11 +132,11 @@ __global__ void __launch_bounds__(kThreads, 1)
           slope += of.slope;
           slope_dot += of.slope_dot;
         }
-        inside[q] += (r_dot * a_j + r * a_j_dot) * value + r * a_j * value_dot;
+        inside[q] += (relation_dot * a_j + relation * a_j_dot) * value + relation * a_j * value_dot;
         if (across) of_cross += pair_dot * value + pair * value_dot;
-        memory.weights[row][lane] = r * pair * slope;
+        memory.weights[row][lane] = relation * pair * slope;
         memory.weights_dot[row][lane] =
-            (r * pair_dot + r_dot * pair) * slope + r * pair * slope_dot;
+            (relation * pair_dot + relation_dot * pair) * slope + relation * pair * slope_dot;
       }
       if (pass > 0 || first_row >= along.row_end || first_row + kRows <= along.row_begin) continue;
       const bool last = first + here == total;

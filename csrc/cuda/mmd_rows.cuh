@@ -78,7 +78,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
                                  const Scale<T>* scales, T (&sums)[kOfRow + kD],
                                  const RowsMemory<T, kD>& memory) {
   OfTile<T> total = {};
-  T slope = 0, pull[kD] = {};
+  T slope = 0, weighted_sum[kD] = {};
   if constexpr (!kOptions) {
 #pragma unroll 2
     for (int j = lane.group; j < here; j += lane.groups) {
@@ -94,7 +94,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
       total.near += one;
       if constexpr (kGradient) {
 #pragma unroll
-        for (int f = 0; f < kD; ++f) pull[f] = fma(k.whole, column[f], pull[f]);
+        for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(k.whole, column[f], weighted_sum[f]);
       }
     }
   } else {
@@ -123,7 +123,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
         slope += w[c];
         if constexpr (kGradient) {
 #pragma unroll
-          for (int f = 0; f < kD; ++f) pull[f] = fma(w[c], column[c][f], pull[f]);
+          for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(w[c], column[c][f], weighted_sum[f]);
         }
       }
     };
@@ -139,7 +139,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
   if constexpr (kGradient) {
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
-      sums[kOfRow + f] = fma(coefficient, fma(slope, z[f], -pull[f]), sums[kOfRow + f]);
+      sums[kOfRow + f] = fma(coefficient, fma(slope, z[f], -weighted_sum[f]), sums[kOfRow + f]);
     }
   }
   return total;

@@ -132,7 +132,7 @@ struct Visit {
 // features of four rows in every sixteen.
 template <int kD>
 struct TileSums {
-  float values[2], nears[2], fars[2], slopes[2], pull[kD / 16][2][4];
+  float values[2], nears[2], fars[2], slopes[2], weighted_sums[kD / 16][2][4];
 };
 
 // The warp's rows with columns [begin, begin + 8) of a tile. kPlain: distances from products, all
@@ -217,9 +217,9 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      if constexpr (kTwo) mma_16x8x8_tf32(sums.pull[c][row], high, w_low[row]);
-      if constexpr (Memory::kSplit) mma_16x8x8_tf32(sums.pull[c][row], low, w_high[row]);
-      mma_16x8x8_tf32(sums.pull[c][row], high, w_high[row]);
+      if constexpr (kTwo) mma_16x8x8_tf32(sums.weighted_sums[c][row], high, w_low[row]);
+      if constexpr (Memory::kSplit) mma_16x8x8_tf32(sums.weighted_sums[c][row], low, w_high[row]);
+      mma_16x8x8_tf32(sums.weighted_sums[c][row], high, w_high[row]);
     }
   }
 }
@@ -263,8 +263,8 @@ __device__ void write_gradient(const MmdInput<float>& in, const MmdGradient<floa
       float z = memory.rows[row * kD + f];
       if (!Memory::kHalf) z = fma(z, memory.scale, -memory.shift[f]);
       if (kOf == Numbers::tf32) z = nearest_tf32(z);
-      const float pull = sums[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
-      to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -pull));
+      const float weighted_sum = sums[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
+      to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -weighted_sum));
     }
   }
 }
@@ -405,7 +405,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
 #pragma unroll
         for (int f = 0; f < kD / 8; ++f) {  // two of every sixteen features
           keep(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2, false, coefficient,
-               sums.pull[f / 2][p / 2][2 * (f % 2) + p % 2]);
+               sums.weighted_sums[f / 2][p / 2][2 * (f % 2) + p % 2]);
         }
       }
       sync_block();  // the tile has been read

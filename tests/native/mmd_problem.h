@@ -30,26 +30,27 @@ inline Exact exact_mmd(const Point& at, int64_t n, int64_t d, const Vector& kern
     for (int64_t j = 0; j < i; ++j) {
       const Dual *z_i = &at.z[i * d], *z_j = &at.z[j * d];
       const bool across = (i < n) != (j < n);
-      const Dual r = across ? at.cross : Dual{1, 0}, pair = 2 * (at.a[i] * at.a[j]);
+      const Dual relation = across ? at.cross : Dual{1, 0}, pair = 2 * (at.a[i] * at.a[j]);
       Dual u, minus_one, slope;
       for (int64_t f = 0; f < d; ++f) u = u + (z_i[f] - z_j[f]) * (z_i[f] - z_j[f]);
       for (int64_t s = 0; s < scales; ++s) {
         const Dual t = 0.5 * (u / at.h[s]), k = kernel_weights[s] * exp(-1 * t);
         minus_one = minus_one + kernel_weights[s] * expm1(-1 * t);
         slope = slope - 0.5 * (k / at.h[s]);
-        out.p.add(s, pair * r * k * t / at.h[s], hvp);
-        out.p.size[s] += std::fabs((pair * r * k / at.h[s]).value);  // t is a rounded difference
+        out.p.add(s, pair * relation * k * t / at.h[s], hvp);
+        // t is a rounded difference.
+        out.p.size[s] += std::fabs((pair * relation * k / at.h[s]).value);
       }
-      out.loss.add(0, pair * r * minus_one, hvp);
+      out.loss.add(0, pair * relation * minus_one, hvp);
       if (across) out.p.add(scales, pair * minus_one, hvp);
-      out.a.add(i, 2 * (r * at.a[j] * minus_one), hvp);
-      out.a.add(j, 2 * (r * at.a[i] * minus_one), hvp);
+      out.a.add(i, 2 * (relation * at.a[j] * minus_one), hvp);
+      out.a.add(j, 2 * (relation * at.a[i] * minus_one), hvp);
       for (int64_t f = 0; f < d; ++f) {
-        const Dual part = 2 * (pair * r * slope * (z_i[f] - z_j[f]));
+        const Dual part = 2 * (pair * relation * slope * (z_i[f] - z_j[f]));
         out.z.add(i * d + f, part, hvp);
         out.z.add(j * d + f, -1 * part, hvp);
         // Sums of z_j and z_i times a sum are subtracted: coincident rows leave their rounding.
-        const double moment = 0.1 * std::fabs((2 * (pair * r * slope)).value);
+        const double moment = 0.1 * std::fabs((2 * (pair * relation * slope)).value);
         out.z.size[i * d + f] += moment * std::fabs(z_i[f].value - centre[f]);
         out.z.size[j * d + f] += moment * std::fabs(z_j[f].value - centre[f]);
       }

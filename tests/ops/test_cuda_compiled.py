@@ -34,7 +34,7 @@ EXPECTED = {
         for dtype in ("float", "double")
     ),
     *(
-        f"prototype_pull_kernel<{dtype}, {transposed}>"
+        f"prototype_differences_kernel<{dtype}, {transposed}>"
         for dtype in ("float", "double")
         for transposed in ("true", "false")
     ),

@@ -29,7 +29,7 @@ def cgm_loss_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss [], (mmd, margin) [2], assignment [B], z [B, d], gradients in r [B, d] and g [K, d]."""
     b = r.shape[0]
-    pull, assignment, pull_r, pull_g = prototype_margin.prototype_margin_fwd(
+    margin_loss, assignment, margin_r, margin_g = prototype_margin.prototype_margin_fwd(
         r, g, labels, margin, negative_scale, 1.0 / b, with_r, with_g
     )
     z, prior = _latents(r, g, assignment, noise, sigma, prior_sigma)
@@ -38,14 +38,14 @@ def cgm_loss_fwd(
         z.unsqueeze(0), prior.unsqueeze(0), *_constants(b, variances, kernel_weights),
         *rows, False, False,
     )  # fmt: skip
-    loss = mmd_weight * value[0] + margin_weight * pull
-    grad_r, grad_g = margin_weight * pull_r, margin_weight * pull_g
+    loss = mmd_weight * value[0] + margin_weight * margin_loss
+    grad_r, grad_g = margin_weight * margin_r, margin_weight * margin_g
     if with_r:
         grad_r += mmd_weight * grad_z[0, :b]
     if with_g and not detach_prior:
         grad_g += mmd_weight * _sum_by_prototype(grad_z[0, -b:], assignment, g.shape[0])
     z = z.to(r.dtype).contiguous()  # as registered: whatever the layout of r
-    return loss, torch.stack((value[0], pull)), assignment, z, grad_r, grad_g
+    return loss, torch.stack((value[0], margin_loss)), assignment, z, grad_r, grad_g
 
 
 def cgm_loss_hvp(

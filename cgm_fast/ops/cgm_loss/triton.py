@@ -81,8 +81,8 @@ def cgm_loss_fwd(
     own = r.new_empty(n_pad, dtype=torch.int32)
     losses = r.new_empty(row_blocks, dtype=torch.float64)
     partials = r.new_empty((row_blocks, 4), dtype=torch.float64)
-    pulls = like.new_empty((n_pad, features))
-    pushes = like.new_empty((row_blocks, k_pad, features))
+    weighted_differences = like.new_empty((n_pad, features))
+    prototype_sums = like.new_empty((row_blocks, k_pad, features))
     tile = {
         "ROWS": BLOCKS.rows, "COLUMNS": BLOCKS.columns, "FEATURES": BLOCKS.features,
         "PRECISION": held.precision, "num_warps": BLOCKS.warps, "num_stages": BLOCKS.stages,
@@ -91,7 +91,7 @@ def cgm_loss_fwd(
     kernels.cgm_assign_kernel[(row_blocks,)](
         r, g, None if labels is None else labels.contiguous(), noise, variance, scalars, options,
         assignment, z, own, packed.rows, packed.columns, packed.bias, packed.weight,
-        packed.largest, packed.counter, losses, pulls, pushes,
+        packed.largest, packed.counter, losses, weighted_differences, prototype_sums,
         b, k, d, n_pad, total, features, k_pad, *r.stride(), *g.stride(), *noise.stride(),
         TF32=held.rounded, SIGMA=kernels.SIGMA, PRIOR_SIGMA=kernels.PRIOR_SIGMA,
         MARGIN=kernels.MARGIN, NEGATIVE_SCALE=kernels.NEGATIVE_SCALE, **tile,
@@ -110,8 +110,8 @@ def cgm_loss_fwd(
         tile["PRECISION"] = "tf32x3"
     kernels.cgm_finish_kernel[(programs,)](
         packed.rows, packed.weight, variance, options, problem.kernel_weights, coefficients,
-        sums.values, sums.nears, sums.slopes, sums.pulls, own, losses, pulls, pushes, partials,
-        packed.counter,
+        sums.values, sums.nears, sums.slopes, sums.weighted_sums, own, losses,
+        weighted_differences, prototype_sums, partials, packed.counter,
         loss, terms, grad_r if with_r else None, grad_g if with_g else None,
         b, k, d, n_pad, total, features, k_pad, sums.splits, sums.x_splits, row_blocks, chunks,
         problem.scales,

@@ -63,8 +63,8 @@ def cgm_assign_kernel(
     largest,  # [blocks]: the largest |z|² of each block
     counter,  # [1]: zeroed for the finishing kernel
     losses,  # [blocks] float64
-    pulls,  # [n_pad, features]: sum_k a_ik (r_i - g_k)
-    pushes,  # [blocks, k_pad, features]: sum_i a_ik (r_i - g_k) over the block
+    weighted_differences,  # [n_pad, features]: sum_k a_ik (r_i - g_k)
+    prototype_sums,  # [blocks, k_pad, features]: sum_i a_ik (r_i - g_k) over the block
     b, k, d, n_pad, total, features, k_pad,
     r_row, r_feature, g_row, g_feature, noise_sample, noise_row, noise_feature,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
@@ -101,7 +101,7 @@ def cgm_assign_kernel(
         of_g = _some(g, tl.where(valid, assigned, -1), f, k, d, g_row, g_feature, dtype)
         difference = of_r - of_g
         loss += tl.sum(difference.to(tl.float64) * difference.to(tl.float64), 1)
-        tl.store(pulls + at, difference)
+        tl.store(weighted_differences + at, difference)
         centre = tl.zeros([FEATURES], dtype)  # of the prototypes: latents lie around them
         for begin in range(0, k, COLUMNS):
             column = begin + tl.arange(0, COLUMNS)
@@ -130,7 +130,7 @@ def cgm_assign_kernel(
     if block == 0:
         tl.store(counter, 0)
 
-    tl.debug_barrier()  # what one thread wrote of `pulls` another may read
+    tl.debug_barrier()  # what one thread wrote of `weighted_differences` another may read
     hinge = tl.zeros([ROWS], dtype)
     for first in range(0, k_pad, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
@@ -147,19 +147,21 @@ def cgm_assign_kernel(
             f = begin + tl.arange(0, FEATURES)
             of_r = _some(r, i, f, b, d, r_row, r_feature, dtype)
             own_g = _some(g, tl.where(valid, assigned, -1), f, k, d, g_row, g_feature, dtype)
-            push = tl.dot(tl.trans(mine.to(dtype)), of_r - own_g, input_precision=PRECISION)
+            one_hot = tl.trans(mine.to(dtype))
+            prototype_sum = tl.dot(one_hot, of_r - own_g, input_precision=PRECISION)
             if any_active:
                 # Less the first prototype, so that what is common to them is not multiplied.
                 base = tl.load(g + f.to(tl.int64) * g_feature, mask=f < d, other=0.0).to(dtype)
                 of_g = _some(g, column, f, k, d, g_row, g_feature, dtype) - base[None, :]
                 of_r = tl.where(valid[:, None], of_r - base[None, :], 0.0)
                 others = tl.dot(tl.trans(w), of_r, input_precision=PRECISION)
-                push -= negative_scale * (others - tl.sum(w, 0)[:, None] * of_g)
-                there = pulls + i.to(tl.int64)[:, None] * features + f[None, :]
-                pull = tl.sum(w, 1)[:, None] * of_r - tl.dot(w, of_g, input_precision=PRECISION)
-                tl.store(there, tl.load(there) - negative_scale * pull)
+                prototype_sum -= negative_scale * (others - tl.sum(w, 0)[:, None] * of_g)
+                there = weighted_differences + i.to(tl.int64)[:, None] * features + f[None, :]
+                weighted_sum = tl.dot(w, of_g, input_precision=PRECISION)
+                weighted_difference = tl.sum(w, 1)[:, None] * of_r - weighted_sum
+                tl.store(there, tl.load(there) - negative_scale * weighted_difference)
             at = (block * k_pad + column).to(tl.int64)[:, None] * features + f[None, :]
-            tl.store(pushes + at, push)
+            tl.store(prototype_sums + at, prototype_sum)
         if any_active:
             tl.debug_barrier()
     loss += (negative_scale * hinge).to(tl.float64)
@@ -168,25 +170,26 @@ def cgm_assign_kernel(
 
 @triton.jit
 def _mmd_gradient(
-    rows, weight, slopes, mmd_pulls, factor, i, f, total, features, splits,
+    rows, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
     ROWS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of MMD² in packed rows i [ROWS], features f [FEATURES]; splits added in order."""
     slope = tl.zeros([ROWS], tl.float64)
-    pull = tl.zeros([ROWS, FEATURES], tl.float64)
+    weighted_sum = tl.zeros([ROWS, FEATURES], tl.float64)
     at = i.to(tl.int64)[:, None] * features + f[None, :]
     for split in range(splits):
         slope += tl.load(slopes + split * total + i).to(tl.float64)
-        pull += tl.load(mmd_pulls + at).to(tl.float64)
-        mmd_pulls += total * features
+        weighted_sum += tl.load(weighted_sums + at).to(tl.float64)
+        weighted_sums += total * features
     a = tl.load(weight + i).to(tl.float64)
-    return (factor * a)[:, None] * (slope[:, None] * tl.load(rows + at).to(tl.float64) - pull)
+    z = tl.load(rows + at).to(tl.float64)
+    return (factor * a)[:, None] * (slope[:, None] * z - weighted_sum)
 
 
 @kernel
 def cgm_finish_kernel(
-    rows, weight, variance, numbers, kernel_weights, coefficients, values, nears, slopes, mmd_pulls,
-    own, losses, pulls, pushes,
+    rows, weight, variance, numbers, kernel_weights, coefficients, values, nears, slopes,
+    weighted_sums, own, losses, weighted_differences, prototype_sums,
     partials,  # [blocks, 4] float64: of MMD², and pairs that are near: of x, of y, across
     counter,  # [1]
     loss, terms, grad_r, grad_g,  # as the op returns them; the gradients None where not wanted
@@ -202,7 +205,7 @@ def cgm_finish_kernel(
     mmd_weight = tl.load(numbers + MMD_WEIGHT).to(tl.float64)
     margin_weight = tl.load(numbers + MARGIN_WEIGHT).to(tl.float64)
     factor = mmd_weight * gradient_factor(h, False, PARTS)
-    of_pull = 2.0 * margin_weight / b
+    margin_factor = 2.0 * margin_weight / b
     if block < blocks:
         i = block * ROWS + tl.arange(0, ROWS)
         a, a_prior = tl.load(weight + i), tl.load(weight + n_pad + i)
@@ -225,13 +228,14 @@ def cgm_finish_kernel(
             for first in range(0, chunks):
                 f = first * FEATURES + tl.arange(0, FEATURES)
                 of_mmd = _mmd_gradient(
-                    rows, weight, slopes, mmd_pulls, factor, i, f, total, features, splits,
+                    rows, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
                     ROWS, FEATURES,
                 )  # fmt: skip
-                pull = tl.load(pulls + i.to(tl.int64)[:, None] * features + f[None, :])
+                at = i.to(tl.int64)[:, None] * features + f[None, :]
+                of_margin = margin_factor * tl.load(weighted_differences + at).to(tl.float64)
                 inside = (i < b)[:, None] & (f < d)[None, :]
                 to = grad_r + i.to(tl.int64)[:, None] * d + f[None, :]
-                tl.store(to, of_mmd + of_pull * pull.to(tl.float64), mask=inside)
+                tl.store(to, of_mmd + of_margin, mask=inside)
         tl.debug_barrier()  # this block's part is written before it counts as done
         if tl.atomic_add(counter, 1) == blocks - 1:
             of_block = tl.arange(0, BLOCKS)
@@ -259,14 +263,14 @@ def cgm_finish_kernel(
                 i = first + tl.arange(0, ROWS)
                 mine = column[:, None] == tl.load(own + i)[None, :]
                 of_mmd = _mmd_gradient(
-                    rows, weight, slopes, mmd_pulls, factor, n_pad + i, f, total, features, splits,
-                    ROWS, FEATURES,
+                    rows, weight, slopes, weighted_sums, factor, n_pad + i, f, total, features,
+                    splits, ROWS, FEATURES,
                 )  # fmt: skip
                 of_prior += tl.dot(mine.to(dtype), of_mmd.to(dtype), input_precision=PRECISION)
-        push = tl.zeros([COLUMNS, FEATURES], tl.float64)
+        prototype_sum = tl.zeros([COLUMNS, FEATURES], tl.float64)
         for of_block in range(0, blocks):
             at = (of_block * k_pad + column).to(tl.int64)[:, None] * features + f[None, :]
-            push += tl.load(pushes + at).to(tl.float64)
+            prototype_sum += tl.load(prototype_sums + at).to(tl.float64)
         inside = (column < k)[:, None] & (f < d)[None, :]
         to = grad_g + column.to(tl.int64)[:, None] * d + f[None, :]
-        tl.store(to, of_prior.to(tl.float64) - of_pull * push, mask=inside)
+        tl.store(to, of_prior.to(tl.float64) - margin_factor * prototype_sum, mask=inside)

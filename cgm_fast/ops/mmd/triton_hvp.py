@@ -23,7 +23,7 @@ def mmd_hvp_kernel(
     kernel_weights,  # [s]
     insides,  # [b, splits, total]: of the derivative in a, half of it
     z_sums, t_sums,  # [b, splits, total]: what multiplies z_i and t_i
-    pulls,  # [b, splits, total, features]: what is taken from both
+    weighted_sums,  # [b, splits, total, features]: what is taken from both
     p_sums,  # [b, splits, blocks, s + 1] float64: of the derivatives in (h, cross)
     n_pad, total, features, span, splits, x_splits, scales, variance_item,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, WITH_P: tl.constexpr,
@@ -37,8 +37,8 @@ def mmd_hvp_kernel(
     i = block * ROWS + tl.arange(0, ROWS)
     start, end = split_columns(split, x_splits, span, n_pad, total)
     across = (split >= x_splits) != (block * ROWS >= n_pad)
-    r = tl.where(across, tl.load(cross + item), 1.0)
-    r_dot = tl.where(across, tl.load(cross_dot + item), 0.0)
+    relation = tl.where(across, tl.load(cross + item), 1.0)
+    relation_dot = tl.where(across, tl.load(cross_dot + item), 0.0)
     rows += item * total * features
     columns += item * total * features
     tangents += item * total * features
@@ -96,27 +96,28 @@ def mmd_hvp_kernel(
             slope += ratio * k
             slope_dot -= ratio * k * (t_dot + stretch)
             if WITH_P:
-                part = (r * pair_dot + r_dot * pair) * t
-                part += r * pair * ((1.0 - t) * t_dot - t * stretch)
+                part = (relation * pair_dot + relation_dot * pair) * t
+                part += relation * pair * ((1.0 - t) * t_dot - t * stretch)
                 add_to(p_sums + s, first == start, tl.sum(tl.sum(part * k, 1)) / h_s)
         if WITH_P:
             part = tl.sum(tl.sum(pair_dot * value + pair * value_dot, 1))
             add_to(p_sums + scales, first == start, tl.where(across, part, 0.0))
-        inside += tl.sum((r_dot * a_j + r * a_dot_j) * value + r * a_j * value_dot, 1)
-        w = r * pair * slope
-        w_dot = (r * pair_dot + r_dot * pair) * slope + r * pair * slope_dot
+        of_a_j = relation_dot * a_j + relation * a_dot_j
+        inside += tl.sum(of_a_j * value + relation * a_j * value_dot, 1)
+        w = relation * pair * slope
+        w_dot = (relation * pair_dot + relation_dot * pair) * slope + relation * pair * slope_dot
         z_sum += tl.sum(w_dot, 1)
         t_sum += tl.sum(w, 1)
         for begin in range(0, features, FEATURES):
             f = begin + tl.arange(0, FEATURES)
             z_t = tl.load(columns + f.to(tl.int64)[:, None] * total + j[None, :])
             t_j = tl.load(tangents + j.to(tl.int64)[:, None] * features + f[None, :])
-            there = pulls + at[:, None] * features + f[None, :]
+            there = weighted_sums + at[:, None] * features + f[None, :]
             some = tl.zeros([ROWS, FEATURES], tl.int32) + first > start
-            pull = tl.load(there, mask=some, other=0.0)
-            pull += tl.dot(w_dot, tl.trans(z_t), input_precision=PRECISION)
-            pull += tl.dot(w, t_j, input_precision=PRECISION)
-            tl.store(there, pull)
+            weighted_sum = tl.load(there, mask=some, other=0.0)
+            weighted_sum += tl.dot(w_dot, tl.trans(z_t), input_precision=PRECISION)
+            weighted_sum += tl.dot(w, t_j, input_precision=PRECISION)
+            tl.store(there, weighted_sum)
         tl.debug_barrier()  # what one thread wrote another may read in the next tile
     tl.store(insides + at, inside)
     tl.store(z_sums + at, z_sum)

@@ -88,7 +88,7 @@ def _run(
     row_blocks, k_pad = p.n_pad // blocks.rows, p.total - p.n_pad
     losses = r.new_empty(row_blocks, dtype=torch.float64)
     differences = r.new_empty((p.n_pad, p.features), dtype=dtype)
-    pulls = r.new_empty((p.n_pad, p.features) if out_r is not None else (1,), dtype=dtype)
+    weighted_sums = r.new_empty((p.n_pad, p.features) if out_r is not None else (1,), dtype=dtype)
     tile = {
         "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
         "PRECISION": held.precision, "EXACT": exact, "MARGIN": kernels.MARGIN,
@@ -97,7 +97,7 @@ def _run(
     }  # fmt: skip
     kernels.prototype_margin_rows_kernel[(row_blocks,)](
         rows, p.columns, p.bias, values, None if labels is None else labels.contiguous(), scalars,
-        assignment, own, within, losses, differences, pulls, out_r,
+        assignment, own, within, losses, differences, weighted_sums, out_r,
         b, k, d, p.n_pad, p.features, p.total, **tile, SCALE=kernels.SCALE,
     )  # fmt: skip
     chunks, splits = p.features // blocks.features, 0

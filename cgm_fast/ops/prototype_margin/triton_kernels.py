@@ -78,7 +78,7 @@ def prototype_margin_rows_kernel(
     within,  # [n_pad]: how many others lie inside the margin
     losses,  # [n_pad / ROWS] float64
     differences,  # [n_pad, features]: value of the row less that of its prototype
-    pulls,  # [n_pad, features]: scratch, sums of the values of the prototypes inside the margin
+    weighted_sums,  # [n_pad, features]: scratch, of the values of prototypes inside the margin
     out,  # [B, d]: derivative in r, or None
     n, k, d, n_pad, features, total,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
@@ -137,13 +137,13 @@ def prototype_margin_rows_kernel(
                 for begin in range(0, features, FEATURES):
                     f = begin + tl.arange(0, FEATURES)
                     at_k = (n_pad + column).to(tl.int64)[:, None] * features + f[None, :]
-                    there = pulls + i_64[:, None] * features + f[None, :]
+                    there = weighted_sums + i_64[:, None] * features + f[None, :]
                     again = tl.zeros([ROWS, FEATURES], tl.int32) + first > 0
-                    pull = tl.load(there, mask=again, other=0.0)
+                    weighted_sum = tl.load(there, mask=again, other=0.0)
                     base = tl.load(values + n_pad.to(tl.int64) * features + f)
                     value = tl.load(values + at_k) - base[None, :]
-                    pull += tl.dot(w, value, input_precision=PRECISION)
-                    tl.store(there, pull)
+                    weighted_sum += tl.dot(w, value, input_precision=PRECISION)
+                    tl.store(there, weighted_sum)
                 tl.debug_barrier()  # what one thread wrote another may read in the next tile
     loss += (negative_scale * hinge).to(tl.float64)
     tl.store(losses + block, tl.sum(tl.where(valid, loss, 0.0)))
@@ -157,10 +157,12 @@ def prototype_margin_rows_kernel(
             value = (
                 tl.load(values + at) - tl.load(values + n_pad.to(tl.int64) * features + f)[None, :]
             )
-            pull = others[:, None] * value - tl.load(pulls + at, mask=there, other=0.0)
-            pull = tl.load(differences + at) - tl.where(there, negative_scale * pull, 0.0)
+            weighted_sum = tl.load(weighted_sums + at, mask=there, other=0.0)
+            weighted_difference = others[:, None] * value - weighted_sum
+            inside = tl.where(there, negative_scale * weighted_difference, 0.0)
+            gradient = 2.0 * scale * (tl.load(differences + at) - inside)
             wanted = valid[:, None] & (f < d)[None, :]
-            tl.store(out + i_64[:, None] * d + f[None, :], 2.0 * scale * pull, mask=wanted)
+            tl.store(out + i_64[:, None] * d + f[None, :], gradient, mask=wanted)
 
 
 @kernel
