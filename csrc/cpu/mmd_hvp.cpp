@@ -119,9 +119,9 @@ class Worker {
       meet(v, own, begin, met);
       if (++pending < kTilesPerSum && &met != &layout_.tiles.back()) continue;
       pending = 0;
-      take_rows(v.rows);
+      flush_rows(v.rows);
       if (v.with_p)
-        kernels_.take_lanes(p_sums_.data, scales + 1, 1.0, block_p_ + block * (scales + 1));
+        kernels_.flush_lanes(p_sums_.data, scales + 1, 1.0, block_p_ + block * (scales + 1));
     }
     write(own, begin, count);
   }
@@ -149,15 +149,15 @@ class Worker {
     kernels_.add_rows(product);
   }
 
-  void take_rows(int rows) {
+  void flush_rows(int rows) {
     for (int r = 0; r < rows; ++r) {
       double* total = totals_.data() + r * (d_ + kLaneSums);
       T* row = row_values_.data + r * row_width_;
-      kernels_.take_lanes(lanes_.data + r * kLaneSums * kTileAlign, kLaneSums, 1.0, total);
+      kernels_.flush_lanes(lanes_.data + r * kLaneSums * kTileAlign, kLaneSums, 1.0, total);
       if (d_ < kFeatureLanes)
-        kernels_.take_lanes(row, d_, 1.0, total + kLaneSums);
+        kernels_.flush_lanes(row, d_, 1.0, total + kLaneSums);
       else
-        kernels_.take(row, d_, 1.0, total + kLaneSums);
+        kernels_.flush(row, d_, 1.0, total + kLaneSums);
       std::fill_n(row, row_width_, T(0));
     }
   }

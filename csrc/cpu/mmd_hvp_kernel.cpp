@@ -107,7 +107,7 @@ void add_rows(const Block<T>& block) {
 }
 
 template <typename T>
-constexpr HvpKernels<T> kernels = {pairs<T>, add_rows<T>, take<T>, take_lanes<T>};
+constexpr HvpKernels<T> kernels = {pairs<T>, add_rows<T>, flush<T>, flush_lanes<T>};
 
 }  // namespace
 

@@ -38,8 +38,8 @@ struct HvpKernels {
   void (*pairs)(const HvpVisit<T>&);
   // row_values += w z for the weights and the columns that the block names.
   void (*add_rows)(const Block<T>&);
-  void (*take)(T* from, int64_t count, double factor, double* out);
-  void (*take_lanes)(T* lanes, int64_t count, double factor, double* out);
+  void (*flush)(T* from, int64_t count, double factor, double* out);
+  void (*flush_lanes)(T* lanes, int64_t count, double factor, double* out);
 };
 
 // The kernels in the best instruction set that this processor has.

@@ -176,14 +176,14 @@ class Worker {
     if (!with_sums_) return;
     if (any) sum_active(v, first, assigned, within);
     for (int r = 0; r < count_; ++r) finish_row(first + r, r, assigned[r], within[r]);
-    if (++blocks_since_sum_ == kBlocksPerSum) take_columns();
+    if (++blocks_since_sum_ == kBlocksPerSum) flush_columns();
   }
 
-  void take_columns() {
+  void flush_columns() {
     blocks_since_sum_ = 0;
     if (!touched_) return;
     touched_ = false;
-    kernels_.take(column_values_.data, column_values_.size, 1.0, active_sums.data);
+    kernels_.flush(column_values_.data, column_values_.size, 1.0, active_sums.data);
   }
 
  private:
@@ -272,9 +272,9 @@ class Worker {
     T* lanes = row_values_.data + r * row_width_;
     sums_.assign(d_, 0.0);
     if (d_ < kFeatureLanes)
-      kernels_.take_lanes(lanes, d_, 1.0, sums_.data());
+      kernels_.flush_lanes(lanes, d_, 1.0, sums_.data());
     else
-      kernels_.take(lanes, d_, 1.0, sums_.data());
+      kernels_.flush(lanes, d_, 1.0, sums_.data());
     kernels_.push(values_.data + r * p_.features, sums_.data(), d_, double(within),
                   -2 * in_.scale * in_.negative_scale, out);
   }
@@ -337,7 +337,7 @@ double run(const Problem<T>& problem, Output<T> out, T* grad_g, int threads) {
       if (block % 16 == 0) interruption_point();
       workers[part]->visit(block);
     }
-    workers[part]->take_columns();
+    workers[part]->flush_columns();
   });
   if (grad_g) finish_g(problem, workers, grad_g);
   double loss = 0;

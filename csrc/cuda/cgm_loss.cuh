@@ -37,7 +37,7 @@ __device__ T squared_distance(const T (&a)[kD], const Samples& of, int64_t row, 
   T u = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) {
-    if (f % 16 == 0) keep_order();
+    if (f % 16 == 0) compiler_barrier();
     if (f < d) {
       const T difference = a[f] - load_plain<T>(of, 0, row, f);
       u = fma(difference, difference, u);
@@ -54,7 +54,7 @@ __device__ void add_difference(T w, const T (&a)[kD], const Samples& of, int64_t
   if (w == 0) return;
 #pragma unroll
   for (int f = 0; f < kD; ++f) {
-    if (f % 16 == 0) keep_order();
+    if (f % 16 == 0) compiler_barrier();
     T& sum = sums[kOfRow + f];
     if (f < d) sum = fma(w, a[f] - load_plain<T>(of, 0, row, f), sum);
   }

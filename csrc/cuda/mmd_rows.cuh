@@ -1,13 +1,14 @@
 // MMD² and its gradient for few features, in one launch: a lane per row, whose features and sums
-// stay in registers; columns come from shared memory, where all lanes of a warp read the same ones.
+// stay in registers; columns come from shared memory, broadcast: all lanes of a warp read the same.
 //
 // Distances are plain differences, on the FP32 (or FP64) pipes, for the block's own rows, and where
 // some row is far from the centre of these; a batch knows nothing else. Tiles of columns that are
 // not far cost a third less: with b = -|z|²/2, about the centre, exponents are z_i . z_j + b_i +
 // b_j, and of w_ij (z_i - z_j) only the second half has to be summed up feature by feature.
 //
-// Few rows would leave most of the device idle with 32 to a block. Then a block takes 16, 8 or 4:
-// the lanes of a warp share the columns among them, and their sums are added at the end.
+// Few rows would leave most of the device idle with 32 to a block. Then a block takes 16, 8 or 4,
+// and split-K within the block: the lanes of a warp share the columns among them, and their sums
+// are added at the end.
 #pragma once
 
 #include <type_traits>
@@ -60,7 +61,7 @@ __device__ OfTile<T> by_differences(const MmdInput<T>& in, T near_from, const La
     total.value += value;
     if constexpr (kGradient) {
       w *= coefficient;
-      if (!kKeep) keep_order();
+      if (!kKeep) compiler_barrier();
 #pragma unroll
       for (int f = 0; f < kD; ++f) {
         T& sum = sums[kOfRow + f];

@@ -131,7 +131,7 @@ def mmd_hvp(
 
 
 def _workers(b: int, n: int, m: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Blocks that share the work of the kernel on tensor cores, or 0 to leave these out."""
+    """The stream-K grid of the kernel on tensor cores (its blocks), or 0 to leave these out."""
     total = n + m
     if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
         return 0

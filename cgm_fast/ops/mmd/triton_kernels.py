@@ -3,8 +3,9 @@
 The samples are first packed (ops/triton/pack.py), scaled so that the kernel is 2^e with
 e = z_i . z_j + b_i + b_j. A weight a_j carries its sample's sign and scale, and is 0 for padding.
 
-Columns are dealt out in splits, each within one sample: a program takes a block of rows and a
-split, and writes sums over its columns; the finishing kernel adds the splits in order, in float64.
+Split-K: columns are dealt out in splits, each within one sample. A program takes a block of rows
+and a split, and writes sums over its columns; the finishing kernel adds the splits in order, in
+float64.
 No sum depends on which program came first.
 
 Half samples come neither centred nor scaled, so that their products are exact: there

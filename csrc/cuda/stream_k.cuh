@@ -1,17 +1,19 @@
-// Work cut evenly among a fixed number of blocks of threads, here called workers, whatever the
-// number of rows: whole blocks of rows each would leave most of a GPU waiting for the last few.
+// Stream-K scheduling: work cut evenly among a fixed grid of blocks of threads, here called
+// workers, whatever the number of rows. Whole output tiles each (data-parallel scheduling) would
+// leave most of a GPU waiting for the last wave.
 //
-// A block of rows is so many units of work (tiles of columns), and all units stand in a line. A
-// worker takes an even share of it, so of the blocks of rows that it meets only the first and the
-// last can be another's too. Whoever is last with one of these adds up what all had of it, in their
-// order: sums depend on the number of workers, not on who was when.
+// An output tile is a block of rows, an iteration of it a tile of columns, here called a unit; all
+// units stand in a line. A worker takes an even share of it, so of the output tiles that it meets
+// only the first and the last can be another's too. The fix-up: whoever is last with one of these
+// adds up the partial sums of all, in their order. Sums depend on the number of workers, not on who
+// was when.
 #pragma once
 
 #include "cuda/reduce.cuh"
 
 namespace cgm_fast::cuda {
 
-struct Shares {
+struct StreamK {
   int64_t units, units_of_rows;  // in all, and of a block of rows
   int64_t workers;
 
@@ -28,18 +30,18 @@ struct Shares {
 template <int kDoubles, int kCount>
 constexpr int64_t kSlot = kThreads * kDoubles + kThreads * kCount / 2;
 
-// Where others had parts of these rows, leave mine for the last of us: false, or, to the last, true
-// and every thread's numbers over all workers.
+// The fix-up. Where others had parts of these rows, leave mine in a slot of the workspace for the
+// last of us: false, or, to the last, true and every thread's numbers over all workers.
 template <int kDoubles, int kCount>
-__device__ bool join_shares(const Shares& shares, int64_t worker, int64_t rows, double* slots,
-                            unsigned* counters, double (&doubles)[kDoubles],
-                            float (&numbers)[kCount]) {
+__device__ bool stream_k_fixup(const StreamK& stream_k, int64_t worker, int64_t rows, double* slots,
+                               unsigned* counters, double (&doubles)[kDoubles],
+                               float (&numbers)[kCount]) {
   static_assert(kCount % 2 == 0);
-  const int64_t first = shares.worker_of(rows * shares.units_of_rows);
-  const int64_t last = shares.worker_of((rows + 1) * shares.units_of_rows - 1);
+  const int64_t first = stream_k.worker_of(rows * stream_k.units_of_rows);
+  const int64_t last = stream_k.worker_of((rows + 1) * stream_k.units_of_rows - 1);
   if (first == last) return true;
   const int thread = static_cast<int>(threadIdx.x);
-  double* mine = slots + shares.slot(worker, rows) * kSlot<kDoubles, kCount>;
+  double* mine = slots + stream_k.slot(worker, rows) * kSlot<kDoubles, kCount>;
 #pragma unroll
   for (int q = 0; q < kDoubles; ++q) mine[q * kThreads + thread] = doubles[q];
   float* floats = reinterpret_cast<float*>(mine + kThreads * kDoubles);
@@ -53,7 +55,7 @@ __device__ bool join_shares(const Shares& shares, int64_t worker, int64_t rows, 
   for (int q = 0; q < kCount; ++q) numbers[q] = 0;
 #pragma unroll 1
   for (int64_t other = first; other <= last; ++other) {
-    const double* its = slots + shares.slot(other, rows) * kSlot<kDoubles, kCount>;
+    const double* its = slots + stream_k.slot(other, rows) * kSlot<kDoubles, kCount>;
 #pragma unroll
     for (int q = 0; q < kDoubles; ++q) doubles[q] += load_fresh(its + q * kThreads + thread);
     const float* its_floats = reinterpret_cast<const float*>(its + kThreads * kDoubles);
