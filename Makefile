@@ -45,7 +45,7 @@ OUT ?= build/gpu/out
 
 # Which tile each Triton kernel takes: timed where a GPU is at hand, compiled where none is.
 tiles:
-	python -m benchmarks.tiles $(ARGS)
+	python -m tools.kernels.tiles $(ARGS)
 
 # The CPU kernels without Python, at every instruction set that the processor has.
 native: build/native/driver

@@ -221,25 +221,25 @@ def prototype_margin_case(shape: PrototypeShape, device: str) -> tuple[tuple[Ten
 
 
 @functools.lru_cache(maxsize=1)
-def cgm_step_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
-    return of_step(shape, device, *clear_prototypes(*shape))
+def cgm_loss_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
+    return of_cgm_loss(shape, device, *clear_prototypes(*shape))
 
 
 @functools.lru_cache(maxsize=1)
 def collapsed_case(shape: PrototypeShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
-    """A step whose samples all have the same nearest prototype, as an untrained encoder's have."""
+    """A batch whose samples all have the same nearest prototype, as an untrained encoder's have."""
     r, g = clear_prototypes(*shape)
     first = (r.double()[:, None] - g.double()).square().sum(2).argmin(1) == 0
     away = g.clone()
     away[1:] += 10.0  # beyond the margin of all samples
     assert first.any()
-    return of_step(shape, device, r[first][torch.arange(len(r)) % int(first.sum())], away)
+    return of_cgm_loss(shape, device, r[first][torch.arange(len(r)) % int(first.sum())], away)
 
 
-def of_step(
+def of_cgm_loss(
     shape: PrototypeShape, device: str, r: Tensor, g: Tensor
 ) -> tuple[tuple[Tensor, ...], Oracle]:
-    """A step's inputs on the device, with its noise, and what it gives in float64."""
+    """A batch's inputs on the device, with its noise, and what it gives in float64."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn((2, shape.b, shape.d), generator=generator)
     leaves = [value.double().requires_grad_() for value in (r, g)]
@@ -301,14 +301,14 @@ PROTOTYPE_MARGIN = Op(
     ),
 )  # fmt: skip
 # The paper's batch sizes, categories and latent sizes.
-CGM_STEP = Op(
-    "cgm_step",
-    floors.cgm_step,
+CGM_LOSS = Op(
+    "cgm_loss",
+    floors.cgm_loss,
     tuple(
         PrototypeShape(*shape)
         for shape in ((64, 10, 2), (64, 10, 10), (100, 10, 300), (256, 100, 600))
     ),
-    cgm_step_case,
+    cgm_loss_case,
     gpu_shapes=tuple(
         PrototypeShape(*shape)
         for shape in ((256, 10, 10), (1024, 10, 10), (1024, 100, 10), (1024, 10, 64))
@@ -321,8 +321,8 @@ MMD_BANDWIDTHS = Op(
     mmd_bandwidths_case,
     gpu_shapes=(MMDShape(4096, 10), MMDShape(16384, 10), MMDShape(16384, 64)),
 )
-CGM_STEP_COLLAPSED = CGM_STEP._replace(
-    name="cgm_step_collapsed",
+CGM_LOSS_COLLAPSED = CGM_LOSS._replace(
+    name="cgm_loss_collapsed",
     shapes=(PrototypeShape(64, 10, 10),),
     case=collapsed_case,
     gpu_shapes=(PrototypeShape(256, 10, 10), PrototypeShape(1024, 10, 10)),

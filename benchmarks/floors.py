@@ -69,7 +69,7 @@ def prototype_margin(b: int, k: int, d: int, active: int = 0) -> Work:
     return Work(float((b * k + 2 * active) * d), bytes=2 * 4 * (b + k) * d + 8 * b)
 
 
-def cgm_step(b: int, k: int, d: int, active: int = 0) -> Work:
+def cgm_loss(b: int, k: int, d: int, active: int = 0) -> Work:
     """The margin loss, then the MMD of b latents with b draws from the prior."""
     margin, latents = prototype_margin(b, k, d, active), mmd(b, d)
     # Latents and draws stay inside; what comes from memory are two normal draws for each sample.

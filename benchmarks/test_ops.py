@@ -12,27 +12,27 @@ import torch
 
 from benchmarks import gpu, measure
 from benchmarks.cases import (
-    CGM_STEP,
-    CGM_STEP_COLLAPSED,
+    CGM_LOSS,
+    CGM_LOSS_COLLAPSED,
     MMD,
     MMD_BANDWIDTHS,
     PROTOTYPE_MARGIN,
     shape_id,
 )
 from benchmarks.machine import DEVICES
-from benchmarks.peers import cgm_step, mmd, prototype_margin
+from benchmarks.peers import cgm_loss, mmd, prototype_margin
 from cgm_fast.testing import GRADIENT_TOLERANCE, LOSS_TOLERANCE, relative_l2
 
 OUR_TOLERANCE = {"loss": LOSS_TOLERANCE, "gradient": GRADIENT_TOLERANCE}
-# Ours where tf32 is allowed, as the ops' READMEs say; a step has both terms.
+# Ours where tf32 is allowed, as the ops' READMEs say; cgm_loss has both terms.
 MARGIN_TF32_TOLERANCE = {"loss": 1e-3, "gradient": 1e-2}
 MMD_TF32_TOLERANCE = {"loss": 2e-5, "gradient": 5e-4}
 OUR_TF32_TOLERANCE = {
     MMD.name: MMD_TF32_TOLERANCE,
     MMD_BANDWIDTHS.name: MMD_TF32_TOLERANCE,
     PROTOTYPE_MARGIN.name: MARGIN_TF32_TOLERANCE,
-    CGM_STEP.name: MARGIN_TF32_TOLERANCE,
-    CGM_STEP_COLLAPSED.name: MARGIN_TF32_TOLERANCE,
+    CGM_LOSS.name: MARGIN_TF32_TOLERANCE,
+    CGM_LOSS_COLLAPSED.name: MARGIN_TF32_TOLERANCE,
 }
 # Other people's packages make other promises: what they reach is measured, garbage is refused.
 PEER_TOLERANCE = {"loss": 1e-3, "gradient": 1e-2}
@@ -196,9 +196,9 @@ def test_prototype_margin(benchmark, limits, budget, shape, peer, device):
     run_as(peer, benchmark, limits, budget, PROTOTYPE_MARGIN, shape, peer, device)
 
 
-@pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_STEP, cgm_step.PEERS))
-def test_cgm_step(benchmark, limits, budget, shape, peer, device):
-    run_as(peer, benchmark, limits, budget, CGM_STEP, shape, peer, device)
+@pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_LOSS, cgm_loss.PEERS))
+def test_cgm_loss(benchmark, limits, budget, shape, peer, device):
+    run_as(peer, benchmark, limits, budget, CGM_LOSS, shape, peer, device)
 
 
 @pytest.mark.parametrize(("shape", "peer", "device"), cases(MMD_BANDWIDTHS, mmd.BANDWIDTHS_PEERS))
@@ -206,6 +206,6 @@ def test_mmd_bandwidths(benchmark, limits, budget, shape, peer, device):
     run_as(peer, benchmark, limits, budget, MMD_BANDWIDTHS, shape, peer, device)
 
 
-@pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_STEP_COLLAPSED, cgm_step.PEERS))
-def test_cgm_step_collapsed(benchmark, limits, budget, shape, peer, device):
-    run_as(peer, benchmark, limits, budget, CGM_STEP_COLLAPSED, shape, peer, device)
+@pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_LOSS_COLLAPSED, cgm_loss.PEERS))
+def test_cgm_loss_collapsed(benchmark, limits, budget, shape, peer, device):
+    run_as(peer, benchmark, limits, budget, CGM_LOSS_COLLAPSED, shape, peer, device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cgm_fast.ops.backends import AUTO, check_name, last_backend
-from cgm_fast.ops.cgm_step.api import CGMLossResult, cgm_loss
+from cgm_fast.ops.cgm_loss.api import CGMLossResult, cgm_loss
 from cgm_fast.ops.checks import check_choice, check_float_tensor, check_number
 from cgm_fast.ops.mmd.api import (
     BANDWIDTHS,
@@ -257,7 +257,7 @@ class CGMLoss(nn.Module):
     @property
     def last_backend(self) -> str | None:
         """Name of the implementation that last ran the op in this process."""
-        return last_backend("cgm_step")
+        return last_backend("cgm_loss")
 
     def forward(
         self,

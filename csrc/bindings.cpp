@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cgm_step.h"
+#include "cgm_loss.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/threads.h"
@@ -49,11 +49,11 @@ void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, A
 }
 
 template <typename T, typename... Input>
-void mmd_bwd(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
+void mmd_hvp(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
              Address out_a, Address out_p, int threads, const Input&... input) {
   const cf::MmdTangent<T> tangent{row_begin,      row_end,      at<const T>(z), at<const T>(a),
                                   at<const T>(p), at<T>(out_z), at<T>(out_a),   at<T>(out_p)};
-  cf::mmd_bwd_cpu<T>(mmd_input<T>(input...), tangent, threads);
+  cf::mmd_hvp_cpu<T>(mmd_input<T>(input...), tangent, threads);
 }
 
 template <typename T>
@@ -68,11 +68,11 @@ void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
 }
 
 template <typename T>
-void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
+void prototype_margin_hvp(int64_t rows, int64_t k, int64_t d, const PySamples& r,
                           const PySamples& g, Address assignment, double margin,
                           double negative_scale, double scale, Address tangent_r, Address tangent_g,
                           Address out_r, Address out_g, int threads) {
-  cf::prototype_margin_bwd_cpu<T>(
+  cf::prototype_margin_hvp_cpu<T>(
       {rows, k, d, samples(r), samples(g), nullptr, margin, negative_scale, scale},
       {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
        at<T>(out_g)},
@@ -80,7 +80,7 @@ void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
 }
 
 template <typename T>
-void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
+void cgm_loss_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
                   Address labels, const PySamples& noise, double sigma, double prior_sigma,
                   double mmd_weight, double margin_weight, double margin, double negative_scale,
                   const std::vector<double>& variances, const std::vector<double>& kernel_weights,
@@ -95,7 +95,7 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
                                               margin,
                                               negative_scale,
                                               1.0 / double(rows)};
-  cf::cgm_step_fwd_cpu<T>(
+  cf::cgm_loss_fwd_cpu<T>(
       {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight,
        static_cast<int64_t>(variances.size()), variances.data(), kernel_weights.data(),
        detach_prior},
@@ -104,10 +104,10 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
 }
 
 template <typename T, typename... Input>
-void bind_mmd(py::module_& module, const char* fwd, const char* bwd,
+void bind_mmd(py::module_& module, const char* fwd, const char* hvp,
               cf::MmdInput<T> (*)(Input...)) {
   module.def(fwd, &mmd_fwd<T, std::decay_t<Input>...>, Release());
-  module.def(bwd, &mmd_bwd<T, std::decay_t<Input>...>, Release());
+  module.def(hvp, &mmd_hvp<T, std::decay_t<Input>...>, Release());
 }
 
 py::dict build_info() {
@@ -142,15 +142,15 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info);
   module.def("probe_float32", &probe_float32, py::call_guard<py::gil_scoped_release>());
 
-  bind_mmd(module, "mmd_fwd_float32", "mmd_bwd_float32", &mmd_input<float>);
-  bind_mmd(module, "mmd_fwd_float64", "mmd_bwd_float64", &mmd_input<double>);
+  bind_mmd(module, "mmd_fwd_float32", "mmd_hvp_float32", &mmd_input<float>);
+  bind_mmd(module, "mmd_fwd_float64", "mmd_hvp_float64", &mmd_input<double>);
 
-  module.def("cgm_step_fwd_float32", &cgm_step_fwd<float>, Release());
-  module.def("cgm_step_fwd_float64", &cgm_step_fwd<double>, Release());
+  module.def("cgm_loss_fwd_float32", &cgm_loss_fwd<float>, Release());
+  module.def("cgm_loss_fwd_float64", &cgm_loss_fwd<double>, Release());
   module.def("prototype_margin_fwd_float32", &prototype_margin_fwd<float>, Release());
   module.def("prototype_margin_fwd_float64", &prototype_margin_fwd<double>, Release());
-  module.def("prototype_margin_bwd_float32", &prototype_margin_bwd<float>, Release());
-  module.def("prototype_margin_bwd_float64", &prototype_margin_bwd<double>, Release());
+  module.def("prototype_margin_hvp_float32", &prototype_margin_hvp<float>, Release());
+  module.def("prototype_margin_hvp_float64", &prototype_margin_hvp<double>, Release());
 
 #ifdef CGM_FAST_CUDA
   cf::bindings::bind_cuda(module);

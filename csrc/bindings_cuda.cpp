@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "bindings.h"
-#include "cgm_step.h"
+#include "cgm_loss.h"
 #include "mmd.h"
 #include "prototype_margin.h"
 
@@ -44,21 +44,21 @@ void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, A
 }
 
 template <typename T, typename... Input>
-void mmd_bwd(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
+void mmd_hvp(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
              Address out_a, Address out_p, const PyMmdDevice& device, const Input&... input) {
   const cf::MmdInput<T> in = mmd_input<T>(input...);
-  cf::mmd_bwd_cuda<T>(in,
+  cf::mmd_hvp_cuda<T>(in,
                       {row_begin, row_end, at<const T>(z), at<const T>(a), at<const T>(p),
                        at<T>(out_z), at<T>(out_a), at<T>(out_p)},
                       mmd_device(device, in));
 }
 
 template <typename T, typename... Input>
-void bind_mmd(py::module_& module, const char* fwd, const char* bwd,
+void bind_mmd(py::module_& module, const char* fwd, const char* hvp,
               cf::MmdInput<T> (*)(Input...)) {
   using Release = py::call_guard<py::gil_scoped_release>;
   module.def(fwd, &mmd_fwd<T, std::decay_t<Input>...>, Release());
-  module.def(bwd, &mmd_bwd<T, std::decay_t<Input>...>, Release());
+  module.def(hvp, &mmd_hvp<T, std::decay_t<Input>...>, Release());
 }
 
 template <typename T>
@@ -76,11 +76,11 @@ void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
 }
 
 template <typename T>
-void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
+void prototype_margin_hvp(int64_t rows, int64_t k, int64_t d, const PySamples& r,
                           const PySamples& g, Address assignment, double margin,
                           double negative_scale, double scale, Address tangent_r, Address tangent_g,
                           Address out_r, Address out_g, Address stream) {
-  cf::prototype_margin_bwd_cuda<T>(
+  cf::prototype_margin_hvp_cuda<T>(
       {rows, k, d, samples(r), samples(g), nullptr, margin, negative_scale, scale},
       {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
        at<T>(out_g)},
@@ -88,7 +88,7 @@ void prototype_margin_bwd(int64_t rows, int64_t k, int64_t d, const PySamples& r
 }
 
 template <typename T>
-void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
+void cgm_loss_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
                   Address labels, const PySamples& noise, double sigma, double prior_sigma,
                   double mmd_weight, double margin_weight, double margin, double negative_scale,
                   int64_t scales, Address variances, Address kernel_weights, bool detach_prior,
@@ -104,7 +104,7 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
                                               margin,
                                               negative_scale,
                                               1.0 / static_cast<double>(rows)};
-  cf::cgm_step_fwd_cuda<T>(
+  cf::cgm_loss_fwd_cuda<T>(
       {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight, scales, nullptr,
        nullptr, detach_prior},
       {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(grad_r), at<T>(grad_g)},
@@ -116,14 +116,14 @@ void cgm_step_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const 
 
 void cgm_fast::bindings::bind_cuda(py::module_& module) {
   module.def("cuda_problem", &cgm_fast::cuda_problem);
-  bind_mmd(module, "mmd_fwd_cuda_float32", "mmd_bwd_cuda_float32", &mmd_input<float>);
-  bind_mmd(module, "mmd_fwd_cuda_float64", "mmd_bwd_cuda_float64", &mmd_input<double>);
+  bind_mmd(module, "mmd_fwd_cuda_float32", "mmd_hvp_cuda_float32", &mmd_input<float>);
+  bind_mmd(module, "mmd_fwd_cuda_float64", "mmd_hvp_cuda_float64", &mmd_input<double>);
 
   using Release = py::call_guard<py::gil_scoped_release>;
   module.def("prototype_margin_fwd_cuda_float32", &prototype_margin_fwd<float>, Release());
   module.def("prototype_margin_fwd_cuda_float64", &prototype_margin_fwd<double>, Release());
-  module.def("prototype_margin_bwd_cuda_float32", &prototype_margin_bwd<float>, Release());
-  module.def("prototype_margin_bwd_cuda_float64", &prototype_margin_bwd<double>, Release());
-  module.def("cgm_step_fwd_cuda_float32", &cgm_step_fwd<float>, Release());
-  module.def("cgm_step_fwd_cuda_float64", &cgm_step_fwd<double>, Release());
+  module.def("prototype_margin_hvp_cuda_float32", &prototype_margin_hvp<float>, Release());
+  module.def("prototype_margin_hvp_cuda_float64", &prototype_margin_hvp<double>, Release());
+  module.def("cgm_loss_fwd_cuda_float32", &cgm_loss_fwd<float>, Release());
+  module.def("cgm_loss_fwd_cuda_float64", &cgm_loss_fwd<double>, Release());
 }

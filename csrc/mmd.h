@@ -37,7 +37,7 @@ struct MmdGradient {
   T* grad_p;                   // [batch, scales + 1], or null; the variances h, then cross
 };
 
-// A direction in the space of all inputs (null: zero) and the Hessian applied to it.
+// A direction in the space of all inputs (null: zero) and the Hessian-vector product with it.
 template <typename T>
 struct MmdTangent {
   int64_t row_begin, row_end;  // rows of z whose product is wanted
@@ -56,12 +56,12 @@ struct MmdDevice {
   const T* kernel_weights;  // [scales]
   bool weighted_kernel;     // whether a single bandwidth has a weight other than 1
   int64_t variance_item;    // from one batch item's variances to the next: scales, or 0
-  int rows;                 // of a block: a power of two from 4 to 32; 32 for mmd_bwd_cuda; or 128
-  int workers;    // 0; or, of 128 rows on tensor cores, blocks that share all tiles; no more than
-                  // these
-  bool tf32;      // whether these may multiply float32 samples as tf32 ones
-  double* slots;  // [2 workers, 768 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d; or null
-  double* partials;    // [batch, ceil(M / rows), scales + 8], uninitialised
+  int rows;                 // of a block: a power of two from 4 to 32; 32 for mmd_hvp_cuda; or 128
+  int workers;       // 0; or, of 128 rows on tensor cores, the stream-K grid: blocks that share all
+                     // tiles; no more than these
+  bool tf32;         // whether these may multiply float32 samples as tf32 ones
+  double* slots;     // [2 workers, 768 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d; or null
+  double* partials;  // [batch, ceil(M / rows), scales + 8], uninitialised
   unsigned* counters;  // [batch + workers], zeros, and zeros again when the call is done
   void* stream;        // cudaStream_t
 };
@@ -70,7 +70,7 @@ template <typename T>
 void mmd_fwd_cpu(const MmdInput<T>& in, const MmdGradient<T>& out, int threads);
 
 template <typename T>
-void mmd_bwd_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads);
+void mmd_hvp_cpu(const MmdInput<T>& in, const MmdTangent<T>& tangent, int threads);
 
 // What keeps the CUDA run-time from launching anything here, say an old driver; or null.
 const char* cuda_problem();
@@ -80,6 +80,6 @@ template <typename T>
 void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDevice<T>& device);
 
 template <typename T>
-void mmd_bwd_cuda(const MmdInput<T>& in, const MmdTangent<T>& tangent, const MmdDevice<T>& device);
+void mmd_hvp_cuda(const MmdInput<T>& in, const MmdTangent<T>& tangent, const MmdDevice<T>& device);
 
 }  // namespace cgm_fast

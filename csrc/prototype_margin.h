@@ -28,8 +28,8 @@ struct PrototypeMarginGradient {
   T* grad_g;            // [k, d], or null
 };
 
-// The loss is piecewise quadratic, so its Hessian times (t_r, t_g) is the gradient's formula with
-// the tangents in place of r and g, while the active pairs still come from r and g.
+// The loss is piecewise quadratic, so its Hessian-vector product with (t_r, t_g) is the gradient's
+// formula with the tangents in place of r and g, while the active pairs still come from r and g.
 template <typename T>
 struct PrototypeMarginTangent {
   const int64_t* assignment;  // [rows]
@@ -55,7 +55,7 @@ void prototype_margin_fwd_cpu(const PrototypeMarginInput<T>& in,
                               const PrototypeMarginGradient<T>& out, int threads);
 
 template <typename T>
-void prototype_margin_bwd_cpu(const PrototypeMarginInput<T>& in,
+void prototype_margin_hvp_cpu(const PrototypeMarginInput<T>& in,
                               const PrototypeMarginTangent<T>& tangent, int threads);
 
 // One launch, or two.
@@ -66,7 +66,7 @@ void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>& in,
 
 // Two launches.
 template <typename T>
-void prototype_margin_bwd_cuda(const PrototypeMarginInput<T>& in,
+void prototype_margin_hvp_cuda(const PrototypeMarginInput<T>& in,
                                const PrototypeMarginTangent<T>& tangent, void* stream);
 
 }  // namespace cgm_fast

@@ -128,7 +128,7 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except NotImplementedError as error:
-        launch = sys.modules.get("cgm_fast.ops.triton_launch")
+        launch = sys.modules.get("cgm_fast.ops.triton.launch")
         if launch is None or launch.DOUBLES or not isinstance(error, launch.NoDoubles):
             raise
         pytest.skip(str(error))

@@ -59,7 +59,7 @@ def test_the_margin_oracle_is_the_formula():
 def test_work_adds_up():
     assert floors.mmd(10, 3) == (2 * 3 * 400, 400, 2 * 4 * 60)
     of_bytes = 2 * 4 * (10 + 2) * 3 + 8 * 10 + 4 * 2 * 10 * 3
-    assert floors.cgm_step(10, 2, 3, 5) == (2 * 3 * 400 + 3 * (20 + 10), 400, of_bytes)
+    assert floors.cgm_loss(10, 2, 3, 5) == (2 * 3 * 400 + 3 * (20 + 10), 400, of_bytes)
     assert floors.mmd_each_pair_once(10, 3).multiply_adds == 0.75 * floors.mmd(10, 3).multiply_adds
     assert floors.mmd(10, 3).seconds(2400, 400) == 2
 
@@ -163,32 +163,3 @@ def test_a_file_that_is_no_run_is_named(tmp_path):
         report.main([str(other)])
     with pytest.raises(SystemExit, match=r"absent\.json"):
         report.main([str(tmp_path / "absent.json")])
-
-
-SASS = """\
-.L_x_0:
-        /*0010*/                   LDS R0, [R1] ;
-        /*0020*/                   FFMA R2, R2, R3, R4 ;
-        /*0030*/               @P1 BRA `(.L_x_2) ;
-        /*0040*/                   BAR.SYNC 0x0 ;
-        /*0050*/                   FSEL R2, R2, RZ, P2 ;
-.L_x_2:
-        /*0060*/                   HGMMA.64x32x8.F32.TF32 R8, R4, gdesc[UR4] ;
-.L_x_1:
-        /*0070*/                   HGMMA.64x32x8.F32.TF32 R8, R4, gdesc[UR4] ;
-        /*0080*/               @P0 BRA `(.L_x_1) ;
-        /*0090*/               @P0 BRA `(.L_x_0) ;
-.L_x_3:
-        /*00a0*/                   BRA `(.L_x_3);
-""".splitlines()
-
-
-def test_the_cost_model_finds_loops_and_leaves_the_diagonal_out():
-    cost = pytest.importorskip("benchmarks.cost", reason="needs triton")
-    loops, labels = cost.loops_of(SASS)
-    assert [(loop.start, loop.end) for loop in loops] == [(8, 10), (0, 11)]
-    assert cost.opcode(SASS[3]) == "BRA"
-    assert cost.opcode(SASS[0]) is None
-    assert cost.skipped(SASS, loops[1], labels) == {4, 5}
-    assert loops[1].holds(loops[0])
-    assert not loops[0].holds(loops[1])

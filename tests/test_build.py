@@ -180,22 +180,22 @@ def test_a_module_that_was_deleted_is_in_no_later_wheel(tmp_path):
     extra.unlink()
     found = wheel("second")
     assert "cgm_fast/gone.py" not in found
-    assert {"cgm_fast/__init__.py", "cgm_fast/ops/triton_tiles.csv"} <= set(found)
+    assert {"cgm_fast/__init__.py", "cgm_fast/ops/triton/tiles.csv"} <= set(found)
     assert "cgm_fast/ops/mmd/README.md" in found
 
 
 def test_the_reasons_are_what_doctor_says(tmp_path, monkeypatch):
     import cgm_fast
-    from cgm_fast.ops import cuda_launch
+    from cgm_fast.ops.cuda import launch
 
     (tmp_path / "_no_native.txt").write_text("no C++ compiler that works was found")
     # Of an editable install: the sources, and where what was built lies.
     monkeypatch.setattr(cgm_fast, "__path__", [*cgm_fast.__path__, str(tmp_path)])
-    why = cuda_launch.why_no_module(ImportError("cannot import name '_native'"))
+    why = launch.why_no_module(ImportError("cannot import name '_native'"))
     assert "cannot be imported (no C++ compiler that works was found); reinstall" in why
     info = {"cuda_left_out": "no GPU was visible"}
-    monkeypatch.setattr(cuda_launch, "kernels", lambda: SimpleNamespace(build_info=lambda: info))
-    why = cuda_launch.why_unavailable()
+    monkeypatch.setattr(launch, "kernels", lambda: SimpleNamespace(build_info=lambda: info))
+    why = launch.why_unavailable()
     assert "built without CUDA kernels (no GPU was visible); reinstall with nvcc" in why
     assert "CGM_FAST_CUDA=ON" in why
 

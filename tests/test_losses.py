@@ -174,7 +174,7 @@ def test_options_may_be_numbers_of_numpy():
     [
         (MMDLoss, "mmd", (X, Y)),
         (PrototypeLoss, "prototype_margin", (R, G)),
-        (CGMLoss, "cgm_step", (R, G)),
+        (CGMLoss, "cgm_loss", (R, G)),
     ],
 )
 def test_last_backend(make, op, args):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cgm_fast.ops import cuda_launch
+from cgm_fast.ops.cuda import launch as cuda_launch
 
 AUTO = "auto"
 ENVIRONMENT = "CGM_FAST_BACKEND"
@@ -136,7 +136,7 @@ def last_backend(op: str = "mmd") -> str | None:
     """Name of the implementation that last ran `op` in this process; None if none has.
 
     Args:
-        op: "mmd", "prototype_margin" or "cgm_step".
+        op: "mmd", "prototype_margin" or "cgm_loss".
     """
     return _last.get(op)
 

@@ -154,7 +154,7 @@ class OfPair:
     """The derivatives of an op of samples r and prototypes g whose results hold both gradients.
 
     Args:
-        backward_op: Its product with the Hessian, `cgm_fast::<op>_bwd`.
+        hvp_op: Its Hessian-vector product, `cgm_fast::<op>_hvp`.
         flags: The first of its two arguments that say which gradients are wanted.
         assignment: Which result that is; the op's argument before the third is replaced by it.
         latents: Which result moves with r, if one does.
@@ -163,10 +163,10 @@ class OfPair:
     """
 
     def __init__(
-        self, backward_op: Any, flags: int, assignment: int, latents: int | None, gradients: int,
+        self, hvp_op: Any, flags: int, assignment: int, latents: int | None, gradients: int,
         constant: tuple[int, ...],
     ) -> None:  # fmt: skip
-        self.op, self.flags, self.assignment = backward_op, flags, assignment
+        self.op, self.flags, self.assignment = hvp_op, flags, assignment
         self.latents, self.gradients, self.constant = latents, gradients, constant
 
     def widened(self, args: tuple[Any, ...], wanted: frozenset[int]) -> tuple[Any, ...]:
@@ -194,7 +194,7 @@ class OfPair:
         cotangents: Tensors,
         wanted: frozenset[int],
     ) -> dict[int, Tensor | None]:
-        """The gradients scaled, the Hessian's product, and what reached the latents."""
+        """The gradients scaled, the Hessian-vector product, and what reached the latents."""
         if wanted - {0, 1}:
             raise RuntimeError(f"{self.op._name} has no derivative in its constants; detach() them")
         of_gradients = cotangents[self.gradients :]
@@ -246,10 +246,10 @@ class OfPair:
 
 
 class OfProduct:
-    """The derivatives of a product with the Hessian: itself, for it is linear and symmetric.
+    """The derivatives of a Hessian-vector product: itself, for it is linear and symmetric.
 
     Args:
-        op: `cgm_fast::<op>_bwd`.
+        op: `cgm_fast::<op>_hvp`.
         tangents: The first of the arguments that are vectors; as many as there are results. On
             those before them the Hessian depends: a derivative in one is a third.
     """

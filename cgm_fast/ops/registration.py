@@ -39,8 +39,9 @@ def register(
     """Define `cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
     Args:
-        op: "mmd", "prototype_margin" or "cgm_step".
-        step: "fwd" or "bwd"; implementations have a function `<op>_<step>`.
+        op: "mmd", "prototype_margin" or "cgm_loss".
+        step: "fwd", or "hvp" for the Hessian-vector product; implementations have a function
+            `<op>_<step>`.
         schema: Arguments and results; the first argument is a tensor, the last `str backend`.
         fake: Shapes and dtypes of the results.
         finish: Given the results and then the arguments, changes the results in place, whichever
@@ -69,8 +70,8 @@ def register(
         results: tuple[Tensor, ...] = getattr(torch.ops.cgm_fast, function).default(*args)
         return results
 
-    # Nothing but the vectors of a second derivative comes in that form.
-    hidden = watching.legacy_batch if step == "bwd" else _no
+    # Nothing but the vectors of a Hessian-vector product comes in that form.
+    hidden = watching.legacy_batch if step == "hvp" else _no
 
     # A forward op has its tensors first: so many behind the first of them.
     schema_of_op = getattr(torch.ops.cgm_fast, function).default._schema

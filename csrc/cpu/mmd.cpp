@@ -6,7 +6,8 @@
 // grouped depends on the shape and the number of threads, and the sums of a group are added in
 // order (pairs.h): results are reproducible bit for bit for a given number of threads.
 //
-// Sums run in T over a few hundred pairs and in double beyond. See cgm_fast/ops/mmd/README.md.
+// Sums run in T over a few hundred pairs and are then flushed to double. See
+// cgm_fast/ops/mmd/README.md.
 #include "mmd.h"
 
 #include <algorithm>
@@ -134,10 +135,10 @@ class Worker {
   void visit(int64_t p, int64_t q) {
     const Group &rows = pass_.groups[p], &columns = pass_.groups[q];
     const bool across = rows.of_y != columns.of_y;
-    const double cross = across ? layout_.cross : 1.0;
+    const double relation = across ? layout_.cross : 1.0;
     p_ = p;
     if (p == q) pass_.sums.start(rows, d_ + 1);  // a group meets itself first
-    unit_ = layout_.unit(columns.of_y) * cross;
+    unit_ = layout_.unit(columns.of_y) * relation;
     total_ = &(across ? pass_.sums.across : pass_.sums.within)[p];
     near_ =
         (across ? pass_.sums.near_across : pass_.sums.near_within).data() + p * layout_.in.scales;
@@ -147,7 +148,7 @@ class Worker {
     for (size_t tile = rows.begin; tile < rows.end; ++tile)
       for (int64_t begin = 0; begin < layout_.tiles[tile].rows; begin += kBlockRows)
         visit_block(tile, begin, columns, p == q);
-    if (!pass_.sums.columns.empty()) take_columns(columns, layout_.unit(rows.of_y) * cross);
+    if (!pass_.sums.columns.empty()) flush_columns(columns, layout_.unit(rows.of_y) * relation);
   }
 
  private:
@@ -172,15 +173,15 @@ class Worker {
       // Both orders of the pairs within the block, then the block's rows against the rest.
       const int64_t after = begin + kBlockRows;
       visit_columns(v, own, begin, std::min(after, own.columns), begin, false, columns);
-      take_values(own, begin, rows, 1);
+      flush_values(own, begin, rows, 1);
       if (after < own.columns) visit_columns(v, own, after, own.columns, -1, true, columns);
     }
     for (size_t other = from_here ? tile + 1 : columns.begin; other < columns.end; ++other) {
       const Tile& met = layout_.tiles[other];
       visit_columns(v, met, 0, met.columns, other == tile ? begin : -1, pass_.symmetric, columns);
     }
-    take_values(own, begin, rows, pass_.symmetric ? 2 : 1);
-    if (v.with_rows) take_rows(own, begin, rows);
+    flush_values(own, begin, rows, pass_.symmetric ? 2 : 1);
+    if (v.with_rows) flush_rows(own, begin, rows);
   }
 
   MmdVisit<T> of_rows(const Tile& own, int64_t begin, int rows) {
@@ -231,59 +232,59 @@ class Worker {
     kernels_.visit(v);
   }
 
-  // Passes the sums of k to double, `times` that they count, and those of the slopes.
-  void take_values(const Tile& own, int64_t begin, int rows, int times) {
+  // Flushes the sums of k to double, `times` that they count, and those of the slopes.
+  void flush_values(const Tile& own, int64_t begin, int rows, int times) {
     double values[kBlockRows] = {}, nears[kBlockRows] = {}, fars[kBlockRows] = {};
     double slopes[kBlockRows] = {};
-    kernels_.take_lanes(value_sums_.data, rows, unit_, values);
+    kernels_.flush_lanes(value_sums_.data, rows, unit_, values);
     const T* weight = layout_.weight.data + own.start + begin;
     const double unit = layout_.unit(own.of_y);
     double sum = 0;
     for (int r = 0; r < rows; ++r) sum += double(weight[r]) * values[r];
     *total_ += times * unit * sum;
     if (!layout_.shifted && !pass_.scaled) {
-      kernels_.take_lanes(near_sums_.data, rows, 1.0, nears);
+      kernels_.flush_lanes(near_sums_.data, rows, 1.0, nears);
       for (int r = 0; r < rows; ++r) *near_ += times * double(weight[r]) * nears[r];
       if (with_far()) {
-        kernels_.take_lanes(far_sums_.data, rows, 1.0, fars);
+        kernels_.flush_lanes(far_sums_.data, rows, 1.0, fars);
         for (int r = 0; r < rows; ++r) *far_ += times * double(weight[r]) * fars[r];
       }
     } else if (!layout_.shifted) {
-      kernels_.take_lanes(near_of_scale_.data, layout_.in.scales, times, near_);
-      if (with_far()) kernels_.take_lanes(far_of_scale_.data, layout_.in.scales, times, far_);
-      if (!pass_.sums.values.empty()) kernels_.take_lanes(near_sums_.data, rows, -1.0, nears);
+      kernels_.flush_lanes(near_of_scale_.data, layout_.in.scales, times, near_);
+      if (with_far()) kernels_.flush_lanes(far_of_scale_.data, layout_.in.scales, times, far_);
+      if (!pass_.sums.values.empty()) kernels_.flush_lanes(near_sums_.data, rows, -1.0, nears);
     }
     // With what was subtracted for near pairs all are k; or `scaled`, with what was not for far
     // ones k - 1.
     for (int r = 0; r < rows; ++r) values[r] += unit_ * nears[r];
-    if (pass_.scaled) kernels_.take_lanes(slope_sums_.data, rows, unit_, slopes);
+    if (pass_.scaled) kernels_.flush_lanes(slope_sums_.data, rows, unit_, slopes);
     if (!pass_.sums.rows.empty()) {
       double* last = pass_.sums.rows.data + (own.start + begin) * (d_ + 1) + d_;
-      const double* taken = pass_.scaled ? slopes : values;
-      for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += taken[r];
+      const double* flushed = pass_.scaled ? slopes : values;
+      for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += flushed[r];
     }
     if (!pass_.sums.values.empty())
       for (int r = 0; r < rows; ++r) pass_.sums.values[own.start + begin + r] += values[r];
     if (pass_.out.grad_p)
-      kernels_.take_lanes(variance_sums_.data, layout_.in.scales, times * unit * unit_,
-                          pass_.sums.variance.data() + p_ * layout_.in.scales);
+      kernels_.flush_lanes(variance_sums_.data, layout_.in.scales, times * unit * unit_,
+                           pass_.sums.variance.data() + p_ * layout_.in.scales);
   }
 
-  void take_rows(const Tile& own, int64_t begin, int rows) {
+  void flush_rows(const Tile& own, int64_t begin, int rows) {
     double* sums = pass_.sums.rows.data + (own.start + begin) * (d_ + 1);
     for (int r = 0; r < rows; ++r, sums += d_ + 1) {
       T* row = row_values_.data + r * row_width_;
       if (d_ < kFeatureLanes) {
-        kernels_.take_lanes(row, d_, unit_, sums);
+        kernels_.flush_lanes(row, d_, unit_, sums);
       } else {
-        kernels_.take(row, d_, unit_, sums);
+        kernels_.flush(row, d_, unit_, sums);
       }
     }
   }
 
-  void take_columns(const Group& group, double unit) {
+  void flush_columns(const Group& group, double unit) {
     double* sums = pass_.sums.columns.data + group.start * (d_ + 1);
-    kernels_.take(column_values_.data, group.columns * (d_ + 1), unit, sums);
+    kernels_.flush(column_values_.data, group.columns * (d_ + 1), unit, sums);
   }
 
   const Pass<T>& pass_;

@@ -188,9 +188,9 @@ void visit(const MmdVisit<T>& v) {
 }  // namespace
 
 namespace CGM_FAST_ISA {
-extern const MmdKernels<float> mmd_kernels_float = {visit<float>, take<float>, take_lanes<float>};
-extern const MmdKernels<double> mmd_kernels_double = {visit<double>, take<double>,
-                                                      take_lanes<double>};
+extern const MmdKernels<float> mmd_kernels_float = {visit<float>, flush<float>, flush_lanes<float>};
+extern const MmdKernels<double> mmd_kernels_double = {visit<double>, flush<double>,
+                                                      flush_lanes<double>};
 }  // namespace CGM_FAST_ISA
 
 }  // namespace cgm_fast

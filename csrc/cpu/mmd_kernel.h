@@ -43,10 +43,10 @@ struct MmdVisit : Block<T> {
 template <typename T>
 struct MmdKernels {
   void (*visit)(const MmdVisit<T>&);
-  // out[i] += factor * from[i], [count], which become 0.
-  void (*take)(T* from, int64_t count, double factor, double* out);
+  // Flush to double: out[i] += factor * from[i], [count], which become 0.
+  void (*flush)(T* from, int64_t count, double factor, double* out);
   // out[i] += factor * the sum of lanes[i], [count, kTileAlign], which become 0.
-  void (*take_lanes)(T* lanes, int64_t count, double factor, double* out);
+  void (*flush_lanes)(T* lanes, int64_t count, double factor, double* out);
 };
 
 // The kernels in the best instruction set that this processor has.

@@ -182,9 +182,9 @@ void all_columns(const Block<T>& v) {
   for (; j < v.columns; j += kLanes) column_features<T, kColumnFeatures, 1>(v, 0, j);
 }
 
-// out[i] += factor * from[i] [count], in double; zeroes `from`.
+// Flush sums to double: out[i] += factor * from[i] [count]; zeroes `from`.
 template <typename T>
-void take(T* from, int64_t count, double factor, double* out) {
+void flush(T* from, int64_t count, double factor, double* out) {
   int64_t i = 0;
   for (; i + kWideLanes <= count; i += kWideLanes)
     *reinterpret_cast<UnalignedWide*>(out + i) += factor * widen(from + i);
@@ -192,9 +192,9 @@ void take(T* from, int64_t count, double factor, double* out) {
   __builtin_memset(from, 0, count * sizeof(T));
 }
 
-// out[i] += factor * the sum of lanes[i], [count, kTileAlign], which become 0.
+// The same of sums in lanes: out[i] += factor * the sum of lanes[i], [count, kTileAlign].
 template <typename T>
-void take_lanes(T* lanes, int64_t count, double factor, double* out) {
+void flush_lanes(T* lanes, int64_t count, double factor, double* out) {
   int64_t i = 0;
   for (; i + kWideLanes <= count; i += kWideLanes) {
     Wide value[kWideLanes];

@@ -148,8 +148,9 @@ void products(const Block<T>& v, bool with_rows, bool with_columns) {
 }
 
 template <typename T>
-constexpr PrototypeKernels<T> kernels = {distances<T>, nearest<T>,  hinge<T>, activate<T>,  pair<T>,
-                                         push<T>,      products<T>, take<T>,  take_lanes<T>};
+constexpr PrototypeKernels<T> kernels = {distances<T>, nearest<T>, hinge<T>,
+                                         activate<T>,  pair<T>,    push<T>,
+                                         products<T>,  flush<T>,   flush_lanes<T>};
 
 }  // namespace
 

@@ -24,8 +24,8 @@ struct PrototypeKernels {
   void (*push)(const T* value, const double* sums, int64_t d, double within, double factor, T* out);
   // block.row_values and block.column_values += the products of block.w, as in mmd_kernel.cpp.
   void (*products)(const Block<T>& block, bool with_rows, bool with_columns);
-  void (*take)(T* from, int64_t count, double factor, double* out);
-  void (*take_lanes)(T* lanes, int64_t count, double factor, double* out);
+  void (*flush)(T* from, int64_t count, double factor, double* out);
+  void (*flush_lanes)(T* lanes, int64_t count, double factor, double* out);
 };
 
 // The kernels in the best instruction set that this processor has.

@@ -1,11 +1,11 @@
-// Nearest prototype, margin loss, gradients and Hessian product on the CPU: the driver of the
-// kernels in prototype_kernel.cpp.
+// Nearest prototype, margin loss, gradients and Hessian-vector product on the CPU: the
+// driver of the kernels in prototype_kernel.cpp.
 //
 // Each thread owns a range of samples and takes them a block at a time. A block holds its own rows
 // of K distances, never B x K of them. From those come the assignment and the weights of the pairs
 // inside the margin, 1 or 0; what the weights multiply (samples and prototypes less a common
-// centre, or in the second-order pass the tangents) is summed by two matrix products. The assigned
-// pairs are added one by one, in double. Shares of threads are added in order.
+// centre, or in the Hessian-vector product the tangents) is summed by two matrix products. The
+// assigned pairs are added one by one, in double. Shares of threads are added in order.
 #include "prototype_margin.h"
 
 #include <algorithm>
@@ -52,11 +52,11 @@ struct Tiled {
 // Hessian's product.
 template <typename T>
 struct Problem {
-  Problem(const PrototypeMarginInput<T>& in, const T* tangent_r, const T* tangent_g, bool second)
+  Problem(const PrototypeMarginInput<T>& in, const T* tangent_r, const T* tangent_g, bool hvp)
       : in(in),
         tangent_r(tangent_r),
         tangent_g(tangent_g),
-        second(second),
+        hvp(hvp),
         features(in.d < kFeatureLanes ? in.d + 1 : round_up(in.d + 1, kTileAlign)),
         padded(round_up(in.k, kTileAlign)),
         positions(padded, in.d, features, false),
@@ -69,7 +69,7 @@ struct Problem {
       read_row(in.g, 0, k, in.d, g.data + k * in.d);
       for (int64_t f = 0; f < in.d; ++f) sum[f] += double(g.data[k * in.d + f]);
     }
-    if (!second)
+    if (!hvp)
       for (int64_t f = 0; f < in.d; ++f) centre[f] = T(sum[f] / double(in.k));
     std::vector<T> row(in.d);
     for (int64_t start = 0; start < in.k; start += kTileColumns) {
@@ -90,27 +90,27 @@ struct Problem {
   void value_of_g(int64_t k, T* row) const {
     for (int64_t f = 0; f < in.d; ++f) {
       const int64_t at = k * in.d + f;
-      row[f] = second ? (tangent_g ? tangent_g[at] : T(0)) : g.data[at] - centre[f];
+      row[f] = hvp ? (tangent_g ? tangent_g[at] : T(0)) : g.data[at] - centre[f];
     }
   }
 
   // What stands for the sample at position r [d] in the sums.
   void value_of_r(int64_t i, const T* r, T* row) const {
     for (int64_t f = 0; f < in.d; ++f)
-      row[f] = second ? (tangent_r ? tangent_r[i * in.d + f] : T(0)) : r[f] - centre[f];
+      row[f] = hvp ? (tangent_r ? tangent_r[i * in.d + f] : T(0)) : r[f] - centre[f];
   }
 
   // The two sides of an assigned pair's own term, which nothing must round twice.
   const T* own_r(int64_t i, const T* position) const {
-    return !second ? position : tangent_r ? tangent_r + i * in.d : zero.data();
+    return !hvp ? position : tangent_r ? tangent_r + i * in.d : zero.data();
   }
   const T* own_g(int64_t k) const {
-    return !second ? g.data + k * in.d : tangent_g ? tangent_g + k * in.d : zero.data();
+    return !hvp ? g.data + k * in.d : tangent_g ? tangent_g + k * in.d : zero.data();
   }
 
   const PrototypeMarginInput<T>& in;
   const T *tangent_r, *tangent_g;
-  bool second;
+  bool hvp;
   int64_t features, padded;
   std::vector<Tile> tiles;
   Tiled<T> positions, values;
@@ -176,14 +176,14 @@ class Worker {
     if (!with_sums_) return;
     if (any) sum_active(v, first, assigned, within);
     for (int r = 0; r < count_; ++r) finish_row(first + r, r, assigned[r], within[r]);
-    if (++blocks_since_sum_ == kBlocksPerSum) take_columns();
+    if (++blocks_since_sum_ == kBlocksPerSum) flush_columns();
   }
 
-  void take_columns() {
+  void flush_columns() {
     blocks_since_sum_ = 0;
     if (!touched_) return;
     touched_ = false;
-    kernels_.take(column_values_.data, column_values_.size, 1.0, active_sums.data);
+    kernels_.flush(column_values_.data, column_values_.size, 1.0, active_sums.data);
   }
 
  private:
@@ -272,9 +272,9 @@ class Worker {
     T* lanes = row_values_.data + r * row_width_;
     sums_.assign(d_, 0.0);
     if (d_ < kFeatureLanes)
-      kernels_.take_lanes(lanes, d_, 1.0, sums_.data());
+      kernels_.flush_lanes(lanes, d_, 1.0, sums_.data());
     else
-      kernels_.take(lanes, d_, 1.0, sums_.data());
+      kernels_.flush(lanes, d_, 1.0, sums_.data());
     kernels_.push(values_.data + r * p_.features, sums_.data(), d_, double(within),
                   -2 * in_.scale * in_.negative_scale, out);
   }
@@ -337,7 +337,7 @@ double run(const Problem<T>& problem, Output<T> out, T* grad_g, int threads) {
       if (block % 16 == 0) interruption_point();
       workers[part]->visit(block);
     }
-    workers[part]->take_columns();
+    workers[part]->flush_columns();
   });
   if (grad_g) finish_g(problem, workers, grad_g);
   double loss = 0;
@@ -356,7 +356,7 @@ void prototype_margin_fwd_cpu(const PrototypeMarginInput<T>& in,
 }
 
 template <typename T>
-void prototype_margin_bwd_cpu(const PrototypeMarginInput<T>& in,
+void prototype_margin_hvp_cpu(const PrototypeMarginInput<T>& in,
                               const PrototypeMarginTangent<T>& tangent, int threads) {
   const Problem<T> problem(in, tangent.r, tangent.g, true);
   run(problem, {nullptr, tangent.assignment, nullptr, tangent.out_r, false}, tangent.out_g,
@@ -367,9 +367,9 @@ template void prototype_margin_fwd_cpu(const PrototypeMarginInput<float>&,
                                        const PrototypeMarginGradient<float>&, int);
 template void prototype_margin_fwd_cpu(const PrototypeMarginInput<double>&,
                                        const PrototypeMarginGradient<double>&, int);
-template void prototype_margin_bwd_cpu(const PrototypeMarginInput<float>&,
+template void prototype_margin_hvp_cpu(const PrototypeMarginInput<float>&,
                                        const PrototypeMarginTangent<float>&, int);
-template void prototype_margin_bwd_cpu(const PrototypeMarginInput<double>&,
+template void prototype_margin_hvp_cpu(const PrototypeMarginInput<double>&,
                                        const PrototypeMarginTangent<double>&, int);
 
 CGM_FAST_KERNELS(PrototypeKernels, prototype_kernels)

@@ -39,7 +39,7 @@ __device__ inline unsigned ballot(bool value) { return __ballot_sync(0xffffffffu
 // Whether it is true for any thread of the block; a barrier.
 __device__ inline bool any_in_block(bool value) { return __syncthreads_or(value) != 0; }
 
-// What this thread wrote is seen by whoever sees what it writes next.
+// A memory fence of the device: what this thread wrote is seen by whoever sees what it writes next.
 __device__ inline void fence() { __threadfence(); }
 
 // The number before; after `last` comes 0, as a call that ends leaves it for the next.
@@ -47,18 +47,18 @@ __device__ inline unsigned count_up(unsigned* counter, unsigned last) {
   return atomicInc(counter, last);
 }
 
-// A number that another block may just have written, past this multiprocessor's own cache.
+// A load that bypasses L1 (ld.cg): of a number that another block may just have written.
 template <typename T>
 __device__ T load_fresh(const T* from) {
   return __ldcg(from);
 }
 
-// Loads behind it are not begun before it: a long unrolled loop would hold all of them in
-// registers.
-__device__ inline void keep_order() { asm volatile("" ::: "memory"); }
+// A compiler barrier: no load moves across it. A long unrolled loop would begin all of its loads at
+// once and hold them in registers.
+__device__ inline void compiler_barrier() { asm volatile("" ::: "memory"); }
 
-// The same number, of which the compiler knows nothing: what is computed from it inside a loop
-// stays there, where it would be computed before and kept in a register that the loop is short of.
+// The same number, opaque to the compiler, against loop-invariant code motion: what is computed
+// from it inside a loop would be computed before and kept in a register that the loop is short of.
 __device__ inline int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -89,9 +89,9 @@ __device__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
-// c [16, 8] += a [16, 8] @ b [8, 8] by a warp; tf32 operands, float32 sums. With g = lane / 4 and
-// t = lane % 4 a lane has a (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b (t, g), (t + 4, g);
-// c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// c [16, 8] += a [16, 8] @ b [8, 8] by a warp; tf32 operands, float32 accumulators. Fragments: with
+// g = lane / 4 and t = lane % 4 a lane has a (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b (t,
+// g), (t + 4, g); c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 __device__ inline void mma_16x8x8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -148,7 +148,7 @@ T* shared_memory() {
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
 inline void fence() {}
-inline void keep_order() {}
+inline void compiler_barrier() {}
 inline int opaque(int value) { return value; }
 inline unsigned count_up(unsigned* counter, unsigned last) {
   const unsigned before = *counter;
@@ -227,7 +227,7 @@ __device__ inline float of_bfloat16(unsigned bits) {
   return from_bits(static_cast<int>(bits << 16));
 }
 
-// Some numbers read or written at once.
+// Vectorised access: some numbers read or written by one instruction.
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T)) Pack {
   T of[kCount];

@@ -14,7 +14,7 @@ struct Exp2 {
 
 // For e <= 0 and not below -100 each is good to a few units: the hardware's exp2 would leave 2^e -
 // 1 nothing where e is small. With e = n + f, |f| <= 1/2, a polynomial gives 2^f - 1 = f q(f); 2^n
-// comes from its bits. A NaN stays one. Coefficients: minimax, as in triton_math.py.
+// comes from its bits. A NaN stays one. Coefficients: minimax, as in ops/triton/math.py.
 //
 // What is subtracted may be 0 in place of 1, and then both are 2^e.
 __device__ inline Exp2<float> exp2_less_unclamped(float e, float one) {

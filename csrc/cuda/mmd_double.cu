@@ -5,7 +5,7 @@ namespace cgm_fast {
 
 template void mmd_fwd_cuda(const MmdInput<double>&, const MmdGradient<double>&,
                            const MmdDevice<double>&);
-template void mmd_bwd_cuda(const MmdInput<double>&, const MmdTangent<double>&,
+template void mmd_hvp_cuda(const MmdInput<double>&, const MmdTangent<double>&,
                            const MmdDevice<double>&);
 
 }  // namespace cgm_fast

@@ -1,10 +1,10 @@
-// Launches of MMD² and its second derivative; instantiated in mmd.cu and mmd_double.cu, and on
+// Launches of MMD² and its Hessian-vector product; instantiated in mmd.cu and mmd_double.cu, and on
 // tensor cores in mmd_tensor_*.cu, which are all compiled side by side.
 #pragma once
 
 #include "cuda/launch.cuh"
+#include "cuda/mmd_hvp.cuh"
 #include "cuda/mmd_rows.cuh"
-#include "cuda/mmd_second.cuh"
 #include "cuda/mmd_wide.cuh"
 
 namespace cgm_fast {
@@ -63,9 +63,9 @@ void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDev
 }
 
 template <typename T>
-void mmd_bwd_cuda(const MmdInput<T>& in, const MmdTangent<T>& tangent, const MmdDevice<T>& device) {
-  cuda::launch("mmd_second_kernel", cuda::MmdCall<T>{in, device}, tangent, cuda::kRows,
-               cuda::second_shared_bytes<T>(in.scales), cuda::mmd_second_kernel<T>);
+void mmd_hvp_cuda(const MmdInput<T>& in, const MmdTangent<T>& tangent, const MmdDevice<T>& device) {
+  cuda::launch("mmd_hvp_kernel", cuda::MmdCall<T>{in, device}, tangent, cuda::kRows,
+               cuda::hvp_shared_bytes<T>(in.scales), cuda::mmd_hvp_kernel<T>);
 }
 
 }  // namespace cgm_fast

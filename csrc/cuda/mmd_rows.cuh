@@ -1,13 +1,14 @@
 // MMD² and its gradient for few features, in one launch: a lane per row, whose features and sums
-// stay in registers; columns come from shared memory, where all lanes of a warp read the same ones.
+// stay in registers; columns come from shared memory, broadcast: all lanes of a warp read the same.
 //
 // Distances are plain differences, on the FP32 (or FP64) pipes, for the block's own rows, and where
 // some row is far from the centre of these; a batch knows nothing else. Tiles of columns that are
 // not far cost a third less: with b = -|z|²/2, about the centre, exponents are z_i . z_j + b_i +
 // b_j, and of w_ij (z_i - z_j) only the second half has to be summed up feature by feature.
 //
-// Few rows would leave most of the device idle with 32 to a block. Then a block takes 16, 8 or 4:
-// the lanes of a warp share the columns among them, and their sums are added at the end.
+// Few rows would leave most of the device idle with 32 to a block. Then a block takes 16, 8 or 4,
+// and split-K within the block: the lanes of a warp share the columns among them, and their sums
+// are added at the end.
 #pragma once
 
 #include <type_traits>
@@ -60,7 +61,7 @@ __device__ OfTile<T> by_differences(const MmdInput<T>& in, T near_from, const La
     total.value += value;
     if constexpr (kGradient) {
       w *= coefficient;
-      if (!kKeep) keep_order();
+      if (!kKeep) compiler_barrier();
 #pragma unroll
       for (int f = 0; f < kD; ++f) {
         T& sum = sums[kOfRow + f];
@@ -78,7 +79,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
                                  const Scale<T>* scales, T (&sums)[kOfRow + kD],
                                  const RowsMemory<T, kD>& memory) {
   OfTile<T> total = {};
-  T slope = 0, pull[kD] = {};
+  T slope = 0, weighted_sum[kD] = {};
   if constexpr (!kOptions) {
 #pragma unroll 2
     for (int j = lane.group; j < here; j += lane.groups) {
@@ -94,7 +95,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
       total.near += one;
       if constexpr (kGradient) {
 #pragma unroll
-        for (int f = 0; f < kD; ++f) pull[f] = fma(k.whole, column[f], pull[f]);
+        for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(k.whole, column[f], weighted_sum[f]);
       }
     }
   } else {
@@ -123,7 +124,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
         slope += w[c];
         if constexpr (kGradient) {
 #pragma unroll
-          for (int f = 0; f < kD; ++f) pull[f] = fma(w[c], column[c][f], pull[f]);
+          for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(w[c], column[c][f], weighted_sum[f]);
         }
       }
     };
@@ -139,7 +140,7 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
   if constexpr (kGradient) {
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
-      sums[kOfRow + f] = fma(coefficient, fma(slope, z[f], -pull[f]), sums[kOfRow + f]);
+      sums[kOfRow + f] = fma(coefficient, fma(slope, z[f], -weighted_sum[f]), sums[kOfRow + f]);
     }
   }
   return total;

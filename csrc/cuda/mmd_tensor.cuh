@@ -1,13 +1,13 @@
 // MMD² and its gradient in float32 on tensor cores, in one launch, where rows are many: a warp has
-// 16 rows, whose parts and sums stay in its registers, a block 128; columns come by tiles through
-// shared memory, the next one copied while one is worked on. Blocks of threads have even shares of
-// all tiles (shares.cuh).
+// 16 rows, whose fragments and sums stay in its registers, a block 128; columns come by tiles
+// through shared memory, double-buffered: the next one is copied while one is worked on. Stream-K
+// scheduling gives blocks of threads even shares of all tiles (stream_k.cuh).
 //
 // Rows and columns are centred on the mean of the block's rows and scaled, so that with b = -|z|²/2
-// a pair's exponent is z_i . z_j + b_i + b_j: the first product. Weights w leave its accumulators
-// as right factor of the second, sum_j z_j w_ij, features by rows: what a lane has of them belongs
-// to columns 2t and 2t + 1 of eight, where a right factor has t and t + 4, so columns are counted
-// in that order.
+// a pair's exponent is z_i . z_j + b_i + b_j: the first mma. Its accumulator fragment, turned into
+// weights w, is reused as the B operand of the second mma, sum_j z_j w_ij, features by rows, and
+// never leaves the registers: what a lane has of an accumulator belongs to columns 2t and 2t + 1 of
+// eight, where a B fragment has t and t + 4, so columns are counted in that order.
 //
 // In three products of two tf32 parts each, what is lost is below float32's rounding; where tf32 is
 // allowed samples are rounded to it first, so that the first product is exact, and weights are cut
@@ -20,7 +20,7 @@
 
 namespace cgm_fast::cuda {
 
-// A warp's rows as left factor of the first product, a lane's share.
+// The A fragments of the first mma: a warp's rows, what a lane has of them.
 template <int kD, Numbers kOf>
 struct LeftFactor {
   using Memory = TensorMemory<kD, kOf>;
@@ -132,7 +132,7 @@ struct Visit {
 // features of four rows in every sixteen.
 template <int kD>
 struct TileSums {
-  float values[2], nears[2], fars[2], slopes[2], pull[kD / 16][2][4];
+  float values[2], nears[2], fars[2], slopes[2], weighted_sums[kD / 16][2][4];
 };
 
 // The warp's rows with columns [begin, begin + 8) of a tile. kPlain: distances from products, all
@@ -193,7 +193,7 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
       w[p] = left_out ? 0.f : k.whole;
     }
   }
-  float w_high[2][2], w_low[2][2];  // of rows g and g + 8, as right factors
+  float w_high[2][2], w_low[2][2];  // of rows g and g + 8, as B fragments
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
     w_high[p / 2][p % 2] = cut_tf32(w[p]);
@@ -217,9 +217,9 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      if constexpr (kTwo) mma_16x8x8_tf32(sums.pull[c][row], high, w_low[row]);
-      if constexpr (Memory::kSplit) mma_16x8x8_tf32(sums.pull[c][row], low, w_high[row]);
-      mma_16x8x8_tf32(sums.pull[c][row], high, w_high[row]);
+      if constexpr (kTwo) mma_16x8x8_tf32(sums.weighted_sums[c][row], high, w_low[row]);
+      if constexpr (Memory::kSplit) mma_16x8x8_tf32(sums.weighted_sums[c][row], low, w_high[row]);
+      mma_16x8x8_tf32(sums.weighted_sums[c][row], high, w_high[row]);
     }
   }
 }
@@ -263,8 +263,8 @@ __device__ void write_gradient(const MmdInput<float>& in, const MmdGradient<floa
       float z = memory.rows[row * kD + f];
       if (!Memory::kHalf) z = fma(z, memory.scale, -memory.shift[f]);
       if (kOf == Numbers::tf32) z = nearest_tf32(z);
-      const float pull = sums[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
-      to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -pull));
+      const float weighted_sum = sums[8 * (at / 2) + 4 * (p / 2) + 2 * (at % 2) + p % 2];
+      to[f] = static_cast<float>(factor * fma(memory.slope[row], z, -weighted_sum));
     }
   }
 }
@@ -289,10 +289,10 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
 
   const int tiles =
       static_cast<int>((in.n + kColumns - 1) / kColumns + (in.m + kColumns - 1) / kColumns);
-  const Shares shares{in.batch * blocks * tiles, tiles, gridDim.x};
-  if (thread == 0) memory.shares = shares;
-  const int64_t begin = shares.begin(blockIdx.x);
-  int left = static_cast<int>(shares.begin(blockIdx.x + 1) - begin);  // tiles of this worker
+  const StreamK stream_k{in.batch * blocks * tiles, tiles, gridDim.x};
+  if (thread == 0) memory.stream_k = stream_k;
+  const int64_t begin = stream_k.begin(blockIdx.x);
+  int left = static_cast<int>(stream_k.begin(blockIdx.x + 1) - begin);  // tiles of this worker
   int first_tile = static_cast<int>(begin % tiles);
   unsigned block_of_all = static_cast<unsigned>(begin / tiles);
   int turn = 0;  // of the ring
@@ -405,7 +405,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
 #pragma unroll
         for (int f = 0; f < kD / 8; ++f) {  // two of every sixteen features
           keep(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2, false, coefficient,
-               sums.pull[f / 2][p / 2][2 * (f % 2) + p % 2]);
+               sums.weighted_sums[f / 2][p / 2][2 * (f % 2) + p % 2]);
         }
       }
       sync_block();  // the tile has been read
@@ -421,8 +421,8 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     for (int at = 0; at < kSums; ++at) {
       numbers[at] = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
     }
-    if (!join_shares(memory.shares, blockIdx.x, block_of_all, call.device.slots,
-                     call.device.counters + in.batch, doubles, numbers)) {
+    if (!stream_k_fixup(memory.stream_k, blockIdx.x, block_of_all, call.device.slots,
+                        call.device.counters + in.batch, doubles, numbers)) {
       continue;
     }
 #pragma unroll

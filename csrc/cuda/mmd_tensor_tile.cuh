@@ -1,16 +1,16 @@
 // What MMD²'s kernel on tensor cores has in shared memory: a block of rows, and tiles of columns on
 // their way to being operands.
 //
-// Features may be summed in any order, and columns too, as long as both factors agree. So operands
-// that a lane needs in registers side by side are made to lie side by side: of the first product
-// four features of a column, of the second two. Chunks of four are permuted within a line of all 32
-// banks so that neither way of reading meets a bank twice.
+// Features may be summed in any order, and columns too, as long as both operands agree. So operands
+// that a lane needs in registers side by side are made to lie side by side: of the first mma four
+// features of a column, of the second two. A swizzle keeps both ways of reading free of bank
+// conflicts: chunks of four are permuted within a line of all 32 banks.
 #pragma once
 
 #include <type_traits>
 
 #include "cuda/mmd.cuh"
-#include "cuda/shares.cuh"
+#include "cuda/stream_k.cuh"
 
 namespace cgm_fast::cuda {
 
@@ -31,13 +31,13 @@ struct TensorMemory {
   float weight[kColumns], row_bias[kTensorRows], slope[kTensorRows];
   alignas(16) float shift[kD];  // the centre, scaled
   float scale, widest;  // of coordinates; of bandwidths the widest exponent over the first's
-  // Sums over tiles, a column to a thread: with few features two blocks share a multiprocessor, and
-  // registers are too few for these. With more, shared memory is.
+  // Sums over tiles, a column to a thread: with few features the occupancy is two blocks to a
+  // multiprocessor, for which registers are too few. With more, shared memory is.
   static constexpr int kSums = kD / 2 + 2;
   static constexpr bool kSumsInRegisters = kD > 32;
   float kept[kSumsInRegisters ? 1 : kSums][kThreads];
   // The same for all threads, and here to spare registers.
-  Shares shares;
+  StreamK stream_k;
   unsigned item, block;
   double sums[kTensorRows * kOfRow];
   double scratch[kScratch];
@@ -57,7 +57,7 @@ __device__ inline float nearest_tf32(float value) {
   return value == value ? rounded : value;
 }
 
-// Where features 4c to 4c + 3 of column j are.
+// Where features 4c to 4c + 3 of column j are: the swizzle.
 template <int kD>
 __device__ int chunk_at(int j, int c) {
   const int line = kD == 16 ? (j & ~1) * kD : j * kD;  // of 16 numbers two columns share one

@@ -1,4 +1,4 @@
-// Launches of the prototype margin loss and its second derivative.
+// Launches of the prototype margin loss and its Hessian-vector product.
 #include "cuda/launch.cuh"
 #include "cuda/prototype_margin.cuh"
 
@@ -28,25 +28,25 @@ void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>& in,
   cuda::run(launch<T>("prototype_rows_kernel", device.blocks, device.stream),
             cuda::prototype_rows_kernel<T>, in, out, device);
   if (!out.grad_g || device.partial_g) return;
-  cuda::run(launch<T>("prototype_pull_kernel", blocks_of(in.k), device.stream),
-            cuda::prototype_pull_kernel<T, true>,
-            cuda::PrototypePull<T>{in, nullptr, device.own, in.r, in.g, out.grad_g});
+  cuda::run(launch<T>("prototype_differences_kernel", blocks_of(in.k), device.stream),
+            cuda::prototype_differences_kernel<T, true>,
+            cuda::PrototypeDifferences<T>{in, nullptr, device.own, in.r, in.g, out.grad_g});
 }
 
 template <typename T>
-void prototype_margin_bwd_cuda(const PrototypeMarginInput<T>& in,
+void prototype_margin_hvp_cuda(const PrototypeMarginInput<T>& in,
                                const PrototypeMarginTangent<T>& tangent, void* stream) {
-  cuda::PrototypePull<T> pull{in,
-                              tangent.assignment,
-                              nullptr,
-                              tangents(tangent.r, in.d),
-                              tangents(tangent.g, in.d),
-                              tangent.out_r};
-  cuda::run(launch<T>("prototype_pull_kernel", blocks_of(in.rows), stream),
-            cuda::prototype_pull_kernel<T, false>, pull);
-  pull.out = tangent.out_g;
-  cuda::run(launch<T>("prototype_pull_kernel", blocks_of(in.k), stream),
-            cuda::prototype_pull_kernel<T, true>, pull);
+  cuda::PrototypeDifferences<T> given{in,
+                                      tangent.assignment,
+                                      nullptr,
+                                      tangents(tangent.r, in.d),
+                                      tangents(tangent.g, in.d),
+                                      tangent.out_r};
+  cuda::run(launch<T>("prototype_differences_kernel", blocks_of(in.rows), stream),
+            cuda::prototype_differences_kernel<T, false>, given);
+  given.out = tangent.out_g;
+  cuda::run(launch<T>("prototype_differences_kernel", blocks_of(in.k), stream),
+            cuda::prototype_differences_kernel<T, true>, given);
 }
 
 template void prototype_margin_fwd_cuda(const PrototypeMarginInput<float>&,
@@ -55,9 +55,9 @@ template void prototype_margin_fwd_cuda(const PrototypeMarginInput<float>&,
 template void prototype_margin_fwd_cuda(const PrototypeMarginInput<double>&,
                                         const PrototypeMarginGradient<double>&,
                                         const PrototypeMarginDevice<double>&);
-template void prototype_margin_bwd_cuda(const PrototypeMarginInput<float>&,
+template void prototype_margin_hvp_cuda(const PrototypeMarginInput<float>&,
                                         const PrototypeMarginTangent<float>&, void*);
-template void prototype_margin_bwd_cuda(const PrototypeMarginInput<double>&,
+template void prototype_margin_hvp_cuda(const PrototypeMarginInput<double>&,
                                         const PrototypeMarginTangent<double>&, void*);
 
 }  // namespace cgm_fast

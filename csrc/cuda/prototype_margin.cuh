@@ -183,9 +183,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// What the pull kernel is given: where pairs are weighed, and what is weighed.
+// What the kernel of weighted differences is given: where pairs are weighed, and what is weighed.
 template <typename T>
-struct PrototypePull {
+struct PrototypeDifferences {
   PrototypeMarginInput<T> in;
   const int64_t* assignment;   // [rows], or null
   const std::int32_t* own;     // [rows], as the kernel above leaves it, where assignment is null
@@ -201,13 +201,14 @@ __device__ T load_or_zero(const Samples& of, int64_t row, int f) {
 // out_k = 2 scale sum_i a_ik (values_g_k - values_r_i) for a block of prototypes (kOfPrototypes),
 // or out_i = 2 scale sum_k a_ik (values_r_i - values_g_k) for a block of samples.
 template <typename T, bool kOfPrototypes>
-__global__ void __launch_bounds__(kThreads, 1) prototype_pull_kernel(const PrototypePull<T> pull) {
+__global__ void __launch_bounds__(kThreads, 1)
+    prototype_differences_kernel(const PrototypeDifferences<T> given) {
   constexpr int kColumns = kTileColumns<T>;
   PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
-  const PrototypeMarginInput<T>& in = pull.in;
+  const PrototypeMarginInput<T>& in = given.in;
   const Samples &of_rows = kOfPrototypes ? in.g : in.r, &of_columns = kOfPrototypes ? in.r : in.g;
-  const Samples& row_values = kOfPrototypes ? pull.values_g : pull.values_r;
-  const Samples& column_values = kOfPrototypes ? pull.values_r : pull.values_g;
+  const Samples& row_values = kOfPrototypes ? given.values_g : given.values_r;
+  const Samples& column_values = kOfPrototypes ? given.values_r : given.values_g;
   const int64_t count = kOfPrototypes ? in.k : in.rows, across = kOfPrototypes ? in.rows : in.k;
   const int64_t first_row = int64_t{blockIdx.x} * kRows;
   const int rows_here = static_cast<int>(count - first_row < kRows ? count - first_row : kRows);
@@ -226,10 +227,10 @@ __global__ void __launch_bounds__(kThreads, 1) prototype_pull_kernel(const Proto
       return load_or_zero<T>(column_values, first + j, f);
     };
     bool inside = true;
-    if (kOfPrototypes && pull.own) {
+    if (kOfPrototypes && given.own) {
       bool mine = false, others = false;
       for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
-        const std::int32_t own = pull.own[first + j];
+        const std::int32_t own = given.own[first + j];
         others = others || own < 0;
         const std::int32_t k = own < 0 ? ~own : own;
         mine = mine || (k >= first_row && k < first_row + rows_here);
@@ -249,11 +250,11 @@ __global__ void __launch_bounds__(kThreads, 1) prototype_pull_kernel(const Proto
         const int64_t i = kOfPrototypes ? first + column : first_row + row;
         const int64_t k = kOfPrototypes ? first_row + row : first + column;
         int64_t own;
-        if (pull.assignment) {
-          own = pull.assignment[i];
+        if (given.assignment) {
+          own = given.assignment[i];
           own = own < 0 ? 0 : own < in.k ? own : in.k - 1;
         } else {
-          own = pull.own[i] < 0 ? ~pull.own[i] : pull.own[i];
+          own = given.own[i] < 0 ? ~given.own[i] : given.own[i];
         }
         w = k == own ? T(1) : inside && u[q][c] < margin ? negative : T(0);
       }
@@ -261,14 +262,14 @@ __global__ void __launch_bounds__(kThreads, 1) prototype_pull_kernel(const Proto
     });
     weighted_differences<T, kColumns>(memory.weights, memory.rows, memory.columns, rows_here, here,
                                       d, row_value, column_value, [&](int row, int f, T sum) {
-                                        T& to = pull.out[(first_row + row) * d + f];
+                                        T& to = given.out[(first_row + row) * d + f];
                                         to = begun ? to + factor * sum : factor * sum;
                                       });
     begun = true;
   }
   if (begun) return;
   for (int at = static_cast<int>(threadIdx.x); at < rows_here * d; at += kThreads) {
-    pull.out[first_row * d + at] = 0;
+    given.out[first_row * d + at] = 0;
   }
 }
 

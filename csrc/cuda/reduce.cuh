@@ -37,7 +37,8 @@ __device__ inline double sum_of_block(double value, double* scratch) {
   return values[0];
 }
 
-// Whether this block is the last of its batch item; every thread's writes are then to be seen.
+// Whether this block is the last of its batch item (a fence, and an atomic count of blocks); every
+// thread's writes are then to be seen.
 __device__ inline bool last_to_finish(unsigned* counter, unsigned blocks) {
   fence();
   sync_block();

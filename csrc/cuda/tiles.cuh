@@ -15,8 +15,8 @@ namespace cgm_fast::cuda {
 
 constexpr int kRows = 32, kRowsOfWarp = kRows / kWarps, kFeatures = 32;
 
-// Features [begin, begin + kFeatures) of kCount rows; a column more, so that lanes which read one
-// feature of different rows meet different banks.
+// Features [begin, begin + kFeatures) of kCount rows; padded by a column against bank conflicts of
+// lanes that read one feature of different rows.
 template <typename T, int kCount>
 using Chunk = T[kCount][kFeatures + 1];
 

@@ -1,7 +1,7 @@
 // Runs the CPU kernels without Python and holds them to a plain evaluation in double.
 //
 //   driver [SEEDS]       every check; a line for each failure, and exit status 1
-//   driver mmd SEED      one check of mmd, and of its second-order pass
+//   driver mmd SEED      one check of mmd, and of its Hessian-vector product
 //   driver margin SEED   one check of prototype_margin
 //   driver count [NAME]  the cases whose instructions are counted, or one: see instructions.py
 //
@@ -28,7 +28,7 @@
 #include "margin_problem.h"
 #include "mmd_problem.h"
 
-int check_step();  // check_step.cpp
+int check_cgm_loss();  // check_cgm_loss.cpp
 
 namespace {
 
@@ -48,14 +48,14 @@ void check_threads(const Make& make, const Exact& exact) {
 }
 
 template <typename T>
-void check_mmd(const MmdOptions& options, Random& random, bool with_second = true) {
+void check_mmd(const MmdOptions& options, Random& random, bool with_hvp = true) {
   const Mmd<T> problem(options, random);
-  for (int second = 0; second <= int(with_second); ++second) {
+  for (int hvp = 0; hvp <= int(with_hvp); ++hvp) {
     std::vector<Exact> exact;
     for (int64_t b = 0; b < options.batch; ++b)
       exact.push_back(
-          exact_mmd(problem.point(b), options.n, options.d, problem.kernel_weights, second));
-    check_threads([&] { return MmdResult<T>(problem, second); }, exact);
+          exact_mmd(problem.point(b), options.n, options.d, problem.kernel_weights, hvp));
+    check_threads([&] { return MmdResult<T>(problem, hvp); }, exact);
   }
 }
 
@@ -131,10 +131,10 @@ void check_nan() {
     Mmd<float> problem(o, random);
     float* first = const_cast<float*>(static_cast<const float*>(problem.in.x.data));
     first[7] = float(value);
-    for (bool second : {false, true}) {
-      MmdResult<float> result(problem, second);
+    for (bool hvp : {false, true}) {
+      MmdResult<float> result(problem, hvp);
       result.compute(2);
-      expect(std::isnan(second ? result.z.data[6] : result.loss.data[0]), "lost a NaN");
+      expect(std::isnan(hvp ? result.z.data[6] : result.loss.data[0]), "lost a NaN");
     }
   }
 }
@@ -174,15 +174,15 @@ struct Everything {  // one of each call, with work for several threads
 
   struct Result {
     explicit Result(const Everything& of, int threads)
-        : first(of.mmd, false), second(of.mmd, true), margin(of.margin, true, true) {
+        : first(of.mmd, false), hvp(of.mmd, true), margin(of.margin, true, true) {
       first.compute(threads);
-      second.compute(threads);
+      hvp.compute(threads);
       margin.compute(threads);
     }
     bool operator==(const Result& other) const {
-      return first == other.first && second == other.second && margin == other.margin;
+      return first == other.first && hvp == other.hvp && margin == other.margin;
     }
-    MmdResult<float> first, second;
+    MmdResult<float> first, hvp;
     MarginResult<float> margin;
   };
 
@@ -248,7 +248,7 @@ bool count(const char* wanted) {
     std::printf("%s\n", name);
   };
   const auto mmd = [&](const char* name, int64_t rows, int64_t d, int64_t scales, auto zero,
-                       bool second) {
+                       bool hvp) {
     if (wanted && std::strcmp(name, wanted) != 0) return;
     using T = decltype(zero);
     Random random{1};
@@ -256,7 +256,7 @@ bool count(const char* wanted) {
     o.x_dtype = o.y_dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
     o.end = 2 * rows;
     const Mmd<T> problem(o, random);
-    MmdResult<T> result(problem, second);
+    MmdResult<T> result(problem, hvp);
     run(name, [&] { result.compute(1); });
   };
   const auto margin = [&](const char* name, int64_t rows, int64_t k, int64_t d) {
@@ -277,7 +277,7 @@ bool count(const char* wanted) {
   mmd("mmd-256x300", 256, 300, 1, 0.0f, false);
   mmd("mmd-256x10-float64", 256, 10, 1, 0.0, false);
   mmd("mmd-256x10-bandwidths5", 256, 10, 5, 0.0f, false);
-  mmd("mmd-second-128x10", 128, 10, 1, 0.0f, true);
+  mmd("mmd-hvp-128x10", 128, 10, 1, 0.0f, true);
   margin("margin-64x10x10", 64, 10, 10);
   margin("margin-1024x100x64", 1024, 100, 64);
   margin("margin-256x1000x10", 256, 1000, 10);
@@ -309,7 +309,7 @@ int main(int count_of_arguments, char** arguments) {
     for (uint64_t seed = 0; seed < seeds / 2; ++seed) check_margin(seed);
     check_large_mmd();
     check_nan();
-    failures += check_step();
+    failures += check_cgm_loss();
     check_concurrent_calls();
     check_fork();
   } else {

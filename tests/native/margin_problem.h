@@ -45,7 +45,7 @@ struct Margin {
 struct ExactMargin {
   template <typename T>
   explicit ExactMargin(const Margin<T>& of)
-      : loss(1), r(of.r.size), g(of.g.size), second_r(of.r.size), second_g(of.g.size) {
+      : loss(1), r(of.r.size), g(of.g.size), hvp_r(of.r.size), hvp_g(of.g.size) {
     const auto& in = of.in;
     const auto pair = [&](int64_t i, int64_t c, int64_t f) {  // r - g, with the tangents' as dot
       const int64_t p = i * in.d + f, q = c * in.d + f;
@@ -67,14 +67,14 @@ struct ExactMargin {
           const Dual part = 2 * a * pair(i, c, f);
           r.add(i * in.d + f, part, false);
           g.add(c * in.d + f, -1 * part, false);
-          second_r.add(i * in.d + f, part, true);
-          second_g.add(c * in.d + f, -1 * part, true);
+          hvp_r.add(i * in.d + f, part, true);
+          hvp_g.add(c * in.d + f, -1 * part, true);
         }
       }
     }
   }
 
-  Sums loss, r, g, second_r, second_g;
+  Sums loss, r, g, hvp_r, hvp_g;
   std::vector<int64_t> assignment;
 };
 
@@ -85,8 +85,8 @@ struct MarginResult {
         loss(1),
         r(of.r.size, with_r),
         g(of.g.size, with_g),
-        second_r(of.r.size),
-        second_g(of.g.size),
+        hvp_r(of.r.size),
+        hvp_g(of.g.size),
         assignment(of.in.rows) {}
 
   void compute_first(int threads) {
@@ -95,13 +95,13 @@ struct MarginResult {
 
   void compute(int threads) {
     compute_first(threads);
-    prototype_margin_bwd_cpu<T>(
-        of.in, {assignment.data, of.t_r.data, of.t_g.data, second_r.data, second_g.data}, threads);
+    prototype_margin_hvp_cpu<T>(
+        of.in, {assignment.data, of.t_r.data, of.t_g.data, hvp_r.data, hvp_g.data}, threads);
   }
 
   bool operator==(const MarginResult& other) const {
     return loss == other.loss && assignment == other.assignment && r == other.r && g == other.g &&
-           second_r == other.second_r && second_g == other.second_g;
+           hvp_r == other.hvp_r && hvp_g == other.hvp_g;
   }
 
   void check(const ExactMargin& exact) const {
@@ -111,12 +111,12 @@ struct MarginResult {
     expect_near("loss", loss.data, exact.loss, 0, 1, tolerance);
     expect_near("grad_r", r.data, exact.r, 0, r.size, tolerance);
     expect_near("grad_g", g.data, exact.g, 0, g.size, tolerance);
-    expect_near("second_r", second_r.data, exact.second_r, 0, second_r.size, tolerance);
-    expect_near("second_g", second_g.data, exact.second_g, 0, second_g.size, tolerance);
+    expect_near("hvp_r", hvp_r.data, exact.hvp_r, 0, hvp_r.size, tolerance);
+    expect_near("hvp_g", hvp_g.data, exact.hvp_g, 0, hvp_g.size, tolerance);
   }
 
   const Margin<T>& of;
-  Array<T> loss, r, g, second_r, second_g;
+  Array<T> loss, r, g, hvp_r, hvp_g;
   Array<int64_t> assignment;
 };
 

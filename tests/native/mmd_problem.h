@@ -21,7 +21,7 @@ struct Exact {  // the loss and its derivatives, or all of their derivatives alo
 };
 
 inline Exact exact_mmd(const Point& at, int64_t n, int64_t d, const Vector& kernel_weights,
-                       bool second) {
+                       bool hvp) {
   const int64_t rows = int64_t(at.a.size()), scales = int64_t(at.h.size());
   Exact out{Sums(1), Sums(rows * d), Sums(rows), Sums(scales + 1)};
   Vector centre(d);
@@ -30,26 +30,27 @@ inline Exact exact_mmd(const Point& at, int64_t n, int64_t d, const Vector& kern
     for (int64_t j = 0; j < i; ++j) {
       const Dual *z_i = &at.z[i * d], *z_j = &at.z[j * d];
       const bool across = (i < n) != (j < n);
-      const Dual r = across ? at.cross : Dual{1, 0}, pair = 2 * (at.a[i] * at.a[j]);
+      const Dual relation = across ? at.cross : Dual{1, 0}, pair = 2 * (at.a[i] * at.a[j]);
       Dual u, minus_one, slope;
       for (int64_t f = 0; f < d; ++f) u = u + (z_i[f] - z_j[f]) * (z_i[f] - z_j[f]);
       for (int64_t s = 0; s < scales; ++s) {
         const Dual t = 0.5 * (u / at.h[s]), k = kernel_weights[s] * exp(-1 * t);
         minus_one = minus_one + kernel_weights[s] * expm1(-1 * t);
         slope = slope - 0.5 * (k / at.h[s]);
-        out.p.add(s, pair * r * k * t / at.h[s], second);
-        out.p.size[s] += std::fabs((pair * r * k / at.h[s]).value);  // t is a rounded difference
+        out.p.add(s, pair * relation * k * t / at.h[s], hvp);
+        // t is a rounded difference.
+        out.p.size[s] += std::fabs((pair * relation * k / at.h[s]).value);
       }
-      out.loss.add(0, pair * r * minus_one, second);
-      if (across) out.p.add(scales, pair * minus_one, second);
-      out.a.add(i, 2 * (r * at.a[j] * minus_one), second);
-      out.a.add(j, 2 * (r * at.a[i] * minus_one), second);
+      out.loss.add(0, pair * relation * minus_one, hvp);
+      if (across) out.p.add(scales, pair * minus_one, hvp);
+      out.a.add(i, 2 * (relation * at.a[j] * minus_one), hvp);
+      out.a.add(j, 2 * (relation * at.a[i] * minus_one), hvp);
       for (int64_t f = 0; f < d; ++f) {
-        const Dual part = 2 * (pair * r * slope * (z_i[f] - z_j[f]));
-        out.z.add(i * d + f, part, second);
-        out.z.add(j * d + f, -1 * part, second);
+        const Dual part = 2 * (pair * relation * slope * (z_i[f] - z_j[f]));
+        out.z.add(i * d + f, part, hvp);
+        out.z.add(j * d + f, -1 * part, hvp);
         // Sums of z_j and z_i times a sum are subtracted: coincident rows leave their rounding.
-        const double moment = 0.1 * std::fabs((2 * (pair * r * slope)).value);
+        const double moment = 0.1 * std::fabs((2 * (pair * relation * slope)).value);
         out.z.size[i * d + f] += moment * std::fabs(z_i[f].value - centre[f]);
         out.z.size[j * d + f] += moment * std::fabs(z_j[f].value - centre[f]);
       }
@@ -157,20 +158,20 @@ struct Mmd {
   MmdInput<T> in;
 };
 
-// Loss and gradient, or with `second` the Hessian times the problem's direction.
+// Loss and gradient, or with `hvp` the Hessian-vector product along the problem's direction.
 template <typename T>
 struct MmdResult {
-  explicit MmdResult(const Mmd<T>& of, bool second)
+  explicit MmdResult(const Mmd<T>& of, bool hvp)
       : of(of),
-        second(second),
+        hvp(hvp),
         loss(of.o.batch),
         z(of.o.batch * (of.o.end - of.o.begin) * of.o.d),
         a(of.o.batch * (of.o.n + of.o.m), of.o.grad_a),
         p(of.o.batch * (of.o.scales + 1), of.o.grad_p) {}
 
   void compute(int threads) {
-    if (second) {
-      mmd_bwd_cpu<T>(of.in,
+    if (hvp) {
+      mmd_hvp_cpu<T>(of.in,
                      {of.o.begin, of.o.end, of.tangent_z.data, of.tangent_a.data, of.tangent_p.data,
                       z.data, a.data, p.data},
                      threads);
@@ -180,18 +181,18 @@ struct MmdResult {
   }
 
   bool operator==(const MmdResult& other) const {
-    return (second || loss == other.loss) && z == other.z && a == other.a && p == other.p;
+    return (hvp || loss == other.loss) && z == other.z && a == other.a && p == other.p;
   }
 
   void check(const std::vector<Exact>& exact) const {
     // A kernel's relative error grows with its exponent.
     const double tolerance =
-        (sizeof(T) == 4 ? 1e-5 : 1e-12) * std::max(second ? 5 : 1.0, of.o.width / 3);
+        (sizeof(T) == 4 ? 1e-5 : 1e-12) * std::max(hvp ? 5 : 1.0, of.o.width / 3);
     const int64_t d = of.o.d, rows = of.o.n + of.o.m, wanted = of.o.end - of.o.begin;
     for (int64_t b = 0; b < of.o.batch; ++b) {
       const Exact& e = exact[b];
-      if (!second) expect_near("loss", loss.data + b, e.loss, 0, 1, tolerance);
-      expect_near(second ? "second z" : "grad z", z.data + b * wanted * d, e.z, of.o.begin * d,
+      if (!hvp) expect_near("loss", loss.data + b, e.loss, 0, 1, tolerance);
+      expect_near(hvp ? "hvp z" : "grad z", z.data + b * wanted * d, e.z, of.o.begin * d,
                   wanted * d, tolerance);
       if (a.data) expect_near("grad_a", a.data + b * rows, e.a, 0, rows, tolerance);
       for (int64_t s = 0; p.data && s <= of.o.scales; ++s)
@@ -200,7 +201,7 @@ struct MmdResult {
   }
 
   const Mmd<T>& of;
-  const bool second;
+  const bool hvp;
   Array<T> loss, z, a, p;
 };
 

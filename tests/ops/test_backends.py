@@ -10,12 +10,12 @@ import torch
 
 import cgm_fast
 from cgm_fast.ops import backends
-from cgm_fast.ops.cuda_launch import EMULATION
+from cgm_fast.ops.cuda.launch import EMULATION
 
 OPS = {
     "mmd": lambda r, g, **how: cgm_fast.mmd(r, g, **how),
     "prototype_margin": lambda r, g, **how: cgm_fast.prototype_margin(r, g, **how),
-    "cgm_step": lambda r, g, **how: cgm_fast.cgm_loss(r, g, **how),
+    "cgm_loss": lambda r, g, **how: cgm_fast.cgm_loss(r, g, **how),
 }
 R, G = torch.ones(4, 3), torch.zeros(6, 3)
 META = torch.device("meta")
@@ -125,7 +125,7 @@ def test_before_its_first_call_an_op_has_no_last_implementation(monkeypatch):
     assert cgm_fast.last_backend() is None
     cgm_fast.mmd(R, G)
     assert cgm_fast.last_backend() == cgm_fast.last_backend("mmd") is not None
-    assert cgm_fast.last_backend("cgm_step") is None
+    assert cgm_fast.last_backend("cgm_loss") is None
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ REDUCTION = {
     "reduction": ({"reduction": "none"}, ValueError, r"reduction .*'mean', 'sum', got 'none'")
 }
 
-STEP = {
+CGM_LOSS = {
     "sigma2": ({"sigma2": -0.1}, ValueError, r"sigma2 must be a finite number >= 0, got -0.1"),
     "prior_sigma2": ({"prior_sigma2": INF}, ValueError, r"prior_sigma2 .*finite .*got inf"),
     "mmd_weight": ({"mmd_weight": NAN}, ValueError, r"mmd_weight .* >= 0, got nan"),
@@ -333,7 +333,7 @@ def test_prototype_margin(arguments, error, message):
         prototype_margin(**({"r": R, "g": G} | arguments))
 
 
-@table(PROTOTYPES | STEP)
+@table(PROTOTYPES | CGM_LOSS)
 def test_cgm_loss(arguments, error, message):
     with pytest.raises(error, match=message):
         cgm_loss(**({"r": R, "g": G} | arguments))
@@ -355,14 +355,14 @@ def keeps_assertions(compiler):
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("op", ["mmd", "cgm_step"])
+@pytest.mark.parametrize("op", ["mmd", "cgm_loss"])
 def test_compiled_code_checks_for_nan_when_it_runs(op, compiler):
     if not keeps_assertions(compiler):
         pytest.skip(f"{compiler} of torch {torch.__version__} drops assertions")
     torch.compiler.reset()
     call = {
         "mmd": lambda x, y: mmd(x, y, check_finite=True),
-        "cgm_step": lambda x, y: cgm_loss(x, y, check_finite=True).loss,
+        "cgm_loss": lambda x, y: cgm_loss(x, y, check_finite=True).loss,
     }[op]
     compiled = torch.compile(call, fullgraph=True, backend=compiler)
     assert compiled(X, Y).isfinite()
@@ -390,7 +390,7 @@ LABELLED = {
     "prototype_margin": lambda r, g, labels, backend: (
         prototype_margin(r, g, labels, backend=backend).loss
     ),
-    "cgm_step": lambda r, g, labels, backend: cgm_loss(r, g, labels, backend=backend).loss,
+    "cgm_loss": lambda r, g, labels, backend: cgm_loss(r, g, labels, backend=backend).loss,
 }
 
 

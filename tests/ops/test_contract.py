@@ -48,7 +48,7 @@ def prototype_margin_case(backend, device, dtype=torch.float32):
     return Case((r, g), lambda r, g: cgm_fast.prototype_margin(r, g, labels, backend=backend).loss)
 
 
-def cgm_step_case(backend, device, dtype=torch.float32):
+def cgm_loss_case(backend, device, dtype=torch.float32):
     rows = some(300, backend, device)
     r, g, _ = prototypes(rows, 10, 10, dtype=dtype, device=device)
     noise = torch.randn(2, rows, 10, generator=torch.Generator().manual_seed(1)).to(device, dtype)
@@ -59,7 +59,7 @@ CASES = {
     "mmd": mmd_case,
     "weighted_mmd": weighted_mmd_case,
     "prototype_margin": prototype_margin_case,
-    "cgm_step": cgm_step_case,
+    "cgm_loss": cgm_loss_case,
 }
 
 
@@ -167,7 +167,7 @@ RESHAPED = {
     "mmd": lambda r, g: cgm_fast.mmd(r, g),
     "unbiased": lambda r, g: cgm_fast.mmd(r, g, estimator="unbiased"),
     "prototype_margin": lambda r, g: cgm_fast.prototype_margin(r, g).loss,
-    "cgm_step": lambda r, g: cgm_fast.cgm_loss(r, g, sigma2=0.0).loss,
+    "cgm_loss": lambda r, g: cgm_fast.cgm_loss(r, g, sigma2=0.0).loss,
 }
 
 

@@ -38,7 +38,7 @@ def margin(r, g, backend):
     return cgm_fast.prototype_margin(r, g, backend=backend).loss
 
 
-def step(r, g, backend):
+def latent_loss(r, g, backend):
     noise = torch.randn(2, *r.shape, generator=torch.Generator("cpu").manual_seed(1)).to(r.device)
     return lambda r, g: cgm_fast.cgm_loss(r, g, noise=noise, backend=backend).loss
 
@@ -50,13 +50,13 @@ def inputs(op, device="cuda", seed=0):
 
 
 def function(op, backend, device="cuda"):
-    if op == "cgm_step":
-        return step(*inputs(op, device), backend)
+    if op == "cgm_loss":
+        return latent_loss(*inputs(op, device), backend)
     plain = {"mmd": mmd, "prototype_margin": margin}[op]
     return lambda a, b: plain(a, b, backend)
 
 
-OPS = ("mmd", "prototype_margin", "cgm_step")
+OPS = ("mmd", "prototype_margin", "cgm_loss")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -8,7 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 
 try:
-    from benchmarks import cuda_binary
+    from tools.kernels import cuda_binary
 
     cuda_binary.module()
 except (ImportError, RuntimeError) as error:
@@ -20,8 +20,8 @@ FLOATS = [
 EXPECTED = {
     *(f"mmd_rows_kernel{which}" for which in FLOATS),
     *(f"mmd_rows_kernel<double, 16, {options}>" for options in ("true", "false")),
-    *(f"cgm_step_kernel<float, {d}>" for d in (8, 16, 32, 64)),
-    "cgm_step_kernel<double, 16>",
+    *(f"cgm_loss_kernel<float, {d}>" for d in (8, 16, 32, 64)),
+    "cgm_loss_kernel<double, 16>",
     *(
         f"mmd_tensor_kernel<{d}, {numbers}, {options}>"
         for d in (16, 32, 64)
@@ -30,11 +30,11 @@ EXPECTED = {
     ),
     *(
         f"{kernel}<{dtype}>"
-        for kernel in ("mmd_wide_kernel", "mmd_second_kernel", "prototype_rows_kernel")
+        for kernel in ("mmd_wide_kernel", "mmd_hvp_kernel", "prototype_rows_kernel")
         for dtype in ("float", "double")
     ),
     *(
-        f"prototype_pull_kernel<{dtype}, {transposed}>"
+        f"prototype_differences_kernel<{dtype}, {transposed}>"
         for dtype in ("float", "double")
         for transposed in ("true", "false")
     ),

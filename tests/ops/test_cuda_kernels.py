@@ -22,8 +22,8 @@ from cgm_fast.testing import (
 if backends.availability()["cuda"] is not None:
     pytest.skip(f"cuda: {backends.availability()['cuda']}", allow_module_level=True)
 
-from cgm_fast.ops import cuda_launch
-from cgm_fast.ops.cgm_step import cuda as cgm_step
+from cgm_fast.ops.cgm_loss import cuda as cgm_loss
+from cgm_fast.ops.cuda import launch
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as margin
 
@@ -152,7 +152,7 @@ def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, de
     wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[6.0]).sum(), wide, order=1)
     assert_loss_close(found[0], wanted[0], mmd_total(*wide, sigma=[6.0]).sum())
     assert_gradient_close(torch.cat(found[1], -2), torch.cat(wanted[1], -2))
-    counted = cuda_launch.counters((batch or 1) + workers, x.device)
+    counted = launch.counters((batch or 1) + workers, x.device)
     assert not counted.any()
 
 
@@ -237,7 +237,7 @@ def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device)
 
 
 @pytest.mark.parametrize("detach_prior", [False, True])
-def test_a_step_in_one_launch_is_the_step_in_parts(detach_prior, monkeypatch, device):
+def test_cgm_loss_in_one_launch_is_its_parts(detach_prior, monkeypatch, device):
     r, g, _ = prototypes(100, 12, 10, device=device)
     noise = torch.randn(2, 100, 10, generator=torch.Generator().manual_seed(3)).to(device)
 
@@ -250,7 +250,7 @@ def test_a_step_in_one_launch_is_the_step_in_parts(detach_prior, monkeypatch, de
         )  # fmt: skip
 
     one = run()
-    monkeypatch.setattr(cgm_step, "MOST_ROWS", 0)
+    monkeypatch.setattr(cgm_loss, "MOST_ROWS", 0)
     parts = run()
     assert_loss_close(one[0], parts[0], parts[0])
     for a, b in zip(one[1], parts[1], strict=True):
@@ -263,19 +263,19 @@ def test_counters_are_left_at_zero(device):
     r, g, _ = prototypes(60, 5, 3, device=device)
     cgm_fast.prototype_margin(r, g, backend="cuda")
     cgm_fast.cgm_loss(r, g, backend="cuda")
-    found = cuda_launch.counters(3, r.device)
+    found = launch.counters(3, r.device)
     assert found.shape[0] >= 3
     assert not found.any()
 
 
 def test_captured_calls_have_counters_of_their_own(monkeypatch):
     device = torch.device("cpu")
-    eager = cuda_launch.counters(2, device)
-    assert cuda_launch.counters(1, device).data_ptr() == eager.data_ptr()
-    monkeypatch.setattr(cuda_launch, "capturing", lambda device: True)
-    captured = [cuda_launch.counters(2, device) for _ in range(3)]
+    eager = launch.counters(2, device)
+    assert launch.counters(1, device).data_ptr() == eager.data_ptr()
+    monkeypatch.setattr(launch, "capturing", lambda device: True)
+    captured = [launch.counters(2, device) for _ in range(3)]
     addresses = {value.data_ptr() for value in (eager, *captured)}
     assert len(addresses) == 4
     assert not any(value.any() for value in captured)
-    monkeypatch.setitem(cuda_launch._next, device, cuda_launch._POOL - 1)
-    assert not cuda_launch.counters(2, device).any()  # a fresh one where none are left
+    monkeypatch.setitem(launch._next, device, launch._POOL - 1)
+    assert not launch.counters(2, device).any()  # a fresh one where none are left

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cgm_fast.ops import cuda_launch, gpu
+from cgm_fast.ops import gpu
+from cgm_fast.ops.cuda import launch
 
 CPU = torch.device("cpu")
 
@@ -87,15 +88,15 @@ def test_what_lasts_is_made_outside_of_a_graph(monkeypatch):
 def test_threads_have_counters_of_their_own(captured, monkeypatch):
     """Each captured call, and each stream: here every thread's identity."""
     for name in ("_pools", "_next", "_of_stream"):
-        monkeypatch.setattr(cuda_launch, name, {})
-    monkeypatch.setattr(cuda_launch, "capturing", lambda device: captured)
+        monkeypatch.setattr(launch, name, {})
+    monkeypatch.setattr(launch, "capturing", lambda device: captured)
     streams = iter(range(1 << 20))
-    monkeypatch.setattr(cuda_launch, "stream", lambda device: next(streams))
+    monkeypatch.setattr(launch, "stream", lambda device: next(streams))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda _: cuda_launch.counters(2, CPU), range(20000)))
+            found = list(pool.map(lambda _: launch.counters(2, CPU), range(20000)))
     finally:
         sys.setswitchinterval(interval)
     assert len({value.data_ptr() for value in found}) == len(found)

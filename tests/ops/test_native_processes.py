@@ -87,9 +87,9 @@ CALLS = {
         "x = torch.randn(4, 100_000, 10)",
         "cgm_fast.mmd(x, x + 1, backend='native')",
     ),
-    "mmd_second": (
+    "mmd_hvp": (
         "x = torch.randn(60_000, 10); n = len(x)",
-        "torch.ops.cgm_fast.mmd_bwd(x, x + 1, None, None, None, None, [10.0], [1.0], 1 / n, 1 / n,"
+        "torch.ops.cgm_fast.mmd_hvp(x, x + 1, None, None, None, None, [10.0], [1.0], 1 / n, 1 / n,"
         " 1.0, 0, 2 * n, False, False, torch.randn(2 * n, 10), None, None, 'native')",
     ),
     "prototype_margin": (

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgm_fast.ops import chunks
-from cgm_fast.ops.cgm_step import reference as cgm_step
+from cgm_fast.ops.cgm_loss import reference as cgm_loss
 from cgm_fast.ops.mmd import reference as mmd
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
@@ -93,7 +93,7 @@ def test_a_large_mmd_takes_few_launches_on_a_gpu(gpu_memory):
     forward = launches(mmd.mmd_fwd, *mmd_arguments(N), 0, 2 * N, False, False)
     assert forward.kernels < 4000
     tangent = (new(2 * N, 10), None, None)
-    backward = launches(mmd.mmd_bwd, *mmd_arguments(N), 0, 2 * N, False, False, *tangent)
+    backward = launches(mmd.mmd_hvp, *mmd_arguments(N), 0, 2 * N, False, False, *tangent)
     assert backward.kernels < 16_000
 
 
@@ -111,11 +111,11 @@ CALLS = {
     "mmd_fwd_of_all": lambda: (
         mmd.mmd_fwd, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
     ),
-    "mmd_bwd": lambda: (
-        mmd.mmd_bwd, *mmd_arguments(1000), 0, 2000, False, False, new(2000, 10), None, None,
+    "mmd_hvp": lambda: (
+        mmd.mmd_hvp, *mmd_arguments(1000), 0, 2000, False, False, new(2000, 10), None, None,
     ),
-    "mmd_bwd_of_all": lambda: (
-        mmd.mmd_bwd, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
+    "mmd_hvp_of_all": lambda: (
+        mmd.mmd_hvp, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
         new(2000, 10), new(2000), new(3),
     ),
     "prototype_margin_fwd": lambda: (
@@ -126,16 +126,16 @@ CALLS = {
         prototype_margin.prototype_margin_fwd, new(1000, 10), new(100, 10),
         new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, True, True,
     ),
-    "prototype_margin_bwd": lambda: (
-        prototype_margin.prototype_margin_bwd, new(1000, 10), new(100, 10),
+    "prototype_margin_hvp": lambda: (
+        prototype_margin.prototype_margin_hvp, new(1000, 10), new(100, 10),
         new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, new(1000, 10), new(100, 10),
     ),
-    "cgm_step_fwd": lambda: (
-        cgm_step.cgm_step_fwd, new(100, 10), new(10, 10), None, new(2, 100, 10), 0.1, 0.1, 1000.0,
+    "cgm_loss_fwd": lambda: (
+        cgm_loss.cgm_loss_fwd, new(100, 10), new(10, 10), None, new(2, 100, 10), 0.1, 0.1, 1000.0,
         1.0, 1.0, 1.0, [10.0], [1.0], False, True, True,
     ),
-    "cgm_step_bwd": lambda: (
-        cgm_step.cgm_step_bwd, new(100, 10), new(10, 10), new(100, dtype=torch.int64),
+    "cgm_loss_hvp": lambda: (
+        cgm_loss.cgm_loss_hvp, new(100, 10), new(10, 10), new(100, dtype=torch.int64),
         new(2, 100, 10), 0.1, 0.1, 1000.0, 1.0, 1.0, 1.0, [10.0], [1.0], False,
         new(100, 10), new(10, 10),
     ),

@@ -77,7 +77,7 @@ OPS = {
         r, g, x_weights=r[:, 0].square(), bandwidth=[1.0, 2.0], **how
     ),
     "prototype_margin": lambda r, g, **how: cgm_fast.prototype_margin(r, g, **how).loss,
-    "cgm_step": lambda r, g, **how: cgm_fast.cgm_loss(r, g, noise=NOISE.to(r), **how).loss,
+    "cgm_loss": lambda r, g, **how: cgm_fast.cgm_loss(r, g, noise=NOISE.to(r), **how).loss,
 }
 
 

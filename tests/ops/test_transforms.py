@@ -57,7 +57,7 @@ OPS = {
         lambda r, g: cgm_fast.prototype_margin(r, g, LABELS).loss,
         lambda r, g: prototype_margin_formula(r, g, LABELS)[0],
     ),
-    "cgm_step": (
+    "cgm_loss": (
         lambda r, g: cgm_fast.cgm_loss(r, g, LABELS, noise=NOISE, mmd_weight=1.0).loss,
         lambda r, g: cgm_formula(r, g, LABELS, NOISE, mmd_weight=1.0)[0],
     ),
@@ -223,7 +223,7 @@ def test_a_gradient_in_the_noise_is_refused():
     with pytest.raises(ValueError, match="noise must not require a gradient"):
         cgm_fast.cgm_loss(X[0], Y, noise=leaf(NOISE))
     numbers = (0.1, 0.1, 1.0, 1.0, 1.0, 1.0, [3.0], [1.0], False, False, False)
-    loss, *_ = torch.ops.cgm_fast.cgm_step_fwd(X[0], Y, None, leaf(NOISE), *numbers, "auto")
+    loss, *_ = torch.ops.cgm_fast.cgm_loss_fwd(X[0], Y, None, leaf(NOISE), *numbers, "auto")
     with pytest.raises(RuntimeError, match="no derivative in its constants"):
         loss.backward()
     with pytest.raises(NotImplementedError, match="no derivative in its constants"):
@@ -239,7 +239,7 @@ def test_labels_under_vmap_are_checked():
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_latents_and_the_loss_move_together(op):
-    if op != "cgm_step":
+    if op != "cgm_loss":
         pytest.skip("has no latents")
 
     def both(r):

@@ -24,10 +24,10 @@ if backends.availability()["triton"] is not None:
 
 from triton.runtime.interpreter import GridExecutor
 
-from cgm_fast.ops import triton_launch, triton_tiles
-from cgm_fast.ops.cgm_step import triton as cgm_step
+from cgm_fast.ops.cgm_loss import triton as cgm_loss
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as margin
+from cgm_fast.ops.triton import launch, tiles
 
 pytestmark = pytest.mark.usefixtures("tensor_cores")
 
@@ -58,9 +58,9 @@ def test_products_are_as_accurate_as_the_user_asks(allowed, expected):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(allowed)
     try:
-        assert triton_launch.numbers(torch.float32).precision == expected
-        assert triton_launch.numbers(torch.float16).precision == expected
-        assert triton_launch.numbers(torch.float64).precision == "ieee"
+        assert launch.numbers(torch.float32).precision == expected
+        assert launch.numbers(torch.float16).precision == expected
+        assert launch.numbers(torch.float64).precision == "ieee"
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -72,23 +72,23 @@ def test_newer_names_of_the_setting_count_too():
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"
     try:  # torch.get_float32_matmul_precision() raises now
-        assert triton_launch.numbers(torch.float32).rounded
+        assert launch.numbers(torch.float32).rounded
     finally:
         matmul.fp32_precision = before
 
 
 def test_float64_with_an_older_triton_is_an_error_that_says_so(monkeypatch, kernels_device):
-    monkeypatch.setattr(triton_launch, "DOUBLES", False)
+    monkeypatch.setattr(launch, "DOUBLES", False)
     x = torch.randn(5, 3, dtype=torch.float64, device=kernels_device)
     for call in (cgm_fast.mmd, cgm_fast.prototype_margin, cgm_fast.cgm_loss):
-        with pytest.raises(triton_launch.NoDoubles, match="takes float64 from triton"):
+        with pytest.raises(launch.NoDoubles, match="takes float64 from triton"):
             call(x, x + 1, backend="triton")
 
 
 def test_half_inputs_stay_half_and_their_weights_do_not(fast):
-    held = triton_launch.numbers(torch.float16)
+    held = launch.numbers(torch.float16)
     assert (held.rows, held.compute) == (torch.float16, torch.float32)
-    assert triton_launch.widened(torch.float16).rows == torch.float32
+    assert launch.widened(torch.float16).rows == torch.float32
 
 
 def errors(x, y, sigma, backend="triton"):
@@ -137,9 +137,9 @@ def test_cutting_weights_does_not_shrink_gradients(sigma, fast, device):
 
 
 def test_blackwell_gets_no_two_tf32_products_around_bandwidths():
-    fast = triton_launch.Numbers(torch.float32, torch.float32, "tf32", True, 1)
-    assert triton_launch.with_bandwidths(fast, "10.0").precision == "tf32x3"
-    assert triton_launch.with_bandwidths(fast, "9.0") == fast
+    fast = launch.Numbers(torch.float32, torch.float32, "tf32", True, 1)
+    assert launch.with_bandwidths(fast, "10.0").precision == "tf32x3"
+    assert launch.with_bandwidths(fast, "9.0") == fast
 
 
 def test_half_inputs_where_tf32_is_allowed(fast, device):
@@ -185,18 +185,18 @@ def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-def test_a_step_in_three_launches_is_the_step_in_parts(labelled, device, monkeypatch):
+def test_cgm_loss_in_three_launches_is_its_parts(labelled, device, monkeypatch):
     r, g, labels = prototypes(70, 20, 40, device=device)
     noise = torch.randn(2, 70, 40, generator=torch.Generator().manual_seed(1)).to(device)
 
-    def step(r, g):
+    def loss(r, g):
         return cgm_fast.cgm_loss(
             r, g, labels if labelled else None, noise=noise, backend="triton"
         ).loss
 
-    whole = derivatives(step, (r, g), order=1)
-    monkeypatch.setattr(cgm_step, "MOST_ROWS", 0)
-    parts = derivatives(step, (r, g), order=1)
+    whole = derivatives(loss, (r, g), order=1)
+    monkeypatch.setattr(cgm_loss, "MOST_ROWS", 0)
+    parts = derivatives(loss, (r, g), order=1)
     assert abs(float(whole[0] - parts[0])) <= 1e-5 * abs(float(parts[0]))
     for value, wanted in zip(whole[1], parts[1], strict=True):
         assert_gradient_close(value, wanted, 1e-5)
@@ -205,7 +205,7 @@ def test_a_step_in_three_launches_is_the_step_in_parts(labelled, device, monkeyp
 @pytest.fixture
 def launches(monkeypatch):
     """Names of the kernels launched so far."""
-    if not triton_launch.INTERPRETED:
+    if not launch.INTERPRETED:
         pytest.skip("counted where the interpreter launches; benchmarks count on a GPU")
     names = []
     call = GridExecutor.__call__
@@ -242,18 +242,18 @@ def test_how_many_launches_loss_and_gradients_take(launches, device):
 def test_every_device_has_a_row_of_tiles(capability, row, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    assert triton_tiles.device_key(torch.device("cuda")) == row
+    assert tiles.device_key(torch.device("cuda")) == row
 
 
 @pytest.mark.parametrize("device_key", ["8.0", "9.0", "10.0", "amd"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("kernel", ["mmd_fwd", "mmd_bwd", "prototype_margin"])
+@pytest.mark.parametrize("kernel", ["mmd_fwd", "mmd_hvp", "prototype_margin"])
 def test_every_call_finds_a_tile(kernel, dtype, device_key, monkeypatch):
     if kernel != "mmd_fwd" and dtype.itemsize == 2:
         dtype = torch.float32  # what they widen to
-    monkeypatch.setattr(triton_tiles, "device_key", lambda device: device_key)
+    monkeypatch.setattr(tiles, "device_key", lambda device: device_key)
     for d in (1, 16, 17, 33, 64, 65, 4096):
-        blocks = triton_tiles.choose(kernel, d, dtype, torch.device("cpu"))
+        blocks = tiles.choose(kernel, d, dtype, torch.device("cpu"))
         assert all(size & (size - 1) == 0 for size in blocks[:4])  # powers of two
         assert 2048 % blocks.columns == 0  # a turn is made of whole tiles
         assert blocks.features >= 16

@@ -16,15 +16,15 @@ if backends.availability()["triton"] is not None:
 
 import triton
 
-from cgm_fast.ops import triton_tiles
+from cgm_fast.ops.triton import tiles
 
-if not triton_tiles.PIPELINES:
+if not tiles.PIPELINES:
     pytest.skip("triton 3.2 compiles by another interface", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 
-from benchmarks.compiled import RECORD, SHARED, TARGETS, name_of, target_of  # noqa: E402
+from tools.kernels.compiled import RECORD, SHARED, TARGETS, name_of, target_of  # noqa: E402
 
 # Bytes that a program may spill, whatever version of LLVM and ptxas a Triton comes with: they have
 # taken from none to 256. What one version does is in the record, and compared with below.
@@ -46,7 +46,7 @@ def compile_for(target):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     arguments = [target, "--plain", *(() if target == "90" else ("--kinds", "float32"))]
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "compiled.py", *arguments],
+        [sys.executable, ROOT / "tools" / "kernels" / "compiled.py", *arguments],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -64,11 +64,11 @@ def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(targe
             assert row["tensor"] > 0, row
     with_products = {row["kernel"].partition(",")[0] for row in found if row["tensor"]}
     assert with_products >= {
-        "mmd_fwd_kernel", "mmd_bwd_kernel", "prototype_margin_rows_kernel",
+        "mmd_fwd_kernel", "mmd_hvp_kernel", "prototype_margin_rows_kernel",
         "prototype_margin_columns_kernel", "cgm_assign_kernel", "cgm_finish_kernel",
     }  # fmt: skip
     if record := recorded():
-        again = f"{RECORD.name} lacks kernels: python -m benchmarks.compiled --record"
+        again = f"{RECORD.name} lacks kernels: python -m tools.kernels.compiled --record"
         assert {name_of(row) for row in found} <= set(record), again
         for row in found:
             was = record[name_of(row)]

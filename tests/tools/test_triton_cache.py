@@ -35,7 +35,7 @@ sys.exit(triton_cache.main(Path({stub!r})))
 
 
 def test_a_call_fills_the_cache_and_the_next_one_finds_it(tmp_path):
-    from cgm_fast.ops.triton_tiles import CAPABILITIES
+    from cgm_fast.ops.triton.tiles import CAPABILITIES
 
     assert (9, 0) in CAPABILITIES
     script = ONE_CALL.format(tools=str(TOOLS), stub=str(tmp_path / "stub"))

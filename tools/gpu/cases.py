@@ -61,10 +61,10 @@ def margin(b: int, k: int, d: int, kind: str = "f32", order: int = 1, **how: Any
     return Case("prototype_margin", (b, k, d), kind, order, how, inputs)
 
 
-def step(b: int, k: int, d: int, kind: str = "f32", **how: Any) -> Case:
+def cgm_loss(b: int, k: int, d: int, kind: str = "f32", **how: Any) -> Case:
     """A case of cgm_loss."""
     inputs = {"labelled": True} if how.pop("labelled", False) else {}
-    return Case("cgm_step", (b, k, d), kind, 1, how, inputs)
+    return Case("cgm_loss", (b, k, d), kind, 1, how, inputs)
 
 
 # Few pairs: under a sanitizer each instruction takes a thousand times longer.
@@ -72,7 +72,7 @@ SMALL = (
     mmd(64, 64, 10), mmd(70, 130, 20), mmd(60, 50, 100), mmd(50, 40, 10, order=2),
     mmd(64, 50, 12, bandwidth=[0.5, 1.0, 2.0]),
     margin(64, 10, 10), margin(100, 150, 20, order=2),
-    step(64, 10, 10), step(40, 12, 70, labelled=True),
+    cgm_loss(64, 10, 10), cgm_loss(40, 12, 70, labelled=True),
 )  # fmt: skip
 REST = (
     mmd(1, 2, 1), mmd(1000, 900, 2), mmd(1000, 900, 10), mmd(513, 700, 33), mmd(2000, 1500, 64),
@@ -90,9 +90,10 @@ REST = (
     margin(2048, 100, 64), margin(256, 10, 300), margin(1000, 2, 3, labelled=True),
     margin(3000, 500, 10, labelled=True, margin=5.0), margin(300, 150, 10, "f64", order=2),
     margin(500, 40, 33, "bf16"), margin(4096, 1000, 64), margin(300, 40, 10, negatives="mean"),
-    step(64, 10, 2), step(100, 10, 300), step(256, 100, 600), step(1024, 10, 10, labelled=True),
-    step(1000, 100, 64), step(64, 10, 10, detach_prior=True), step(64, 10, 10, "f64"),
-    step(2000, 10, 10), step(64, 10, 10, labelled=True), step(1024, 100, 10),
+    cgm_loss(64, 10, 2), cgm_loss(100, 10, 300), cgm_loss(256, 100, 600),
+    cgm_loss(1024, 10, 10, labelled=True), cgm_loss(1000, 100, 64), cgm_loss(2000, 10, 10),
+    cgm_loss(64, 10, 10, detach_prior=True), cgm_loss(64, 10, 10, "f64"),
+    cgm_loss(64, 10, 10, labelled=True), cgm_loss(1024, 100, 10),
 )  # fmt: skip
 
 

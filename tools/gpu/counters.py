@@ -25,7 +25,7 @@ SHOWN = (
 )  # fmt: skip
 MMD = ((64, 10), (1024, 10), (16384, 10), (16384, 64), (4096, 300))
 MARGIN = ((64, 10, 10), (4096, 100, 64), (16384, 1000, 64))
-STEP = ((64, 10, 10), (256, 10, 10), (1024, 10, 10))
+CGM_LOSS = ((64, 10, 10), (256, 10, 10), (1024, 10, 10))
 FEW = 1100
 """Rows at most on a stand-in for a GPU."""
 
@@ -52,7 +52,7 @@ def calls(backends: tuple[str, ...], device: str) -> None:
             if b <= most:
                 call = lambda r, g: cgm_fast.prototype_margin(r, g, backend=backend).loss  # noqa: B023, E731
                 twice(call, prototypes(b, k, d, device=device)[:2])
-        for b, k, d in STEP:
+        for b, k, d in CGM_LOSS:
             call = lambda r, g: cgm_fast.cgm_loss(r, g, backend=backend).loss  # noqa: B023, E731
             twice(call, prototypes(b, k, d, device=device)[:2])
 

@@ -18,8 +18,8 @@ SITE = Path("/tmp/cgm-fast-gpu/site")
 TRITON_CACHE = Path("/tmp/cgm-fast-gpu/triton")
 
 NAMES = (
-    "setup", "ceilings", "smoke", "bench-step", "bench-mmd", "tests", "bench-large", "bench-train",
-    "counters", "bench-peers", "slow-tests", "memcheck", "racecheck",
+    "setup", "ceilings", "smoke", "bench-cgm-loss", "bench-mmd", "tests", "bench-large",
+    "bench-train", "counters", "bench-peers", "slow-tests", "memcheck", "racecheck",
 )  # fmt: skip
 
 # What pytest's -k takes. Of others' peers, those that compile at their first call, for seconds.
@@ -132,7 +132,7 @@ def plan(
             "smoke", 75,
             (*py, str(HERE / "smoke.py"), "--rows", str(out / "smoke.jsonl"), *of_device), lines=40,
         ),
-        bench("bench-step", 75, f"(test_cgm_step or small_call) and not ({COMPILING})"),
+        bench("bench-cgm-loss", 75, f"(test_cgm_loss or small_call) and not ({COMPILING})"),
         bench("bench-mmd", 90, f"({MIDDLE}) and not ({COMPILING} or tiled or eager-high)"),
         tests("tests", 110, "gpu and not slow", "-n", "8", "--dist", "worksteal"),
         bench(

@@ -60,15 +60,16 @@ def serve_the_cpu() -> None:
     """Let the backend take CPU tensors, with the tiles and programs of the GPU."""
     from importlib import import_module
 
-    from cgm_fast.ops import backends, triton_tiles
+    from cgm_fast.ops import backends
+    from cgm_fast.ops.triton import tiles
 
     backends.BACKENDS["triton"] = dataclasses.replace(
         backends.BACKENDS["triton"], devices=("cuda", "cpu"), why_unavailable=lambda: None
     )
-    triton_tiles.device_key = lambda device: "{}.{}".format(*CAPABILITY)
-    choose = triton_tiles.choose
+    tiles.device_key = lambda device: "{}.{}".format(*CAPABILITY)
+    choose = tiles.choose
     gpu = SimpleNamespace(type="cuda")  # all that `choose` asks of a device
-    for op in ("mmd", "prototype_margin", "cgm_step"):
+    for op in ("mmd", "prototype_margin", "cgm_loss"):
         module = import_module(f"cgm_fast.ops.{op}.triton")
         if hasattr(module, "choose"):
             module.choose = lambda kernel, d, dtype, device: choose(kernel, d, dtype, gpu)
@@ -92,7 +93,7 @@ def calls() -> list[Callable[[], Any]]:
         call = lambda r, g: cgm_fast.prototype_margin(r, g, backend="triton").loss  # noqa: E731
         derivatives(call, (r, g), order=1)
 
-    def step(b: int, k: int, d: int, labelled: bool) -> None:
+    def cgm_loss(b: int, k: int, d: int, labelled: bool) -> None:
         r, g, labels = prototypes(b, k, d)
         given = labels if labelled else None
         noise = torch.randn(2, b, d)
@@ -105,8 +106,8 @@ def calls() -> list[Callable[[], Any]]:
     for sizes in ((64, 10, 2), (64, 10, 10), (256, 10, 10), (512, 10, 10), (1024, 10, 10),
                   (100, 10, 300), (256, 100, 600)):  # fmt: skip
         for labelled in (False, True):
-            found.append(lambda s=sizes, labelled=labelled: step(*s, labelled))
-    for op in ("mmd", "prototype_margin", "cgm_step"):
+            found.append(lambda s=sizes, labelled=labelled: cgm_loss(*s, labelled))
+    for op in ("mmd", "prototype_margin", "cgm_loss"):
         for case in cases.of(op, small=False):
             if max(case.sizes[:2]) <= 2048:
                 found.append(lambda case=case: launch(cases, case))

@@ -1,6 +1,6 @@
 """Derivatives of MMD²: the gradient comes with the value, so backward only scales what is saved.
 
-The gradient is itself differentiable once more, through `mmd_bwd` (Hessian times a vector).
+The gradient is itself differentiable once more, through `mmd_hvp`, the Hessian-vector product.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops import derivatives
-from cgm_fast.ops.mmd.ops import mmd_bwd, mmd_fwd
+from cgm_fast.ops.mmd.ops import mmd_fwd, mmd_hvp
 from cgm_fast.ops.scaling import last_derivative
 from cgm_fast.ops.watching import composed
 
@@ -140,13 +140,13 @@ class MMDGradient(torch.autograd.Function):
     @staticmethod
     @last_derivative
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
-        """Hessian times the tangents, and the tangents' share of dL."""
+        """Hessian-vector product with the tangents, and the tangents' share of dL."""
         grad_loss, *rest = ctx.saved_tensors
         inputs, gradient = rest[:_TENSORS], rest[_TENSORS:]
         wanted = ctx.needs_input_grad
         tangent = _gather(inputs, tangents, ctx.constants)
         begin, *_ = plan = _plan(wanted[1 : 1 + _TENSORS], inputs[0].shape[-2], inputs[1].shape[-2])
-        product = mmd_bwd(*inputs, *ctx.constants, *plan, *tangent, ctx.backend)
+        product = mmd_hvp(*inputs, *ctx.constants, *plan, *tangent, ctx.backend)
         scaled = [product[0] * grad_loss[..., None, None]]
         scaled += [part * grad_loss[..., None] if part.numel() else part for part in product[1:]]
         out = _split(wanted[1 : 1 + _TENSORS], begin, ctx.constants[2:5], tuple(inputs), *scaled)
@@ -208,7 +208,7 @@ def _gather(
 
 # Of an op's arguments: constants behind the tensors, then the plan, then the rest.
 _CONSTANTS, _PLAN = slice(_TENSORS, _TENSORS + 5), slice(_TENSORS + 5, _TENSORS + 9)
-_FWD, _BWD = torch.ops.cgm_fast.mmd_fwd.default, torch.ops.cgm_fast.mmd_bwd.default
+_FWD, _HVP = torch.ops.cgm_fast.mmd_fwd.default, torch.ops.cgm_fast.mmd_hvp.default
 
 
 class _Loss:
@@ -249,7 +249,7 @@ class _Loss:
         cotangents: tuple[Tensor | None, ...],
         wanted: frozenset[int],
     ) -> dict[int, Tensor | None]:
-        """The gradient scaled, and the Hessian's product with what reached the gradient."""
+        """The gradient scaled, and the Hessian-vector product with what reached the gradient."""
         inputs = args[:_TENSORS]
         needs = tuple(i in wanted for i in range(_TENSORS))
         grad_loss, *vector = cotangents
@@ -260,7 +260,7 @@ class _Loss:
             scales = of_rows[..., None], of_rows, of_rows
             parts = [scale * value for scale, value in zip(scales, results[1:], strict=True)]
         if any(value is not None for value in vector):
-            product = _BWD(*args[: _PLAN.stop], *_whole(args, vector), args[-1])
+            product = _HVP(*args[: _PLAN.stop], *_whole(args, vector), args[-1])
             parts = [
                 more if part is None else part + more
                 for part, more in zip(parts, product, strict=True)
@@ -279,7 +279,7 @@ class _Loss:
         tangent = _gather(args[:_TENSORS], given, args[_CONSTANTS])
         out: list[Tensor | None] = [_along(results[1:], tangent, args[_PLAN]), None, None, None]
         if any(asked[1:]):
-            product = _BWD(*args[: _PLAN.stop], *tangent, args[-1])
+            product = _HVP(*args[: _PLAN.stop], *tangent, args[-1])
             out[1:] = [
                 value if ask else None for value, ask in zip(product, asked[1:], strict=True)
             ]
@@ -287,7 +287,7 @@ class _Loss:
 
 
 def _whole(args: tuple[Any, ...], vector: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Vectors over results of an op as vectors over all rows, as `mmd_bwd` takes them."""
+    """Vectors over results of an op as vectors over all rows, as `mmd_hvp` takes them."""
     begin, end, *with_rest = args[_PLAN]
     of_z, *rest = vector
     if of_z is not None:
@@ -297,7 +297,7 @@ def _whole(args: tuple[Any, ...], vector: Sequence[Tensor | None]) -> list[Tenso
 
 
 class _Product(derivatives.OfProduct):
-    """The derivatives of `cgm_fast::mmd_bwd`, whose results are parts of its vectors."""
+    """The derivatives of `cgm_fast::mmd_hvp`, whose results are parts of its vectors."""
 
     def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
         """What the plan has."""
@@ -317,7 +317,7 @@ class _Product(derivatives.OfProduct):
         of_z, of_a, of_p = (i in wanted for i in range(_PLAN.stop, _PLAN.stop + 3))
         rows = args[0].shape[-2] + args[1].shape[-2]
         plan = (0, rows if of_z else 0, of_a, of_p)
-        found = _BWD(*args[: _PLAN.start], *plan, *_whole(args, cotangents), args[-1])
+        found = _HVP(*args[: _PLAN.start], *plan, *_whole(args, cotangents), args[-1])
         return {i: value for i, value in enumerate(found, _PLAN.stop) if i in wanted}
 
     def product(
@@ -327,7 +327,7 @@ class _Product(derivatives.OfProduct):
         vectors: tuple[Tensor | None, ...],
     ) -> tuple[Tensor, ...]:
         """The op with other vectors."""
-        found: tuple[Tensor, ...] = _BWD(*args[: _PLAN.stop], *vectors, args[-1])
+        found: tuple[Tensor, ...] = _HVP(*args[: _PLAN.stop], *vectors, args[-1])
         return found
 
 
@@ -358,6 +358,6 @@ def _batched(op: Any) -> Any:
 
 
 derivatives.differentiate("mmd_fwd", _Loss())
-derivatives.differentiate("mmd_bwd", _Product(_BWD, _PLAN.stop))
+derivatives.differentiate("mmd_hvp", _Product(_HVP, _PLAN.stop))
 derivatives.map_items("mmd_fwd", _batched(_FWD))
-derivatives.map_items("mmd_bwd", _batched(_BWD))
+derivatives.map_items("mmd_hvp", _batched(_HVP))

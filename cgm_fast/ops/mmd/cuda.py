@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cuda_launch import (
+from cgm_fast.ops.cuda.launch import (
     MOST_FEATURES,
     ROWS,
     counters,
@@ -83,7 +83,7 @@ def mmd_fwd(
 
 
 @on_device
-def mmd_bwd(
+def mmd_hvp(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -103,7 +103,7 @@ def mmd_bwd(
     tangent_a: Tensor | None,
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     dtype, like = compute_like(x)
     *batch, n, d = x.shape
     m, s = y.shape[-2], len(kernel_weights)
@@ -118,7 +118,7 @@ def mmd_bwd(
     variance, device, _workspace = _device(
         b, n + m, d, ROWS, 0, dtype, variance, variances, kernel_weights, x.device
     )
-    function("mmd_bwd", dtype)(
+    function("mmd_hvp", dtype)(
         row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
         out_z.data_ptr(),
         out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,
@@ -131,7 +131,7 @@ def mmd_bwd(
 
 
 def _workers(b: int, n: int, m: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Blocks that share the work of the kernel on tensor cores, or 0 to leave these out."""
+    """The stream-K grid of the kernel on tensor cores (its blocks), or 0 to leave these out."""
     total = n + m
     if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
         return 0

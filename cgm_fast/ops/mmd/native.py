@@ -9,7 +9,7 @@ from cgm_fast import _native
 from cgm_fast.ops.memory import address, compute_like, plain, samples
 
 _FWD = {torch.float32: _native.mmd_fwd_float32, torch.float64: _native.mmd_fwd_float64}
-_BWD = {torch.float32: _native.mmd_bwd_float32, torch.float64: _native.mmd_bwd_float64}
+_HVP = {torch.float32: _native.mmd_hvp_float32, torch.float64: _native.mmd_hvp_float64}
 
 
 def mmd_fwd(
@@ -51,7 +51,7 @@ def mmd_fwd(
     return loss, grad_z, grad_a, grad_p
 
 
-def mmd_bwd(
+def mmd_hvp(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -71,7 +71,7 @@ def mmd_bwd(
     tangent_a: Tensor | None,
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     dtype, like = compute_like(x)
     *batch, n, d = x.shape
     m, s = y.shape[-2], len(kernel_weights)
@@ -82,7 +82,7 @@ def mmd_bwd(
     cross, variance = plain(cross, dtype), plain(variance, dtype)
     tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
     tangent_p = plain(tangent_p, dtype)
-    _BWD[dtype](
+    _HVP[dtype](
         row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
         out_z.data_ptr(),
         out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,

@@ -1,4 +1,4 @@
-"""Registration of `cgm_fast::mmd_fwd` and `cgm_fast::mmd_bwd` with torch.
+"""Registration of `cgm_fast::mmd_fwd` and `cgm_fast::mmd_hvp` with torch.
 
 Only torch is imported here. The implementation is chosen on real tensors, inside the op, so that
 torch.compile sees one opaque op whatever runs it.
@@ -41,7 +41,7 @@ def _mmd_fwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _shapes(x, args)
 
 
-def _mmd_bwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _mmd_hvp_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _shapes(x, args)[1:]
 
 
@@ -67,10 +67,10 @@ mmd_fwd = register(
     _mmd_fwd_fake,
     _not_negative,
 )
-mmd_bwd = register(
+mmd_hvp = register(
     "mmd",
-    "bwd",
+    "hvp",
     f"({_INPUTS}, Tensor? tangent_z, Tensor? tangent_a, Tensor? tangent_p, str backend)"
     " -> (Tensor, Tensor, Tensor)",
-    _mmd_bwd_fake,
+    _mmd_hvp_fake,
 )

@@ -61,8 +61,8 @@ class Chunk:
         for s, (h, weight) in enumerate(zip(self.variances, self.kernel_weights, strict=True)):
             e = self.u * (-0.5 / h)
             value, minus_one, near = torch.exp(e), torch.expm1(e), e > -math.log(2)
-            # A row's pair with itself is left out: it pulls nowhere, but where all others are many
-            # bandwidths away its rounding would be all there is.
+            # A row's pair with itself is left out: its difference is zero, but where all others are
+            # many bandwidths away its rounding would be all there is.
             value.diagonal(self.i0, -2, -1).zero_()
             small, by_u = torch.where(near, minus_one, value), value * (-0.5 * weight / h)
             near.diagonal(self.i0, -2, -1).zero_()
@@ -156,8 +156,8 @@ def mmd_fwd(
             if begin < end:
                 keep = slice(begin - i0, end - i0)
                 w = (a * k.by_u)[:, keep]
-                pull = _pull(w, chunk.rows[:, keep], chunk.z, n)
-                grad = 4 * chunk.a_rows[:, keep, None] * pull
+                differences = _weighted_differences(w, chunk.rows[:, keep], chunk.z, n)
+                grad = 4 * chunk.a_rows[:, keep, None] * differences
                 grad_z[c, begin - row_begin : end - row_begin] = grad
     coefficients = Coefficients.of(
         n, rows - n, x_weights, y_weights, cross, x_scale, y_scale, cross_scale, wide
@@ -193,7 +193,7 @@ def _mass(
 
 
 @batched
-def mmd_bwd(
+def mmd_hvp(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -213,7 +213,7 @@ def mmd_bwd(
     tangent_a: Tensor | None,
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     b, rows, d = x.shape[0], x.shape[1] + y.shape[1], x.shape[2]
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = _wide(x)
@@ -232,8 +232,8 @@ def mmd_bwd(
             t, t_rows = z_dot[c], z_dot[c, i0:i1]
             da, da_rows = a_dot[c].unsqueeze(1), a_dot[c, i0:i1].unsqueeze(2)
             a, a_rows = chunk.a.unsqueeze(1), chunk.a_rows.unsqueeze(2)
-            r = chunk.relation.unsqueeze(1)
-            r_dot = (chunk.across * cross_dot[c, None]).unsqueeze(1)
+            relation = chunk.relation.unsqueeze(1)
+            relation_dot = (chunk.across * cross_dot[c, None]).unsqueeze(1)
 
             u_dot = (chunk.rows * t_rows).sum(-1)[:, :, None] + (chunk.z * t).sum(-1)[:, None, :]
             u_dot = 2 * (u_dot - chunk.rows @ t.mT - t_rows @ chunk.z.mT)
@@ -245,23 +245,24 @@ def mmd_bwd(
             )
             pair = a_rows * a
             pair_dot = da_rows * a + a_rows * da
-            coefficient_dot = r * pair_dot + r_dot * pair
+            coefficient_dot = relation * pair_dot + relation_dot * pair
             if with_a:
-                inside = (r_dot * a + r * da) * minus_one + r * a * minus_one_dot
+                inside = (relation_dot * a + relation * da) * minus_one
+                inside = inside + relation * a * minus_one_dot
                 out_a[c, i0:i1] = 2 * inside.sum(-1)
             if with_p:
                 for s in range(len(kernel_weights)):
-                    part = coefficient_dot * by_h[s] + r * pair * by_h_dot[s]
+                    part = coefficient_dot * by_h[s] + relation * pair * by_h_dot[s]
                     out_p[c, s] += part.sum((-2, -1), dtype=wide)
                 part = pair_dot * minus_one + pair * minus_one_dot
                 out_p[c, -1] += (part * chunk.across).sum((-2, -1), dtype=wide)
             begin, end = max(i0, row_begin), min(i1, row_end)
             if begin < end:
                 keep = slice(begin - i0, end - i0)
-                w = (r * pair * by_u)[:, keep]
-                w_dot = (coefficient_dot * by_u + r * pair * by_u_dot)[:, keep]
-                out = _pull(w_dot, chunk.rows[:, keep], chunk.z, x.shape[1])
-                out = out + _pull(w, t_rows[:, keep], t, x.shape[1])
+                w = (relation * pair * by_u)[:, keep]
+                w_dot = (coefficient_dot * by_u + relation * pair * by_u_dot)[:, keep]
+                out = _weighted_differences(w_dot, chunk.rows[:, keep], chunk.z, x.shape[1])
+                out = out + _weighted_differences(w, t_rows[:, keep], t, x.shape[1])
                 out_z[c, begin - row_begin : end - row_begin] = 4 * out
     return out_z, out_a, out_p.to(dtype)
 
@@ -300,7 +301,7 @@ def _chunks(
         ),
         1,
     )
-    outside = cross_scale * (ones.expand(b) if cross is None else cross)
+    between = cross_scale * (ones.expand(b) if cross is None else cross)
     in_x = (torch.arange(n + m, device=x.device) < n).to(dtype)
 
     pairs = pairs_per_chunk(x.device, temporaries * dtype.itemsize)
@@ -313,7 +314,7 @@ def _chunks(
             h = [of_s[:, None, None] for of_s in variance.expand(b, -1)[batch].unbind(1)]
         for first, last in ((0, n), (n, n + m)):
             across = (1 - in_x if first == 0 else in_x).unsqueeze(0)
-            relation = torch.where(across > 0, outside[batch, None], ones)
+            relation = torch.where(across > 0, between[batch, None], ones)
             for i0 in range(first, last, row_step):
                 i1 = min(i0 + row_step, last)
                 u = squares[batch, i0:i1, None] + squares[batch, None, :]
@@ -325,7 +326,7 @@ def _chunks(
                 )  # fmt: skip
 
 
-def _pull(w: Tensor, rows: Tensor, z: Tensor, n: int) -> Tensor:
+def _weighted_differences(w: Tensor, rows: Tensor, z: Tensor, n: int) -> Tensor:
     """Σ_j w_ij (rows_i - z_j), [b, c, d]: one sample at a time, for their sums nearly cancel."""
     sizes = (n, z.shape[-2] - n)
     parts = zip(w.split(sizes, -1), z.split(sizes, -2), strict=True)

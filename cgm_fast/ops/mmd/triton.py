@@ -10,10 +10,10 @@ from torch import Tensor
 from triton import next_power_of_2
 
 from cgm_fast.ops.gpu import constants, on_device
+from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as kernels
-from cgm_fast.ops.mmd import triton_second as second
 from cgm_fast.ops.mmd.common import Coefficients, batched
-from cgm_fast.ops.triton_launch import (
+from cgm_fast.ops.triton.launch import (
     FUSED,
     Numbers,
     numbers,
@@ -22,8 +22,8 @@ from cgm_fast.ops.triton_launch import (
     widened,
     with_bandwidths,
 )
-from cgm_fast.ops.triton_pack import Packed, item_stride, pack
-from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, Blocks, choose, device_key
+from cgm_fast.ops.triton.pack import Packed, item_stride, pack
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, choose, device_key
 
 _TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
 
@@ -156,7 +156,7 @@ def mmd_fwd(
     partials = x.new_empty((b, p.total // ROWS, 6), dtype=torch.float64)
     kernels.mmd_finish_kernel[(b * p.total // ROWS,)](
         p.rows, p.weight, problem.variance, problem.constants, coefficients, problem.cross,
-        sums.values, sums.nears, sums.fars, sums.slopes, sums.pulls, sums.p_sums, partials,
+        sums.values, sums.nears, sums.fars, sums.slopes, sums.weighted_sums, sums.p_sums, partials,
         p.counter,
         loss, grad_z, grad_a if with_a else None, grad_p if with_p else None,
         p.n, p.m, p.d, p.n_pad, p.total, p.features, sums.splits, sums.x_splits, problem.scales,
@@ -179,7 +179,7 @@ class Sums(NamedTuple):
     # weights' sums are rounded, and what these leave of all would be that rounding.
     fars: Tensor | None
     slopes: Tensor  # [b, splits, total]: of a_j slope
-    pulls: Tensor  # [b, splits, total, features]: of a_j slope z_j
+    weighted_sums: Tensor  # [b, splits, total, features]: of a_j slope z_j
     p_sums: Tensor  # [b, splits, blocks, s] float64: of a_i a_j t k_s
     splits: int
     x_splits: int
@@ -208,14 +208,14 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
     values, nears = (p.weight.new_empty((b, splits, p.total)) for _ in range(2))
     fars = torch.empty_like(nears) if weighted_rows else None
     slopes = p.weight.new_empty((b, splits, p.total) if gradient else (1,))
-    pulls = p.weight.new_empty((b, splits, p.total, p.features) if gradient else (1,))
+    weighted_sums = p.weight.new_empty((b, splits, p.total, p.features) if gradient else (1,))
     p_shape = (b, splits, all_blocks, scales) if with_p else (1,)
     p_sums = p.weight.new_empty(p_shape, dtype=torch.float64)
     parts = p.largest.shape[1]
     for first, some, with_gradient in _block_ranges(p, blocks.rows, row_begin, row_end):
         kernels.mmd_fwd_kernel[b * some, splits](
             p.rows, p.columns, p.bias, p.weight, p.largest, problem.variance, problem.constants,
-            values, nears, fars, slopes, pulls, p_sums, p.d, p.n_pad, p.total, p.features,
+            values, nears, fars, slopes, weighted_sums, p_sums, p.d, p.n_pad, p.total, p.features,
             span, splits, x_splits, scales, item_stride(problem.variance), first, some, parts,
             ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, TURN=_TURN,
             WIDE=p.features > blocks.features, GRADIENT=with_gradient,
@@ -224,7 +224,7 @@ def visit(problem: Problem, row_begin: int, row_end: int, with_p: bool, weighted
             FAR=held.far, LARGEST=next_power_of_2(parts), NEAR_FROM=kernels.NEAR_FROM,
             num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
         )  # fmt: skip
-    return Sums(values, nears, fars, slopes, pulls, p_sums, splits, x_splits)
+    return Sums(values, nears, fars, slopes, weighted_sums, p_sums, splits, x_splits)
 
 
 def _block_ranges(
@@ -247,7 +247,7 @@ def _block_ranges(
 
 @on_device
 @batched
-def mmd_bwd(
+def mmd_hvp(
     x: Tensor,
     y: Tensor,
     x_weights: Tensor | None,
@@ -267,9 +267,9 @@ def mmd_bwd(
     tangent_a: Tensor | None,
     tangent_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Hessian of L applied to (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
+    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
     problem = _problem(
-        "mmd_bwd", widened(x.dtype), x, y, x_weights, y_weights, cross, variance, variances,
+        "mmd_hvp", widened(x.dtype), x, y, x_weights, y_weights, cross, variance, variances,
         kernel_weights, x_scale, y_scale, cross_scale,
     )  # fmt: skip
     p, blocks, variance = problem.packed, problem.blocks, problem.variance
@@ -288,17 +288,17 @@ def mmd_bwd(
     along = (p.rows * tangents).sum(-1)
     none = p.weight.new_zeros((b, scales + 1))
     tangent_p = none if tangent_p is None else tangent_p.to(dtype)
-    relation = problem.constants[kernels.CROSS_SCALE] * (
+    between = problem.constants[kernels.CROSS_SCALE] * (
         none[:, 0] + 1 if problem.cross is None else problem.cross
     )
     insides, z_sums, t_sums = (x.new_empty((b, splits, p.total), dtype=dtype) for _ in range(3))
-    pulls = x.new_empty((b, splits, p.total, p.features), dtype=dtype)
+    weighted_sums = x.new_empty((b, splits, p.total, p.features), dtype=dtype)
     p_shape = (b, splits, p.total // blocks.rows, scales + 1) if with_p else (1,)
     p_sums = x.new_empty(p_shape, dtype=torch.float64)
-    second.mmd_bwd_kernel[b * p.total // blocks.rows, splits](
+    triton_hvp.mmd_hvp_kernel[b * p.total // blocks.rows, splits](
         p.rows, p.columns, p.bias, p.weight, tangents, along, weight_dot,
-        problem.variance, tangent_p[:, :-1].contiguous(), relation, tangent_p[:, -1].contiguous(),
-        problem.kernel_weights, insides, z_sums, t_sums, pulls, p_sums,
+        problem.variance, tangent_p[:, :-1].contiguous(), between, tangent_p[:, -1].contiguous(),
+        problem.kernel_weights, insides, z_sums, t_sums, weighted_sums, p_sums,
         p.n_pad, p.total, p.features, span, splits, x_splits, scales, item_stride(problem.variance),
         ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features,
         WITH_P=with_p, PRECISION=problem.numbers.precision,
@@ -310,7 +310,7 @@ def mmd_bwd(
 
     wide = torch.float64
     z_sum, t_sum = z_sums.sum(1, dtype=wide).unsqueeze(-1), t_sums.sum(1, dtype=wide).unsqueeze(-1)
-    out = z_sum * p.rows + t_sum * tangents - pulls.sum(1, dtype=wide)
+    out = z_sum * p.rows + t_sum * tangents - weighted_sums.sum(1, dtype=wide)
     out = stacked(out[..., : p.d])[:, row_begin:row_end]
     out_z = -2 / (variance[..., :1].reshape(-1, 1, 1) * scale) * out
     out_a = 2 * stacked(insides.sum(1, dtype=wide)) if with_a else x.new_empty(0)

@@ -1,10 +1,11 @@
 """MMD² and its gradient in Triton; launched by triton.py, derived in README.md.
 
-The samples are first packed (triton_pack.py), scaled so that the kernel is 2^e with
+The samples are first packed (ops/triton/pack.py), scaled so that the kernel is 2^e with
 e = z_i . z_j + b_i + b_j. A weight a_j carries its sample's sign and scale, and is 0 for padding.
 
-Columns are dealt out in splits, each within one sample: a program takes a block of rows and a
-split, and writes sums over its columns; the finishing kernel adds the splits in order, in float64.
+Split-K: columns are dealt out in splits, each within one sample. A program takes a block of rows
+and a split, and writes sums over its columns; the finishing kernel adds the splits in order, in
+float64.
 No sum depends on which program came first.
 
 Half samples come neither centred nor scaled, so that their products are exact: there
@@ -16,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import (
+from cgm_fast.ops.triton.math import (
     add_to,
     add_weighted,
     cut,
@@ -98,7 +99,7 @@ def mmd_fwd_kernel(
     nears,  # [b, splits, total]: sums of a_j, without its scale, over near pairs
     fars,  # the same over far pairs, or None: those that near pairs leave
     slopes,  # [b, splits, total]: sums of a_j slope
-    pulls,  # [b, splits, total, features]: sums of a_j slope z_j
+    weighted_sums,  # [b, splits, total, features]: sums of a_j slope z_j
     p_sums,  # [b, splits, blocks, scales] float64: sums of a_i a_j t k_s
     d, n_pad, total, features, span, splits, x_splits, scales, variance_item, first_block,
     some_blocks, largest_parts,
@@ -130,15 +131,15 @@ def mmd_fwd_kernel(
     of_parts = tl.load(largest + item * largest_parts + part, mask=part < largest_parts, other=0.0)
     if tl.max(of_parts) * widest > FAR:
         _visit(
-            rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, pulls,
-            p_sums, at, block, start, end, n_pad, d, total, features, scales,
+            rows, columns, bias, weight, variance, constants, values, nears, fars, slopes,
+            weighted_sums, p_sums, at, block, start, end, n_pad, d, total, features, scales,
             ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, WITH_P,
             KERNEL_WEIGHTS, NEAR_FROM, PRECISION, PARTS, True,
         )  # fmt: skip
     else:
         _visit(
-            rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, pulls,
-            p_sums, at, block, start, end, n_pad, d, total, features, scales,
+            rows, columns, bias, weight, variance, constants, values, nears, fars, slopes,
+            weighted_sums, p_sums, at, block, start, end, n_pad, d, total, features, scales,
             ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, WITH_P,
             KERNEL_WEIGHTS, NEAR_FROM, PRECISION, PARTS, False,
         )  # fmt: skip
@@ -146,8 +147,8 @@ def mmd_fwd_kernel(
 
 @triton.jit
 def _visit(
-    rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, pulls, p_sums,
-    at, block, start, end, n_pad, d, total, features, scales,
+    rows, columns, bias, weight, variance, constants, values, nears, fars, slopes, weighted_sums,
+    p_sums, at, block, start, end, n_pad, d, total, features, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, WITH_P: tl.constexpr,
     KERNEL_WEIGHTS: tl.constexpr, NEAR_FROM: tl.constexpr, PRECISION: tl.constexpr,
@@ -175,7 +176,7 @@ def _visit(
     for turn in range(start, end, TURN):
         value_part, slope_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
         near_part, far_part = tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
-        pull = tl.zeros([ROWS, FEATURES], dtype)
+        weighted_sum = tl.zeros([ROWS, FEATURES], dtype)
         for first in range(turn, tl.minimum(turn + TURN, end), COLUMNS):
             j = first + tl.arange(0, COLUMNS)
             at_j = j.to(tl.int64)[:, None] * features
@@ -237,7 +238,7 @@ def _visit(
                 z_t = columns + f.to(tl.int64)[:, None] * total + j[None, :]
                 if WIDE:
                     for begin in range(0, features, FEATURES):
-                        there = pulls + at[:, None] * features + (begin + f)[None, :]
+                        there = weighted_sums + at[:, None] * features + (begin + f)[None, :]
                         again = tl.zeros([ROWS, FEATURES], tl.int32) + first > start
                         of_tile = tl.load(there, mask=again, other=0.0)
                         z = tl.trans(tl.load(z_t))
@@ -245,15 +246,16 @@ def _visit(
                         z_t += FEATURES * total
                     tl.debug_barrier()  # what one thread wrote another may read in the next tile
                 else:
-                    pull = add_weighted(pull, w, tl.trans(tl.load(z_t)), PARTS, PRECISION)
+                    z = tl.trans(tl.load(z_t))
+                    weighted_sum = add_weighted(weighted_sum, w, z, PARTS, PRECISION)
         value += value_part
         near += near_part
         far += far_part
         slope += slope_part
         if GRADIENT and not WIDE:
-            there = pulls + at[:, None] * features + f[None, :]
+            there = weighted_sums + at[:, None] * features + f[None, :]
             again = tl.zeros([ROWS, FEATURES], tl.int32) + turn > start
-            tl.store(there, pull + tl.load(there, mask=again, other=0.0))
+            tl.store(there, weighted_sum + tl.load(there, mask=again, other=0.0))
             tl.debug_barrier()  # and in the next turn
     tl.store(values + at, value)
     tl.store(nears + at, near)
@@ -293,9 +295,9 @@ def _place(i, n, m, n_pad):
 
 
 @triton.jit
-def _relation(split, x_splits, of_y, across):
-    """What pairs of a row and a split's columns count: 1 within a sample, `across` between."""
-    return tl.where((split >= x_splits) == of_y, 1.0, across)
+def relation(split, x_splits, of_y, between):
+    """r_ij of a row and a split's columns: 1 within a sample, `between` across."""
+    return tl.where((split >= x_splits) == of_y, 1.0, between)
 
 
 @triton.jit
@@ -315,8 +317,8 @@ def gradient_factor(h, HALF: tl.constexpr, PARTS: tl.constexpr):
 
 @kernel
 def mmd_finish_kernel(
-    rows, weight, variance, constants, coefficients, cross, values, nears, fars, slopes, pulls,
-    p_sums,
+    rows, weight, variance, constants, coefficients, cross, values, nears, fars, slopes,
+    weighted_sums, p_sums,
     # [b, blocks, 6] float64: each block's part of the loss, within and across, and what near pairs
     # weigh without scales, and far ones if there are such sums, the same
     partials,
@@ -376,18 +378,18 @@ def mmd_finish_kernel(
         slope = tl.zeros([ROWS], tl.float64)
         for split in range(splits):
             of_split = tl.load(slopes + (item * splits + split) * total + i, mask=wanted, other=0.0)
-            slope += _relation(split, x_splits, of_y, between) * of_split.to(tl.float64)
+            slope += relation(split, x_splits, of_y, between) * of_split.to(tl.float64)
         for first in range(0, features, FEATURES):
             f = first + tl.arange(0, FEATURES)
             there = wanted[:, None] & (f < d)[None, :]
             z = tl.load(rows + (item * total + i)[:, None] * features + f[None, :])
             z = z.to(values.dtype.element_ty)
-            pull = tl.zeros([ROWS, FEATURES], tl.float64)
+            weighted_sum = tl.zeros([ROWS, FEATURES], tl.float64)
             for split in range(splits):
                 of_i = ((item * splits + split) * total + i)[:, None] * features
-                part_pull = tl.load(pulls + of_i + f[None, :], mask=there, other=0.0)
-                pull += _relation(split, x_splits, of_y, between) * part_pull.to(tl.float64)
-            grad = factor[:, None] * (slope[:, None] * z.to(tl.float64) - pull)
+                some_sum = tl.load(weighted_sums + of_i + f[None, :], mask=there, other=0.0)
+                weighted_sum += relation(split, x_splits, of_y, between) * some_sum.to(tl.float64)
+            grad = factor[:, None] * (slope[:, None] * z.to(tl.float64) - weighted_sum)
             to = (item * (row_end - row_begin) + stacked - row_begin)[:, None] * d + f[None, :]
             tl.store(grad_z + to, grad, mask=there)
     tl.debug_barrier()  # this block's parts are written before it counts as done
@@ -433,7 +435,7 @@ def mmd_finish_kernel(
                         of_s = p_sums + ((item * splits + split) * row_blocks + p) * scales + s
                         p_sum = tl.load(of_s, mask=p < row_blocks, other=0.0)
                         p_of_y = p * (total // row_blocks) >= n_pad
-                        total_s += _relation(split, x_splits, p_of_y, between) * p_sum
+                        total_s += relation(split, x_splits, p_of_y, between) * p_sum
                 h_s = tl.load(variance + item * variance_item + s).to(tl.float64)
                 weight_s = tl.load(constants + KERNEL_WEIGHTS + s).to(tl.float64)
                 tl.store(grad_p + item * (scales + 1) + s, weight_s * tl.sum(total_s) / h_s)

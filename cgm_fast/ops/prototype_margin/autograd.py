@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops import derivatives
-from cgm_fast.ops.prototype_margin.ops import prototype_margin_bwd, prototype_margin_fwd
+from cgm_fast.ops.prototype_margin.ops import prototype_margin_fwd, prototype_margin_hvp
 from cgm_fast.ops.scaling import last_derivative, scale_each
 from cgm_fast.ops.watching import composed
 
@@ -62,9 +62,9 @@ class PrototypeMarginGradient(torch.autograd.Function):
     @staticmethod
     @last_derivative
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
-        """Hessian times the tangents, and the tangents' share of dL."""
+        """Hessian-vector product with the tangents, and the tangents' share of dL."""
         grad_loss, r, g, assignment, grad_r, grad_g = ctx.saved_tensors
-        of_r, of_g = prototype_margin_bwd(r, g, assignment, *ctx.constants, *tangents, ctx.backend)
+        of_r, of_g = prototype_margin_hvp(r, g, assignment, *ctx.constants, *tangents, ctx.backend)
         terms = [torch.zeros_like(grad_loss)]
         for tangent, gradient in zip(tangents, (grad_r, grad_g), strict=True):
             if tangent is not None:
@@ -75,14 +75,14 @@ class PrototypeMarginGradient(torch.autograd.Function):
 
 
 _FWD = torch.ops.cgm_fast.prototype_margin_fwd.default
-_BWD = torch.ops.cgm_fast.prototype_margin_bwd.default
+_HVP = torch.ops.cgm_fast.prototype_margin_hvp.default
 
 # Of the forward op: arguments 6 and 7 ask for gradients, results are the loss, the assignment, and
 # the gradients. Of the product: arguments 6 and 7 are the vectors.
 derivatives.differentiate(
     "prototype_margin_fwd",
-    derivatives.OfPair(_BWD, flags=6, assignment=1, latents=None, gradients=2, constant=(1,)),
+    derivatives.OfPair(_HVP, flags=6, assignment=1, latents=None, gradients=2, constant=(1,)),
 )
-derivatives.differentiate("prototype_margin_bwd", derivatives.OfProduct(_BWD, 6))
+derivatives.differentiate("prototype_margin_hvp", derivatives.OfProduct(_HVP, 6))
 derivatives.map_items("prototype_margin_fwd")
-derivatives.map_items("prototype_margin_bwd")
+derivatives.map_items("prototype_margin_hvp")

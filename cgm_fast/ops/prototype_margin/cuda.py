@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cuda_launch import ROWS, counters, function, stream
+from cgm_fast.ops.cuda.launch import ROWS, counters, function, stream
 from cgm_fast.ops.gpu import multiprocessors, on_device
 from cgm_fast.ops.memory import address, compute_like, plain, samples
 
@@ -53,7 +53,7 @@ def prototype_margin_fwd(
 
 
 @on_device
-def prototype_margin_bwd(
+def prototype_margin_hvp(
     r: Tensor,
     g: Tensor,
     assignment: Tensor,
@@ -63,12 +63,12 @@ def prototype_margin_bwd(
     tangent_r: Tensor | None,
     tangent_g: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d]): the gradient's own formula."""
+    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d]): the gradient's formula."""
     dtype, like = compute_like(r)
     assignment = assignment.contiguous()
     tangent_r, tangent_g = plain(tangent_r, dtype), plain(tangent_g, dtype)
     out_r, out_g = like.new_empty(r.shape), like.new_empty(g.shape)
-    function("prototype_margin_bwd", dtype)(
+    function("prototype_margin_hvp", dtype)(
         r.shape[0], g.shape[0], r.shape[1], samples(r), samples(g), assignment.data_ptr(),
         margin, negative_scale, scale, address(tangent_r), address(tangent_g),
         out_r.data_ptr(), out_g.data_ptr(), stream(r.device),

@@ -12,9 +12,9 @@ _FWD = {
     torch.float32: _native.prototype_margin_fwd_float32,
     torch.float64: _native.prototype_margin_fwd_float64,
 }
-_BWD = {
-    torch.float32: _native.prototype_margin_bwd_float32,
-    torch.float64: _native.prototype_margin_bwd_float64,
+_HVP = {
+    torch.float32: _native.prototype_margin_hvp_float32,
+    torch.float64: _native.prototype_margin_hvp_float64,
 }
 
 
@@ -44,7 +44,7 @@ def prototype_margin_fwd(
     return loss, assignment, grad_r, grad_g
 
 
-def prototype_margin_bwd(
+def prototype_margin_hvp(
     r: Tensor,
     g: Tensor,
     assignment: Tensor,
@@ -54,12 +54,12 @@ def prototype_margin_bwd(
     tangent_r: Tensor | None,
     tangent_g: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d])."""
+    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d])."""
     dtype, like = compute_like(r)
     assignment = assignment.contiguous()
     tangent_r, tangent_g = plain(tangent_r, dtype), plain(tangent_g, dtype)
     out_r, out_g = like.new_empty(r.shape), like.new_empty(g.shape)
-    _BWD[dtype](
+    _HVP[dtype](
         r.shape[0], g.shape[0], r.shape[1], samples(r), samples(g), assignment.data_ptr(),
         margin, negative_scale, scale, address(tangent_r), address(tangent_g),
         out_r.data_ptr(), out_g.data_ptr(), torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Registration of `cgm_fast::prototype_margin_fwd` and `_bwd` with torch; imports torch alone."""
+"""Registration of `cgm_fast::prototype_margin_fwd` and `_hvp` with torch; imports torch alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _fwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _bwd_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _hvp_fake(r: Tensor, g: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(r.dtype, torch.float32)
     return r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype)
 
@@ -33,10 +33,10 @@ prototype_margin_fwd = register(
     "bool with_r, bool with_g, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _fwd_fake,
 )
-prototype_margin_bwd = register(
+prototype_margin_hvp = register(
     "prototype_margin",
-    "bwd",
+    "hvp",
     "(Tensor r, Tensor g, Tensor assignment, float margin, float negative_scale, float scale, "
     "Tensor? tangent_r, Tensor? tangent_g, str backend) -> (Tensor, Tensor)",
-    _bwd_fake,
+    _hvp_fake,
 )

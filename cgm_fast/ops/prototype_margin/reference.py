@@ -55,7 +55,7 @@ def prototype_margin_fwd(
     return (scale * loss).to(dtype), assignment, grad_r, grad_g.to(dtype)
 
 
-def prototype_margin_bwd(
+def prototype_margin_hvp(
     r: Tensor,
     g: Tensor,
     assignment: Tensor,
@@ -65,7 +65,7 @@ def prototype_margin_bwd(
     tangent_r: Tensor | None,
     tangent_g: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d]): the gradient's own formula."""
+    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d]): the gradient's formula."""
     dtype = torch.promote_types(r.dtype, torch.float32)
     out_r = r.new_empty(r.shape, dtype=dtype)
     out_g = r.new_zeros(g.shape, dtype=_wide(r))

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.prototype_margin import triton_kernels as kernels
-from cgm_fast.ops.triton_launch import FUSED, parallel, round_up, widened
-from cgm_fast.ops.triton_pack import pack
-from cgm_fast.ops.triton_tiles import MOST_FEATURES, ROWS, choose
+from cgm_fast.ops.triton.launch import FUSED, parallel, round_up, widened
+from cgm_fast.ops.triton.pack import pack
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, choose
 
 _LOG2E = 1.4426950408889634  # a bandwidth for which packing scales by 1
 
@@ -38,7 +38,7 @@ def prototype_margin_fwd(
 
 
 @on_device
-def prototype_margin_bwd(
+def prototype_margin_hvp(
     r: Tensor,
     g: Tensor,
     assignment: Tensor,
@@ -48,7 +48,7 @@ def prototype_margin_bwd(
     tangent_r: Tensor | None,
     tangent_g: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The Hessian applied to (tangent_r [B, d], tangent_g [k, d]): the gradient's own formula."""
+    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d]): the gradient's formula."""
     dtype = torch.promote_types(r.dtype, torch.float32)
     out_r, out_g = r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype)
     tangents = tangent_r, tangent_g
@@ -88,7 +88,7 @@ def _run(
     row_blocks, k_pad = p.n_pad // blocks.rows, p.total - p.n_pad
     losses = r.new_empty(row_blocks, dtype=torch.float64)
     differences = r.new_empty((p.n_pad, p.features), dtype=dtype)
-    pulls = r.new_empty((p.n_pad, p.features) if out_r is not None else (1,), dtype=dtype)
+    weighted_sums = r.new_empty((p.n_pad, p.features) if out_r is not None else (1,), dtype=dtype)
     tile = {
         "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
         "PRECISION": held.precision, "EXACT": exact, "MARGIN": kernels.MARGIN,
@@ -97,7 +97,7 @@ def _run(
     }  # fmt: skip
     kernels.prototype_margin_rows_kernel[(row_blocks,)](
         rows, p.columns, p.bias, values, None if labels is None else labels.contiguous(), scalars,
-        assignment, own, within, losses, differences, pulls, out_r,
+        assignment, own, within, losses, differences, weighted_sums, out_r,
         b, k, d, p.n_pad, p.features, p.total, **tile, SCALE=kernels.SCALE,
     )  # fmt: skip
     chunks, splits = p.features // blocks.features, 0

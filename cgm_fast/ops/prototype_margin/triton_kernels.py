@@ -1,10 +1,10 @@
 """Nearest prototype, margin loss and its gradients in Triton; launched by triton.py.
 
-Samples and prototypes come packed (triton_pack.py); prototype k is packed row n_pad + k. Distances
-are plain differences (EXACT), so that equal ones tie to the bit, or where the user allows tf32
--2 (r . g + b_r + b_g). `values` is what pairs are multiplied with: the packed rows themselves for a
-gradient, tangents for the Hessian's product. What is common to them, the first prototype's, is
-taken off before they are summed.
+Samples and prototypes come packed (ops/triton/pack.py); prototype k is packed row n_pad + k.
+Distances are plain differences (EXACT), so that equal ones tie to the bit, or where the user allows
+tf32 -2 (r . g + b_r + b_g). `values` is what pairs are multiplied with: the packed rows themselves
+for a gradient, tangents for the Hessian-vector product. What is common to them, the first
+prototype's, is taken off before they are summed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.triton_math import kernel, squared_distances
+from cgm_fast.ops.triton.math import kernel, squared_distances
 
 MARGIN, NEGATIVE_SCALE, SCALE = 2, 3, 4  # where they stand among `constants`, after two weights
 
@@ -78,7 +78,7 @@ def prototype_margin_rows_kernel(
     within,  # [n_pad]: how many others lie inside the margin
     losses,  # [n_pad / ROWS] float64
     differences,  # [n_pad, features]: value of the row less that of its prototype
-    pulls,  # [n_pad, features]: scratch, sums of the values of the prototypes inside the margin
+    weighted_sums,  # [n_pad, features]: scratch, of the values of prototypes inside the margin
     out,  # [B, d]: derivative in r, or None
     n, k, d, n_pad, features, total,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
@@ -137,13 +137,13 @@ def prototype_margin_rows_kernel(
                 for begin in range(0, features, FEATURES):
                     f = begin + tl.arange(0, FEATURES)
                     at_k = (n_pad + column).to(tl.int64)[:, None] * features + f[None, :]
-                    there = pulls + i_64[:, None] * features + f[None, :]
+                    there = weighted_sums + i_64[:, None] * features + f[None, :]
                     again = tl.zeros([ROWS, FEATURES], tl.int32) + first > 0
-                    pull = tl.load(there, mask=again, other=0.0)
+                    weighted_sum = tl.load(there, mask=again, other=0.0)
                     base = tl.load(values + n_pad.to(tl.int64) * features + f)
                     value = tl.load(values + at_k) - base[None, :]
-                    pull += tl.dot(w, value, input_precision=PRECISION)
-                    tl.store(there, pull)
+                    weighted_sum += tl.dot(w, value, input_precision=PRECISION)
+                    tl.store(there, weighted_sum)
                 tl.debug_barrier()  # what one thread wrote another may read in the next tile
     loss += (negative_scale * hinge).to(tl.float64)
     tl.store(losses + block, tl.sum(tl.where(valid, loss, 0.0)))
@@ -157,10 +157,12 @@ def prototype_margin_rows_kernel(
             value = (
                 tl.load(values + at) - tl.load(values + n_pad.to(tl.int64) * features + f)[None, :]
             )
-            pull = others[:, None] * value - tl.load(pulls + at, mask=there, other=0.0)
-            pull = tl.load(differences + at) - tl.where(there, negative_scale * pull, 0.0)
+            weighted_sum = tl.load(weighted_sums + at, mask=there, other=0.0)
+            weighted_difference = others[:, None] * value - weighted_sum
+            inside = tl.where(there, negative_scale * weighted_difference, 0.0)
+            gradient = 2.0 * scale * (tl.load(differences + at) - inside)
             wanted = valid[:, None] & (f < d)[None, :]
-            tl.store(out + i_64[:, None] * d + f[None, :], 2.0 * scale * pull, mask=wanted)
+            tl.store(out + i_64[:, None] * d + f[None, :], gradient, mask=wanted)
 
 
 @kernel

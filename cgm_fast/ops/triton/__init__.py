@@ -1,0 +1,1 @@
+"""What the Triton implementations of all ops share: packing, mathematics, tiles, launches."""

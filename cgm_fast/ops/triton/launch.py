@@ -1,0 +1,102 @@
+"""How Triton kernels are launched: precision, and how many programs; tiles: tiles.py."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+
+from cgm_fast.ops.gpu import multiprocessors, tf32_allowed
+
+# Contraction into fused multiply-adds: what the accuracy of the kernels was measured with.
+FUSED = {"enable_fp_fusion": True}
+
+# The interpreter multiplies the bits of bfloat16 numbers as integers.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Products of float64 numbers: `tl.dot` takes them from this version on.
+DOUBLES = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5)
+
+
+class NoDoubles(NotImplementedError):
+    """This Triton cannot multiply float64."""
+
+
+# Where distances have tf32's error anyway: an exponent off by 1024 roundings is not more.
+FAST_FAR = 1024.0
+
+
+def round_up(value: int, unit: int) -> int:
+    """The least multiple of `unit` that is not below `value`."""
+    return (value + unit - 1) // unit * unit
+
+
+class Numbers(NamedTuple):
+    """How samples are held, and multiplied."""
+
+    compute: torch.dtype
+    rows: torch.dtype
+    """Of what distances are taken from: half inputs stay as they are, for half tensor cores."""
+    precision: str
+    """Of products of two float32 or float64 numbers, as `tl.dot` calls it."""
+    rounded: bool = False
+    """Whether samples are rounded to tf32 first, so that their products are exact."""
+    parts: int = 0
+    """tf32 numbers that a weight goes into a product as; 0 for what `precision` says."""
+    far: float = 24.0
+    """Largest |z|² (exponent) for which distances are taken from products."""
+
+
+def numbers(dtype: torch.dtype) -> Numbers:
+    """What the user allows, by `torch.set_float32_matmul_precision` or its newer forms.
+
+    "highest": float32's accuracy, by three products of tf32 parts (on AMD by float32 itself).
+    "high" and "medium": tf32. Half inputs are multiplied as they are, which is exact; their
+    weights, which are not half numbers, by two tf32 parts at "highest" and by one else.
+    """
+    plain = widened(dtype)
+    fast = plain.precision == "tf32"
+    if dtype.itemsize == 2 and not (dtype == torch.bfloat16 and INTERPRETED):
+        parts = 0 if torch.version.hip else 1 if fast else 2
+        return plain._replace(rows=dtype, parts=parts, far=FAST_FAR if fast else plain.far)
+    if fast:
+        return plain._replace(rounded=True, parts=1, far=FAST_FAR)
+    return plain
+
+
+def with_bandwidths(held: Numbers, device: str) -> Numbers:
+    """The same where a tile meets several bandwidths in a loop; `device` as the table calls it.
+
+    Triton 3.9's compiler fails at that between two tf32 products of Blackwell's tensor cores (pass
+    TritonGPUHoistTMEMAlloc), not between three.
+    """
+    if device == "10.0" and held.precision == "tf32":
+        return held._replace(precision="tf32x3")
+    return held
+
+
+def widened(dtype: torch.dtype) -> Numbers:
+    """The same for kernels that read samples in the compute dtype, and round none.
+
+    Raises:
+        NoDoubles: float64, with a Triton before 3.5.
+    """
+    compute = torch.promote_types(dtype, torch.float32)
+    if compute == torch.float64 and not DOUBLES:
+        raise NoDoubles(
+            f"backend 'triton' takes float64 from triton 3.5 on (torch 2.9), and this is triton "
+            f"{triton.__version__}; backend='reference' takes it"
+        )
+    if compute == torch.float64 or torch.version.hip:
+        return Numbers(compute, compute, "ieee")
+    fast = tf32_allowed()
+    return Numbers(compute, compute, "tf32" if fast else "tf32x3")
+
+
+def parallel(rows: int, device: torch.device) -> int:
+    """How many programs keep the device busy for each of `rows` blocks of rows."""
+    if device.type != "cuda":
+        return 1
+    return max(1, 2 * multiprocessors(device) // rows)

@@ -1,0 +1,119 @@
+// The Hessian-vector product of MMD² over a block of pairs; see mmd_hvp_kernel.h. Compiled once per
+// instruction set.
+#include "cpu/mmd_hvp_kernel.h"
+
+#include "cpu/products.h"
+
+namespace cgm_fast {
+namespace {
+
+constexpr int kRows = 2, kVectors = 2;  // in registers: twice that many sums, and their operands
+
+// phi(t) = exp(-t), the Gaussian kernel as a function of t = u / 2h. A radial kernel is this one
+// function: its value less one, and its first two derivatives.
+struct Gaussian {
+  template <typename T>
+  CGM_INLINE static void evaluate(Vec<T> t, Vec<T>& minus_one, Vec<T>& first, Vec<T>& second) {
+    constexpr T kLog2e = T(1.4426950408889634074);
+    Vec<T> power, rest;
+    split_exp2<T>(t * -kLog2e, power, rest);
+    minus_one = rest + (power - T(1));
+    second = rest + power;
+    first = -second;
+  }
+};
+
+// What a pair adds up, for one row and one vector of columns.
+template <typename Kernel, typename T>
+CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
+  Vec<T> minus_one = {}, by_u = {}, minus_one_dot = {}, by_u_dot = {};
+  const T a_i = v.row_a[i], a_i_dot = v.row_a_dot[i];
+  const T relation = v.relation, relation_dot = v.relation_dot;
+  const Vec<T> a_j = load(v.column_a + j), a_j_dot = load(v.column_a_dot + j);
+  const Vec<T> aa = a_i * a_j, aa_dot = a_i_dot * a_j + a_i * a_j_dot;
+  const Vec<T> c = relation * aa, c_dot = relation * aa_dot + relation_dot * aa;
+  // 0 * inf would turn a vanished kernel into NaN.
+  const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
+  for (int64_t s = 0; s < v.scales; ++s) {
+    const T h = v.variance[s], inverse = T(0.5) / h, weight = v.kernel_weight[s];
+    const T relative = v.variance_dot[s] / h;
+    Vec<T> value, first, second;
+    const Vec<T> t = -at_least(-(u * inverse), -largest);
+    const Vec<T> t_dot = u_dot * inverse - t * relative;
+    Kernel::template evaluate<T>(t, value, first, second);
+    minus_one += weight * value;
+    by_u += weight * inverse * first;
+    minus_one_dot += weight * first * t_dot;
+    by_u_dot += weight * inverse * (second * t_dot - first * relative);
+    if (!v.with_p) continue;
+    const Vec<T> by_h = -weight / h * first * t;
+    const Vec<T> by_h_dot = -weight / h * ((second * t + first) * t_dot - first * t * relative);
+    T* sums = v.p_sums + s * kTileAlign;
+    store(sums, load(sums) + (c_dot * by_h + c * by_h_dot));
+  }
+  Vec<T> w = c * by_u, w_dot = c_dot * by_u + c * by_u_dot;
+  const int64_t own = v.diagonal + i - j;
+  if (v.diagonal >= 0 && own >= 0 && own < Simd<T>::kLanes) w[own] = w_dot[own] = T(0);
+  store(v.w + i * v.columns + j, w);
+  store(v.w_dot + i * v.columns + j, w_dot);
+  T* lanes = v.lanes + i * 3 * kTileAlign;
+  store(lanes, load(lanes) + w_dot);
+  store(lanes + kTileAlign, load(lanes + kTileAlign) + w);
+  const Vec<T> inside =
+      (relation_dot * a_j + relation * a_j_dot) * minus_one + relation * a_j * minus_one_dot;
+  store(lanes + 2 * kTileAlign, load(lanes + 2 * kTileAlign) + inside);
+  if (!v.with_p || !v.across) return;
+  T* sums = v.p_sums + v.scales * kTileAlign;
+  store(sums, load(sums) + (aa_dot * minus_one + aa * minus_one_dot));
+}
+
+template <typename Kernel, typename T, int C>
+CGM_INLINE void pairs_of_rows(const HvpVisit<T>& v, int64_t i, int64_t j) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vec<T> u[kRows][C], u_dot[kRows][C];
+  CGM_UNROLL for (int r = 0; r < kRows; ++r) CGM_UNROLL for (int c = 0; c < C; ++c) u[r][c] =
+      u_dot[r][c] = Vec<T>{};
+  const T *z = v.rows_z + i * v.features, *t = v.rows_t + i * v.features;
+  const T *panel = v.panel + j, *panel_t = v.panel_t + j;
+  for (int64_t f = 0; f < v.d; ++f, panel += v.stride, panel_t += v.stride) {
+    CGM_UNROLL for (int c = 0; c < C; ++c) {
+      const Vec<T> z_j = load(panel + c * kLanes), t_j = load(panel_t + c * kLanes);
+      CGM_UNROLL for (int r = 0; r < kRows; ++r) {
+        const Vec<T> difference = z[r * v.features + f] - z_j;
+        u[r][c] += difference * difference;
+        u_dot[r][c] += difference * (t[r * v.features + f] - t_j);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int c = 0; c < C; ++c)
+      pair<Kernel, T>(v, i + r, j + c * kLanes, u[r][c] * v.unit, u_dot[r][c] * (T(2) * v.unit));
+}
+
+template <typename T>
+void pairs(const HvpVisit<T>& v) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  for (int64_t i = 0; i < v.rows; i += kRows) {
+    int64_t j = 0;
+    for (; j + kVectors * kLanes <= v.columns; j += kVectors * kLanes)
+      pairs_of_rows<Gaussian, T, kVectors>(v, i, j);
+    for (; j < v.columns; j += kLanes) pairs_of_rows<Gaussian, T, 1>(v, i, j);
+  }
+}
+
+template <typename T>
+void add_rows(const Block<T>& block) {
+  all_rows(block);
+}
+
+template <typename T>
+constexpr HvpKernels<T> kernels = {pairs<T>, add_rows<T>, flush<T>, flush_lanes<T>};
+
+}  // namespace
+
+namespace CGM_FAST_ISA {
+extern const HvpKernels<float> hvp_kernels_float = kernels<float>;
+extern const HvpKernels<double> hvp_kernels_double = kernels<double>;
+}  // namespace CGM_FAST_ISA
+
+}  // namespace cgm_fast

@@ -1,0 +1,290 @@
+"""What Triton's compiler makes of the kernels, without a GPU: `python -m tools.kernels.compiled`.
+
+For every tile that a launch can pick, and every way its kernel can be called: registers, what
+spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
+capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plain takes of each tile
+the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
+
+--record writes the rows, with the version of Triton whose compiler made them, to
+`triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
+where the version is the same. Of the targets but 9.0 it holds the plainest ways: all ways of all
+take ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cgm_fast.ops.cgm_loss import triton_kernels as cgm
+from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
+from cgm_fast.ops.mmd import triton_hvp
+from cgm_fast.ops.mmd import triton_kernels as mmd
+from cgm_fast.ops.prototype_margin import triton_kernels as margin
+from cgm_fast.ops.triton import launch, pack
+from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, Key, table
+
+KINDS = ("half", "float32", "float64")
+TARGETS = ("80", "90", "100", "gfx942")
+SHARED = {"8.0": 99 << 10, "9.0": 227 << 10, "10.0": 227 << 10, "amd": 64 << 10}
+"""Bytes that one program may have; 8.0 also stands for 8.6, 8.9 and 12.0, which have the least."""
+
+RECORD = Path(__file__).parent / "triton-compiled.csv"
+RECORDED = (
+    "triton", "target", "kernel", "features", "numbers", "precision", "tile", "registers",
+    "spilled", "shared", "tensor",
+)  # fmt: skip
+
+F16, F32, F64 = torch.float16, torch.float32, torch.float64
+TYPES = {F16: "fp16", torch.bfloat16: "bf16", F32: "fp32", F64: "fp64"}
+INTEGERS = {"labels": "i64", "assignment": "i64", "own": "i32", "within": "i32", "counter": "i32"}
+DOUBLES = {"p_sums", "partials", "losses", "coefficients"}
+COUNTS = {
+    "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "total_rows", "features", "span", "splits",
+    "x_splits", "scales", "variance_item", "coefficients_item", "first_block", "some_blocks",
+    "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
+    "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
+    "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
+}  # fmt: skip
+
+
+PADDED = {"n_pad", "k_pad", "total", "total_rows", "features", "span"}
+"""Sizes that always are multiples of 16, which Triton finds out at a launch."""
+
+
+class Variant(NamedTuple):
+    """A kernel with its constants."""
+
+    name: str
+    function: Any
+    constants: dict[str, Any]
+    blocks: Blocks
+    held: launch.Numbers
+
+
+def target_of(name: str) -> tuple[GPUTarget, str]:
+    """Triton's target and the table's device."""
+    if name.isdigit():
+        return GPUTarget("cuda", int(name), 32), f"{int(name) // 10}.{int(name) % 10}"
+    return GPUTarget("hip", name, 64), "amd"
+
+
+def modes(numbers: str, device: str) -> list[launch.Numbers]:
+    """How numbers of a kind are held: at "highest" and, where it differs, at "high"."""
+    compute, rows = (F64, F64) if numbers == "float64" else (F32, F32)
+    if numbers == "half":
+        rows = F16
+    if device == "amd" or numbers == "float64":
+        return [launch.Numbers(compute, rows, "ieee")]
+    exact = launch.Numbers(compute, rows, "tf32x3", parts=2 if numbers == "half" else 0)
+    fast = launch.Numbers(compute, rows, "tf32", rows == F32, 1, launch.FAST_FAR)
+    return [exact, fast]
+
+
+def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
+    """A tile's kernels in every way they can be called."""
+    for held in modes(key.numbers, key.device):
+        tile = {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features}
+        tile["PRECISION"] = held.precision
+        if key.kernel == "mmd_fwd":
+            visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
+            visit |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts, "FAR": held.far}
+            visit |= {"LARGEST": 1, "NEAR_FROM": mmd.NEAR_FROM}
+            for way in ("", ", weights", ", bandwidths", ", bandwidths, trained"):
+                name = "mmd_fwd_kernel" + way
+                several, with_p = "bandwidths" in way, "trained" in way
+                constants = {**visit, "SEVERAL": several, "WITH_P": with_p}
+                if "weights" not in way:
+                    constants["fars"] = None
+                if several:
+                    held = launch.with_bandwidths(held, key.device)
+                    constants["PRECISION"] = held.precision
+                yield Variant(name, mmd.mmd_fwd_kernel, constants, blocks, held)
+        elif key.kernel == "mmd_hvp":
+            for with_p in (False, True):
+                name = "mmd_hvp_kernel" + with_p * ", trained"
+                constants = {**tile, "WITH_P": with_p}
+                yield Variant(name, triton_hvp.mmd_hvp_kernel, constants, blocks, held)
+        else:
+            visit = {**tile, "EXACT": held.precision != "tf32", "MARGIN": margin.MARGIN}
+            visit["NEGATIVE_SCALE"] = margin.NEGATIVE_SCALE
+            function = margin.prototype_margin_columns_kernel
+            yield Variant("prototype_margin_columns_kernel", function, visit, blocks, held)
+            visit |= {"SCALE": margin.SCALE, "labels": None}
+            function = margin.prototype_margin_rows_kernel
+            yield Variant("prototype_margin_rows_kernel", function, visit, blocks, held)
+
+
+def other_variants(numbers: str, device: str) -> Iterator[Variant]:
+    """Kernels whose tile is no choice."""
+    for held in modes(numbers, device):
+        blocks = Blocks(ROWS, ROWS, MOST_FEATURES, 4, 3)  # Triton's own warps and stages
+        tile = {"ROWS": ROWS, "FEATURES": MOST_FEATURES}
+        yield Variant("sum_kernel", pack.sum_kernel, {**tile, "ROWS": 64}, blocks, held)
+        packing = {**tile, "PARTS": 64, "TF32": held.rounded}
+        yield Variant("pack_kernel", pack.pack_kernel, packing, blocks, held)
+        finish = {**tile, "GRADIENT": True, "BLOCKS": 256, "CROSS_SCALE": mmd.CROSS_SCALE}
+        finish |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts}
+        function = mmd.mmd_finish_kernel
+        yield Variant("mmd_finish_kernel, weights", function, finish, blocks, held)
+        yield Variant("mmd_finish_kernel", function, {**finish, "fars": None}, blocks, held)
+        if held.rows == held.compute:
+            finish = {"COLUMNS": ROWS, "FEATURES": MOST_FEATURES, "BLOCKS": 256}
+            finish["SCALE"] = margin.SCALE
+            function = margin.prototype_margin_finish_kernel
+            yield Variant("prototype_margin_finish_kernel", function, finish, blocks, held)
+            yield from cgm_loss_variants(held)
+
+
+def cgm_loss_variants(held: launch.Numbers) -> Iterator[Variant]:
+    """The launches of cgm_loss around the MMD's."""
+    blocks = CGM_BLOCKS
+    tile = {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features}
+    tile["PRECISION"] = held.precision
+    assign = {**tile, "TF32": held.rounded, "labels": None, "NEGATIVE_SCALE": cgm.NEGATIVE_SCALE}
+    assign |= {"SIGMA": cgm.SIGMA, "PRIOR_SIGMA": cgm.PRIOR_SIGMA, "MARGIN": cgm.MARGIN}
+    yield Variant("cgm_assign_kernel", cgm.cgm_assign_kernel, assign, blocks, held)
+    finish = {**tile, "PARTS": held.parts, "BLOCKS": 64, "OF_PRIOR": True}
+    finish["PRECISION"] = "ieee" if held.precision == "ieee" else "tf32x3"
+    finish |= {"MMD_WEIGHT": cgm.MMD_WEIGHT, "MARGIN_WEIGHT": cgm.MARGIN_WEIGHT}
+    yield Variant("cgm_finish_kernel", cgm.cgm_finish_kernel, finish, blocks, held)
+
+
+def compiled(variant: Variant, target: GPUTarget) -> Any:
+    """A kernel in machine code for a target."""
+    function, held = variant.function, variant.held
+    signature = {}
+    for name in function.arg_names:
+        if name in variant.constants:
+            signature[name] = "constexpr"
+        elif name in COUNTS:
+            signature[name] = "i32"
+        else:
+            kinds = {**INTEGERS, **dict.fromkeys(DOUBLES, "fp64"), "rows": TYPES[held.rows]}
+            if function in (pack.sum_kernel, pack.pack_kernel):
+                kinds["largest"] = "i32" if held.compute == F32 else "i64"  # bits of a number
+            signature[name] = "*" + kinds.get(name, TYPES[held.compute])
+    options = {"num_warps": variant.blocks.warps, "num_stages": variant.blocks.stages}
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (name, kind) in enumerate(signature.items())
+        if name in PADDED or kind.startswith("*")
+    }
+    source = ASTSource(
+        fn=function, signature=signature, constexprs=variant.constants, attrs=aligned
+    )
+    return triton.compile(source, target=target, options={**options, **launch.FUSED})
+
+
+def nvidia_tool(name: str) -> Path | None:
+    """A program of the CUDA toolkit that Triton brings along."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return tool if tool.exists() else None
+
+
+def resources(kernel: Any) -> tuple[int | None, int | None]:
+    """Registers, and bytes or registers that spilled; None where the tools are missing."""
+    if "amdgcn" in kernel.asm:
+        found = [
+            re.search(rf"\.{name}:\s+(\d+)", kernel.asm["amdgcn"])
+            for name in ("vgpr_count", "vgpr_spill_count")
+        ]
+        registers, spilled = (int(match.group(1)) if match else None for match in found)
+        return registers, spilled
+    tool = nvidia_tool("cuobjdump")
+    if tool is None:
+        return None, None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert match, report
+    return int(match.group(1)), int(match.group(2))
+
+
+def describe(variant: Variant, target: GPUTarget) -> dict[str, Any]:
+    """Compile one kernel and say what it takes."""
+    kernel = compiled(variant, target)
+    registers, spilled = resources(kernel)
+    text = kernel.asm.get("ptx", kernel.asm.get("amdgcn", ""))
+    return {
+        "target": str(target.arch),
+        "kernel": variant.name,
+        "numbers": TYPES[variant.held.rows],
+        "precision": variant.held.precision,
+        "tile": list(variant.blocks),
+        "registers": registers,
+        "spilled": spilled,
+        "shared": kernel.metadata.shared,
+        "tensor": len(re.findall(r"wgmma\.mma|mma\.sync|tcgen05\.mma|mfma", text)),
+    }
+
+
+def rows(name: str, plain: bool, kinds: Collection[str] = KINDS) -> Iterator[dict[str, Any]]:
+    """What every kernel for a target takes, for these kinds of numbers.
+
+    With `plain`, of every tile but a kernel's first the plainest way alone.
+    """
+    target, device = target_of(name)
+    seen = set()
+    for key, blocks in table().items():
+        if key.device != device or key.numbers not in kinds:
+            continue
+        first = key.kernel not in seen
+        seen.add(key.kernel)
+        for variant in variants(key, blocks):
+            of_several = "," in variant.name or variant.held.precision == "tf32"
+            if first or not (plain and of_several):
+                yield {"features": key.features, **describe(variant, target)}
+    for numbers in kinds:
+        for variant in other_variants(numbers, device):
+            yield {"features": None, **describe(variant, target)}
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is about, as text: the same from the compiler and from the file."""
+    return tuple("" if row[column] is None else str(row[column]) for column in RECORDED[1:-4])
+
+
+def record() -> None:
+    """Write what the compiler at hand makes of the kernels in place of the last record."""
+    with RECORD.open("w", newline="") as file:
+        writer = csv.DictWriter(file, RECORDED, lineterminator="\n")
+        writer.writeheader()
+        for target in TARGETS:
+            for row in rows(target, plain=target != "90"):
+                writer.writerow({"triton": triton.__version__, **row})
+
+
+def main() -> None:
+    """Print a line for each variant of each tile, or write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", default=TARGETS)
+    parser.add_argument("--plain", action="store_true", help="of most tiles one way alone")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="of numbers")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}")
+    given = parser.parse_args()
+    if given.record:
+        return record()
+    for name in given.targets:
+        for row in rows(name, given.plain, given.kinds):
+            print(json.dumps(row), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
