@@ -1,14 +1,9 @@
 // The module as Python sees it, and the CPU's kernels in it; the GPU's are in bindings_cuda.cpp.
 #include "bindings.h"
 
-#include <type_traits>
-
-#include "cgm_loss.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/threads.h"
-#include "mmd.h"
-#include "prototype_margin.h"
 
 #ifndef CGM_FAST_FLAGS
 #define CGM_FAST_FLAGS "unknown"
@@ -40,74 +35,77 @@ struct Interruptible {
 
 using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
 
-template <typename T, typename... Input>
-void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, Address grad_a,
-             Address grad_p, int threads, const Input&... input) {
-  const cf::MmdGradient<T> out{row_begin,     row_end,       at<T>(loss),
-                               at<T>(grad_z), at<T>(grad_a), at<T>(grad_p)};
-  cf::mmd_fwd_cpu<T>(mmd_input<T>(input...), out, threads);
+// Calls body(T()) for the type that is computed in.
+template <typename Body>
+void in_dtype(bool float64, const Body& body) {
+  float64 ? body(double()) : body(float());
 }
 
-template <typename T, typename... Input>
-void mmd_hvp(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
-             Address out_a, Address out_p, int threads, const Input&... input) {
-  const cf::MmdTangent<T> tangent{row_begin,      row_end,      at<const T>(z), at<const T>(a),
-                                  at<const T>(p), at<T>(out_z), at<T>(out_a),   at<T>(out_p)};
-  cf::mmd_hvp_cpu<T>(mmd_input<T>(input...), tangent, threads);
+void mmd_fwd(const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
+             Address value_loss, Address value_z, Address value_weights, Address value_relation,
+             Address value_variance, int threads) {
+  in_dtype(plan.float64, [&](auto number) {
+    using T = decltype(number);
+    cf::mmd_fwd_cpu<T>(
+        plan.problem<T>(z, weights, relation, variance),
+        {plan.row_begin, plan.row_end, at<T>(value_loss), at<double>(value_relation),
+         at<T>(value_z), at<T>(value_weights), at<T>(value_variance)},
+        threads);
+  });
 }
 
-template <typename T>
-void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
-                          const PySamples& g, Address labels, double margin, double negative_scale,
-                          double scale, Address loss, Address assignment, Address grad_r,
-                          Address grad_g, int threads) {
-  cf::prototype_margin_fwd_cpu<T>(
-      {rows, k, d, samples(r), samples(g), at<const int64_t>(labels), margin, negative_scale,
-       scale},
-      {at<T>(loss), at<int64_t>(assignment), at<T>(grad_r), at<T>(grad_g)}, threads);
+void mmd_hvp(const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
+             Address tangent_z, Address tangent_weights, Address tangent_relation,
+             Address tangent_variance, Address product_z, Address product_weights,
+             Address product_relation, Address product_variance, int threads) {
+  in_dtype(plan.float64, [&](auto number) {
+    using T = decltype(number);
+    cf::mmd_hvp_cpu<T>(
+        plan.problem<T>(z, weights, relation, variance),
+        {at<const T>(tangent_z), at<const T>(tangent_weights), at<const double>(tangent_relation),
+         at<const T>(tangent_variance)},
+        {plan.row_begin, plan.row_end, at<T>(product_z), at<T>(product_weights),
+         at<double>(product_relation), at<T>(product_variance)},
+        threads);
+  });
 }
 
-template <typename T>
-void prototype_margin_hvp(int64_t rows, int64_t k, int64_t d, const PySamples& r,
-                          const PySamples& g, Address assignment, double margin,
-                          double negative_scale, double scale, Address tangent_r, Address tangent_g,
-                          Address out_r, Address out_g, int threads) {
-  cf::prototype_margin_hvp_cpu<T>(
-      {rows, k, d, samples(r), samples(g), nullptr, margin, negative_scale, scale},
-      {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
-       at<T>(out_g)},
-      threads);
+void prototype_margin_fwd(const PrototypeMarginPlan& plan, const PySamples& r, const PySamples& g,
+                          Address labels, Address value_loss, Address value_assignment,
+                          Address value_r, Address value_g, int threads) {
+  in_dtype(plan.float64, [&](auto number) {
+    using T = decltype(number);
+    cf::prototype_margin_fwd_cpu<T>(
+        plan.input<T>(r, g, labels),
+        {at<T>(value_loss), at<int64_t>(value_assignment), at<T>(value_r), at<T>(value_g)},
+        threads);
+  });
 }
 
-template <typename T>
-void cgm_loss_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
-                  Address labels, const PySamples& noise, double sigma, double prior_sigma,
-                  double mmd_weight, double margin_weight, double margin, double negative_scale,
-                  const std::vector<double>& variances, const std::vector<double>& kernel_weights,
-                  bool detach_prior, Address loss, Address terms, Address assignment, Address z,
-                  Address grad_r, Address grad_g, int threads) {
-  const cf::PrototypeMarginInput<T> of_margin{rows,
-                                              k,
-                                              d,
-                                              samples(r),
-                                              samples(g),
-                                              at<const int64_t>(labels),
-                                              margin,
-                                              negative_scale,
-                                              1.0 / double(rows)};
-  cf::cgm_loss_fwd_cpu<T>(
-      {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight,
-       static_cast<int64_t>(variances.size()), variances.data(), kernel_weights.data(),
-       detach_prior},
-      {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(grad_r), at<T>(grad_g)},
-      threads);
+void prototype_margin_hvp(const PrototypeMarginPlan& plan, const PySamples& r, const PySamples& g,
+                          Address labels, Address tangent_r, Address tangent_g, Address product_r,
+                          Address product_g, int threads) {
+  in_dtype(plan.float64, [&](auto number) {
+    using T = decltype(number);
+    cf::prototype_margin_hvp_cpu<T>(
+        plan.input<T>(r, g, 0),
+        {at<const int64_t>(labels), at<const T>(tangent_r), at<const T>(tangent_g),
+         at<T>(product_r), at<T>(product_g)},
+        threads);
+  });
 }
 
-template <typename T, typename... Input>
-void bind_mmd(py::module_& module, const char* fwd, const char* hvp,
-              cf::MmdInput<T> (*)(Input...)) {
-  module.def(fwd, &mmd_fwd<T, std::decay_t<Input>...>, Release());
-  module.def(hvp, &mmd_hvp<T, std::decay_t<Input>...>, Release());
+void cgm_loss_fwd(const CgmLossPlan& plan, const PySamples& r, const PySamples& g, Address labels,
+                  const PySamples& noise, Address value_loss, Address value_terms,
+                  Address value_assignment, Address value_z, Address value_r, Address value_g,
+                  int threads) {
+  in_dtype(plan.of_margin.float64, [&](auto number) {
+    using T = decltype(number);
+    cf::cgm_loss_fwd_cpu<T>(plan.input<T>(r, g, labels, noise),
+                            {at<T>(value_loss), at<T>(value_terms), at<int64_t>(value_assignment),
+                             at<T>(value_z), at<T>(value_r), at<T>(value_g)},
+                            threads);
+  });
 }
 
 py::dict build_info() {
@@ -142,15 +140,26 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info);
   module.def("probe_float32", &probe_float32, py::call_guard<py::gil_scoped_release>());
 
-  bind_mmd(module, "mmd_fwd_float32", "mmd_hvp_float32", &mmd_input<float>);
-  bind_mmd(module, "mmd_fwd_float64", "mmd_hvp_float64", &mmd_input<double>);
-
-  module.def("cgm_loss_fwd_float32", &cgm_loss_fwd<float>, Release());
-  module.def("cgm_loss_fwd_float64", &cgm_loss_fwd<double>, Release());
-  module.def("prototype_margin_fwd_float32", &prototype_margin_fwd<float>, Release());
-  module.def("prototype_margin_fwd_float64", &prototype_margin_fwd<double>, Release());
-  module.def("prototype_margin_hvp_float32", &prototype_margin_hvp<float>, Release());
-  module.def("prototype_margin_hvp_float64", &prototype_margin_hvp<double>, Release());
+  using py::arg;
+  bind_plans(module);
+  module.def("mmd_fwd", &mmd_fwd, Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"),
+             arg("relation"), arg("variance"), arg("value_loss"), arg("value_z"),
+             arg("value_weights"), arg("value_relation"), arg("value_variance"), arg("threads"));
+  module.def("mmd_hvp", &mmd_hvp, Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"),
+             arg("relation"), arg("variance"), arg("tangent_z"), arg("tangent_weights"),
+             arg("tangent_relation"), arg("tangent_variance"), arg("product_z"),
+             arg("product_weights"), arg("product_relation"), arg("product_variance"),
+             arg("threads"));
+  module.def("prototype_margin_fwd", &prototype_margin_fwd, Release(), arg("plan"), py::kw_only(),
+             arg("r"), arg("g"), arg("labels"), arg("value_loss"), arg("value_assignment"),
+             arg("value_r"), arg("value_g"), arg("threads"));
+  module.def("prototype_margin_hvp", &prototype_margin_hvp, Release(), arg("plan"), py::kw_only(),
+             arg("r"), arg("g"), arg("labels"), arg("tangent_r"), arg("tangent_g"),
+             arg("product_r"), arg("product_g"), arg("threads"));
+  module.def("cgm_loss_fwd", &cgm_loss_fwd, Release(), arg("plan"), py::kw_only(), arg("r"),
+             arg("g"), arg("labels"), arg("noise"), arg("value_loss"), arg("value_terms"),
+             arg("value_assignment"), arg("value_z"), arg("value_r"), arg("value_g"),
+             arg("threads"));
 
 #ifdef CGM_FAST_CUDA
   cf::bindings::bind_cuda(module);

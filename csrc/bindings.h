@@ -1,6 +1,6 @@
-// How Python hands things over: addresses and sizes in, the kernels run without the GIL. Callers
-// own every buffer and have checked shapes; an address of 0 means "not given". Only bindings*.cpp
-// include this, and only this includes pybind11.
+// How Python hands things over: plans of what does not change from call to call, and then addresses
+// by name. Kernels run without the GIL. Callers own every buffer and have checked shapes; an address
+// of 0 means "not given". Only bindings*.cpp include this, and only this includes pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,7 +10,9 @@
 #include <tuple>
 #include <vector>
 
+#include "cgm_loss.h"
 #include "mmd.h"
+#include "prototype_margin.h"
 
 namespace cgm_fast::bindings {
 
@@ -29,31 +31,75 @@ inline Samples samples(const PySamples& given) {
           std::get<2>(given), std::get<3>(given), std::get<4>(given)};
 }
 
-template <typename T>
-MmdInput<T> mmd_input(int64_t batch, int64_t n, int64_t m, int64_t d, const PySamples& x,
-                      const PySamples& y, Address x_weights, Address y_weights, double x_scale,
-                      double y_scale, Address cross, double cross_scale, Address variance,
-                      const std::vector<double>& variances,
-                      const std::vector<double>& kernel_weights) {
-  MmdInput<T> in;
-  in.batch = batch;
-  in.n = n;
-  in.m = m;
-  in.d = d;
-  in.scales = static_cast<int64_t>(kernel_weights.size());
-  in.x = samples(x);
-  in.y = samples(y);
-  in.x_weights = at<const T>(x_weights);
-  in.y_weights = at<const T>(y_weights);
-  in.x_scale = x_scale;
-  in.y_scale = y_scale;
-  in.cross = at<const T>(cross);
-  in.cross_scale = cross_scale;
-  in.variance = at<const T>(variance);
-  in.variances = variances.data();
-  in.kernel_weights = kernel_weights.data();
-  return in;
-}
+// What of an MMD² problem is not a tensor, and its shape.
+struct MmdPlan {
+  int64_t batch, rows, d;
+  int dtype;                    // of z, as its place in Dtype
+  bool float64;                 // what is computed in; else float32
+  std::vector<int64_t> begins;  // rows before each group, and all
+  std::vector<double> relations, variances, kernel_weights;
+  int64_t row_begin, row_end;
+
+  // `begins`, `relations` and `variances` are on the host here.
+  template <typename T>
+  MmdProblem<T> problem(Address z, Address weights, Address relation, Address variance) const {
+    MmdProblem<T> in;
+    in.batch = batch;
+    in.rows = rows;
+    in.d = d;
+    in.groups = static_cast<int64_t>(begins.size()) - 1;
+    in.scales = static_cast<int64_t>(kernel_weights.size());
+    in.z = {at<const void>(z), static_cast<Dtype>(dtype), rows * d, d, 1};
+    in.begins = begins.data();
+    in.weights = at<const T>(weights);
+    in.relation = relation ? at<const double>(relation) : relations.data();
+    in.relation_per_item = relation != 0;
+    in.variance = at<const T>(variance);
+    in.variances = variances.data();
+    in.kernel_weights = kernel_weights.data();
+    return in;
+  }
+};
+
+// What of a prototype margin problem is not a tensor.
+struct PrototypeMarginPlan {
+  int64_t rows, k, d;
+  bool float64;
+  double margin, negative_scale, scale;
+
+  template <typename T>
+  PrototypeMarginInput<T> input(const PySamples& r, const PySamples& g, Address labels) const {
+    return {rows, k, d, samples(r), samples(g), at<const int64_t>(labels), margin, negative_scale,
+            scale};
+  }
+};
+
+// What of a CGM objective is not a tensor.
+struct CgmLossPlan {
+  PrototypeMarginPlan of_margin;
+  double sigma, prior_sigma, mmd_weight, margin_weight;
+  std::vector<double> variances, kernel_weights;
+  bool detach_prior;
+
+  // `variances` and `kernel_weights` are on the host here.
+  template <typename T>
+  CgmLossInput<T> input(const PySamples& r, const PySamples& g, Address labels,
+                        const PySamples& noise) const {
+    return {of_margin.input<T>(r, g, labels),
+            samples(noise),
+            sigma,
+            prior_sigma,
+            mmd_weight,
+            margin_weight,
+            static_cast<int64_t>(variances.size()),
+            variances.data(),
+            kernel_weights.data(),
+            detach_prior};
+  }
+};
+
+// Adds the plans.
+void bind_plans(pybind11::module_& module);
 
 // Adds the GPU's functions.
 void bind_cuda(pybind11::module_& module);

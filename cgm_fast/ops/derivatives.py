@@ -1,16 +1,16 @@
 """Derivatives of the registered ops, for whatever goes through torch's dispatcher.
 
-Eager autograd and torch.compile differentiate our `autograd.Function`s (each op's autograd.py),
-which cost a small call least. torch.func's transforms, vmap over a graph, forward mode, a traced
-graph and calls of `torch.ops.cgm_fast` see registered ops alone: here these get their derivatives
-(the dispatcher's key Autograd) and their rule for vmap. An op's results are all differentiable, so
-that the gradient, which comes with the value, can be differentiated once more.
+Eager autograd and torch.compile differentiate an `autograd.Function` (autograd.py), which costs a
+small call least. torch.func's transforms, vmap over a graph, forward mode, a traced graph and calls
+of `torch.ops.cgm_fast` see registered ops alone: here these get their derivatives (the dispatcher's
+key Autograd) and their rule for vmap. An op's results are all differentiable, so that the gradient,
+which comes with the value, can be differentiated once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -19,49 +19,126 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from cgm_fast.ops import watching
-from cgm_fast.ops.registration import registered
-
-THIRD = "third derivatives are not implemented in cgm_fast"
-
-Tensors = tuple[Tensor | None, ...]
+from cgm_fast.ops.formulas import THIRD, Formula
+from cgm_fast.ops.records import flatten, rebuild
+from cgm_fast.ops.registration import Op
 
 
-class Formula(Protocol):
-    """What is to be known of an op: `args` and `results` are its own, in the schema's order."""
+class OfValue:
+    """The derivatives of an op's forward pass, on arguments as torch passes them."""
 
-    def widened(self, args: tuple[Any, ...], wanted: frozenset[int]) -> tuple[Any, ...]:
-        """The arguments with which its results hold what these arguments' derivatives need."""
+    def __init__(self, formula: Formula) -> None:
+        self.formula, self.op = formula, formula.fwd
+
+    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
+        """The arguments with which the results hold what these arguments' derivatives need."""
+        problem, wanted = rebuild(self.op.records, args)
+        needs = [i in needed for i in self.formula.variables]
+        wide = self.formula.both(wanted, self.formula.wanted(problem, needs))
+        return flatten((problem, wide), args[-1])
 
     def narrowed(
         self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """Of the results for the wide arguments, those that `args` ask for."""
+        values = self.formula.values
+        (_, of_args), (_, of_wide) = (rebuild(self.op.records, some) for some in (args, wide))
+        return (
+            *results[:values],
+            *self.formula.narrowed(of_args, of_wide, results[values:]),
+        )
 
     def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
         """Which results `args` ask for and are differentiable."""
+        _, wanted = rebuild(self.op.records, args)
+        of_values = (i not in self.formula.constant for i in range(self.formula.values))
+        return (*of_values, *self.formula.has(wanted))
 
     def backward(
-        self,
-        args: tuple[Any, ...],
-        results: tuple[Tensor, ...],
-        cotangents: Tensors,
-        wanted: frozenset[int],
+        self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
     ) -> dict[int, Tensor | None]:
-        """Derivatives in the wanted arguments."""
+        """Derivatives in the arguments needed."""
+        if needed - set(self.formula.variables):
+            raise RuntimeError(f"{self.op.name} has no derivative in its constants; detach() them")
+        problem, wanted = rebuild(self.op.records, args)
+        parts = self.formula.backward(
+            problem, wanted, args[-1], results, cotangents, self.formula.hvp.dispatched
+        )
+        whole = self.formula.whole(problem, wanted, parts)
+        return dict(zip(self.formula.variables, whole, strict=True))
 
     def along(
-        self,
-        args: tuple[Any, ...],
-        results: tuple[Tensor, ...],
-        tangents: dict[int, Tensor],
-        asked: tuple[bool, ...],
-    ) -> Tensors:
-        """Derivatives of the results asked for, along tangents of arguments."""
+        self, args: tuple[Any, ...], results: Any, tangents: dict[int, Tensor]
+    ) -> Sequence[Tensor | None]:
+        """Derivatives of the results along tangents of arguments."""
+        if tangents.keys() - set(self.formula.variables):
+            raise NotImplementedError(f"{self.op.name} has no derivative in its constants")
+        problem, wanted = rebuild(self.op.records, args)
+        of_variables = [tangents.get(i) for i in self.formula.variables]
+        return self.formula.along(
+            problem, wanted, args[-1], results, of_variables, self.formula.hvp.dispatched
+        )
 
 
-def differentiate(function: str, formula: Formula) -> None:
-    """Register an op's derivatives, first and second, reverse and forward."""
-    op, lib = registered(function)
+class OfProduct:
+    """The derivatives of a Hessian-vector product: itself, for it is linear and symmetric.
+
+    In what the Hessian depends on, a derivative would be a third.
+    """
+
+    def __init__(self, formula: Formula) -> None:
+        self.formula, self.op = formula, formula.hvp
+        problem, tangent, _ = self.op.records
+        begin = len(problem.__annotations__)
+        self.tangents = range(begin, begin + len(tangent.__annotations__))
+
+    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
+        """The same: the product holds nothing that is needed."""
+        return args
+
+    def narrowed(
+        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The same."""
+        return results
+
+    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
+        """The parts that are wanted."""
+        return self.formula.has(rebuild(self.op.records, args)[2])
+
+    def backward(
+        self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
+    ) -> dict[int, Tensor | None]:
+        """The product with what came from above."""
+        if needed - set(self.tangents):
+            raise RuntimeError(THIRD)
+        problem, _, wanted = rebuild(self.op.records, args)
+        vector = self.formula.tangent(problem, wanted, cotangents)
+        own = self.formula.wanted(problem, [i in needed for i in self.tangents])
+        product = self.op.dispatched(problem, vector, own, args[-1])
+        whole = self.formula.whole(problem, own, list(product))
+        return dict(zip(self.tangents, whole, strict=True))
+
+    def along(
+        self, args: tuple[Any, ...], results: Any, tangents: dict[int, Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The product with the tangents' tangents."""
+        if tangents.keys() - set(self.tangents):
+            raise NotImplementedError(THIRD)
+        problem, tangent, wanted = rebuild(self.op.records, args)
+        vector = type(tangent)(*(tangents.get(i) for i in self.tangents))
+        product: Sequence[Tensor] = self.op.dispatched(problem, vector, wanted, args[-1])
+        return product
+
+
+def differentiate(formula: Formula) -> None:
+    """Register the derivatives of an op and of its product, reverse and forward."""
+    _differentiate(OfValue(formula))
+    _differentiate(OfProduct(formula))
+
+
+def _differentiate(rule: OfValue | OfProduct) -> None:
+    op, lib = rule.op.registered, rule.op.library
     after_autograd = torch._C._after_autograd_keyset
 
     class Level(_SingleLevelFunction):
@@ -92,9 +169,10 @@ def differentiate(function: str, formula: Formula) -> None:
         def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
             args, results = _saved(ctx)
             needed = ctx.needs_input_grad[2:]
-            wanted = frozenset(i for i, need in enumerate(needed) if need)
-            found = formula.backward(args, results, cotangents, wanted)
-            out = [found.get(i) for i in range(len(needed))]
+            found = rule.backward(
+                args, results, cotangents, frozenset(i for i, need in enumerate(needed) if need)
+            )
+            out = [found.get(i) if need else None for i, need in enumerate(needed)]
             return (None, None, *(_like(args[i], value) for i, value in enumerate(out)))
 
         @staticmethod
@@ -105,9 +183,9 @@ def differentiate(function: str, formula: Formula) -> None:
                 # Torch has turned forward mode off, for the levels below too, which still want it.
                 with forward_ad._set_fwd_grad_enabled(True):
                     args = tuple(map(_primal, args))
-                    out = formula.along(args, results, given, ctx.asked)
+                    out = rule.along(args, results, given)
             else:
-                out = formula.along(args, results, given, ctx.asked)
+                out = rule.along(args, results, given)
             return tuple(
                 (torch.zeros_like(value) if t is None else t.to(value.dtype)) if yes else None
                 for value, t, yes in zip(results, out, ctx.asked, strict=True)
@@ -116,25 +194,25 @@ def differentiate(function: str, formula: Formula) -> None:
     def kernel(keyset: Any, *args: Any) -> tuple[Tensor, ...]:
         forward = forward_ad._current_level >= 0
         reverse = torch.is_grad_enabled()
-        wanted = frozenset(
+        needed = frozenset(
             i
             for i, arg in enumerate(args)
             if isinstance(arg, Tensor)
             and arg.is_floating_point()
             and (forward or (reverse and arg.requires_grad))
         )
-        if not wanted:
+        if not needed:
             with torch._C._AutoDispatchBelowAutograd():
                 return op.redispatch(keyset & after_autograd, *args)
-        wide = formula.widened(args, wanted)
+        wide = rule.widened(args, needed)
         # In reverse mode too the gradient has a tangent of its own.
         both = reverse and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        asked = formula.asked(wide if both else args)
+        asked = rule.asked(wide if both else args)
         with enable_single_level_autograd_function():
             results = Level.apply(keyset, asked, *wide)  # type: ignore[attr-defined]
-        return formula.narrowed(args, wide, results)
+        return rule.narrowed(args, wide, results)
 
-    lib.impl(op._schema.name.split("::")[1], kernel, "Autograd", with_keyset=True)
+    lib.impl(rule.op.name, kernel, "Autograd", with_keyset=True)
 
 
 def _primal(arg: Any) -> Any:
@@ -150,170 +228,13 @@ def _saved(ctx: Any) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
     return tuple(args), tuple(saved[len(ctx.tensors) :])
 
 
-class OfPair:
-    """The derivatives of an op of samples r and prototypes g whose results hold both gradients.
-
-    Args:
-        hvp_op: Its Hessian-vector product, `cgm_fast::<op>_hvp`.
-        flags: The first of its two arguments that say which gradients are wanted.
-        assignment: Which result that is; the op's argument before the third is replaced by it.
-        latents: Which result moves with r, if one does.
-        gradients: The first of the two results that are gradients.
-        constant: Results that have no derivative.
-    """
-
-    def __init__(
-        self, hvp_op: Any, flags: int, assignment: int, latents: int | None, gradients: int,
-        constant: tuple[int, ...],
-    ) -> None:  # fmt: skip
-        self.op, self.flags, self.assignment = hvp_op, flags, assignment
-        self.latents, self.gradients, self.constant = latents, gradients, constant
-
-    def widened(self, args: tuple[Any, ...], wanted: frozenset[int]) -> tuple[Any, ...]:
-        """Gradients that are wanted, and those asked for."""
-        f = self.flags
-        return (*args[:f], args[f] or 0 in wanted, args[f + 1] or 1 in wanted, *args[f + 2 :])
-
-    def narrowed(
-        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """Empty what was not asked for."""
-        kept = zip(results[self.gradients :], args[self.flags : self.flags + 2], strict=True)
-        gradients = (value if ask else value.new_empty(0) for value, ask in kept)
-        return (*results[: self.gradients], *gradients)
-
-    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
-        """All but constants, and gradients that are not."""
-        of_values = (i not in self.constant for i in range(self.gradients))
-        return (*of_values, *map(bool, args[self.flags : self.flags + 2]))
-
-    def backward(
-        self,
-        args: tuple[Any, ...],
-        results: tuple[Tensor, ...],
-        cotangents: Tensors,
-        wanted: frozenset[int],
-    ) -> dict[int, Tensor | None]:
-        """The gradients scaled, the Hessian-vector product, and what reached the latents."""
-        if wanted - {0, 1}:
-            raise RuntimeError(f"{self.op._name} has no derivative in its constants; detach() them")
-        of_gradients = cotangents[self.gradients :]
-        parts: list[list[Tensor]] = [[], []]
-        for i in (0, 1):
-            if cotangents[0] is not None and i in wanted:
-                parts[i].append(cotangents[0] * results[self.gradients + i])
-        if any(value is not None for value in of_gradients):
-            for part, value in zip(parts, self._product(args, results, of_gradients), strict=True):
-                part.append(value)
-        if self.latents is not None:
-            of_latents = cotangents[self.latents]
-            parts[0] += [] if of_latents is None else [of_latents]
-        return {i: sum(parts[i][1:], parts[i][0]) for i in (0, 1) if parts[i] and i in wanted}
-
-    def along(
-        self,
-        args: tuple[Any, ...],
-        results: tuple[Tensor, ...],
-        tangents: dict[int, Tensor],
-        asked: tuple[bool, ...],
-    ) -> Tensors:
-        """The loss by its gradients, the latents with r, the gradients by the Hessian."""
-        if tangents.keys() - {0, 1}:
-            raise NotImplementedError(f"{self.op._name} has no derivative in its constants")
-        out: list[Tensor | None] = [None] * len(results)
-        given = tangents.get(0), tangents.get(1)
-        terms = [
-            (results[self.gradients + i] * t).sum() for i, t in enumerate(given) if t is not None
-        ]
-        out[0] = sum(terms[1:], terms[0]) if terms else None
-        if self.latents is not None:
-            out[self.latents] = given[0]
-        if terms and any(asked[self.gradients :]):
-            product = self._product(args, results, given)
-            for i, value in enumerate(product, self.gradients):
-                out[i] = value if asked[i] else None
-        return tuple(out)
-
-    def _product(
-        self, args: tuple[Any, ...], results: tuple[Tensor, ...], vector: Tensors
-    ) -> tuple[Tensor, Tensor]:
-        full = (
-            torch.zeros_like(like, dtype=results[0].dtype) if t is None else t.to(results[0].dtype)
-            for like, t in zip(args[:2], vector, strict=True)
-        )
-        assignment = results[self.assignment]
-        return self.op(*args[:2], assignment, *args[3 : self.flags], *full, args[-1])
-
-
-class OfProduct:
-    """The derivatives of a Hessian-vector product: itself, for it is linear and symmetric.
-
-    Args:
-        op: `cgm_fast::<op>_hvp`.
-        tangents: The first of the arguments that are vectors; as many as there are results. On
-            those before them the Hessian depends: a derivative in one is a third.
-    """
-
-    def __init__(self, op: Any, tangents: int) -> None:
-        self.op, self.tangents = op, tangents
-
-    def widened(self, args: tuple[Any, ...], wanted: frozenset[int]) -> tuple[Any, ...]:
-        """The same: the product holds nothing that is needed."""
-        return args
-
-    def narrowed(
-        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """The same."""
-        return results
-
-    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
-        """Both parts."""
-        return True, True
-
-    def backward(
-        self,
-        args: tuple[Any, ...],
-        results: tuple[Tensor, ...],
-        cotangents: Tensors,
-        wanted: frozenset[int],
-    ) -> dict[int, Tensor | None]:
-        """The product with what came from above."""
-        if any(i < self.tangents for i in wanted):
-            raise RuntimeError(THIRD)
-        return dict(enumerate(self.product(args, results, cotangents), self.tangents))
-
-    def along(
-        self,
-        args: tuple[Any, ...],
-        results: tuple[Tensor, ...],
-        tangents: dict[int, Tensor],
-        asked: tuple[bool, ...],
-    ) -> Tensors:
-        """The product with the tangents' tangents."""
-        if any(i < self.tangents for i in tangents):
-            raise NotImplementedError(THIRD)
-        vectors = tuple(tangents.get(self.tangents + i) for i in range(len(results)))
-        return tuple(self.product(args, results, vectors))
-
-    def product(
-        self, args: tuple[Any, ...], results: tuple[Tensor, ...], vectors: Tensors
-    ) -> tuple[Tensor, ...]:
-        """The op with other vectors, zeros where there is none."""
-        full = (
-            torch.zeros_like(like) if t is None else t
-            for like, t in zip(results, vectors, strict=True)
-        )
-        return self.op(*args[: self.tangents], *full, args[-1])
-
-
 def _like(value: Any, derivative: Tensor | None) -> Tensor | None:
     return None if derivative is None else derivative.to(value.dtype)
 
 
-def map_items(function: str, rule: Callable[..., Any] | None = None) -> None:
+def map_items(op: Op, rule: Callable[..., Any] | None = None) -> None:
     """Register an op's rule for vmap; without one of its own, item after item."""
-    op, lib = registered(function)
+    registered = op.registered
 
     def one_by_one(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         def item(i: int) -> list[Any]:
@@ -322,7 +243,7 @@ def map_items(function: str, rule: Callable[..., Any] | None = None) -> None:
                 for arg, dim in zip(args, in_dims, strict=True)
             ]
 
-        items = [op(*item(i)) for i in range(info.batch_size)]
+        items = [registered(*item(i)) for i in range(info.batch_size)]
         return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
 
-    library.register_vmap(op._name, rule or one_by_one, lib=lib)
+    library.register_vmap(registered._name, rule or one_by_one, lib=op.library)

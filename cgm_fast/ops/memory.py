@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
 class NoMemory(TypeError):
@@ -15,10 +15,19 @@ class NoMemory(TypeError):
 def samples(value: Tensor) -> tuple[int, int, int, int, int]:
     """Where samples [rows, d] or [b, rows, d] lie: kernels read any dtype with any strides."""
     *item, row, feature = value.stride()
-    begin = value.data_ptr()
-    if not begin:  # of zeros that torch has not written anywhere, or a subclass of Tensor
+    return begin(value), DTYPES[value.dtype], item[0] if item else 0, row, feature
+
+
+def begin(value: Tensor) -> int:
+    """The address of a tensor that has one.
+
+    Raises:
+        NoMemory: it has none.
+    """
+    out = value.data_ptr()
+    if not out:  # of zeros that torch has not written anywhere, or a subclass of Tensor
         raise NoMemory(f"a {type(value).__name__} of shape {list(value.shape)} has no address")
-    return begin, _DTYPES[value.dtype], item[0] if item else 0, row, feature
+    return out
 
 
 def compute_like(value: Tensor) -> tuple[torch.dtype, Tensor]:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, library
+from torch import library
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from cgm_fast.ops import watching
 from cgm_fast.ops.backends import implementation
 from cgm_fast.ops.memory import NoMemory
+from cgm_fast.ops.records import Record, flatten, rebuild, schema, tensor_fields
 from cgm_fast.ops.watching import PLAIN
 
 # Names of this module: what a small call has looked up is what it waits for.
@@ -29,58 +30,75 @@ _transforms, _profiler, _tracing = watching.transforms, watching.profiler, watch
 _LIBRARIES: dict[str, library.Library] = vars(torch.ops.cgm_fast).setdefault("_libraries", {})
 
 
-def register(
-    op: str,
-    step: str,
-    schema: str,
-    fake: Callable[..., Any],
-    finish: Callable[..., None] | None = None,
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Define `cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
+class Op:
+    """`cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
     Args:
         op: "mmd", "prototype_margin" or "cgm_loss".
-        step: "fwd", or "hvp" for the Hessian-vector product; implementations have a function
-            `<op>_<step>`.
-        schema: Arguments and results; the first argument is a tensor, the last `str backend`.
-        fake: Shapes and dtypes of the results.
-        finish: Given the results and then the arguments, changes the results in place, whichever
+        step: "fwd" or "hvp": the function of an implementation that runs it.
+        records: What it takes: a problem, and what else there is (records.py).
+        results: A NamedTuple of tensors.
+        fake: Shapes and dtypes of the results, of the records.
+        finish: Given the results and the problem, changes the results in place, whichever
             implementation computed them; derivatives do not see it.
     """
-    function = f"{op}_{step}"
-    name = f"cgm_fast::{function}"
 
-    def run(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        module = implementation(op, args[-1], first.device)
-        results: tuple[Tensor, ...] = getattr(module, function)(first, *args[:-1])
-        if finish is not None:
-            finish(results, first, *args)
+    def __init__(
+        self,
+        op: str,
+        step: str,
+        records: tuple[Record, ...],
+        results: Record,
+        fake: Callable[..., Any],
+        finish: Callable[..., None] | None = None,
+    ) -> None:
+        self.op, self.step, self.records, self.results = op, step, records, results
+        self.name = f"{op}_{step}"
+        self.finish = finish
+        # Tensors that a plain call looks at; nothing but vectors of a second derivative comes in
+        # the form that `legacy_batch` finds.
+        self._tensors = tensor_fields(records[0])
+        self._hidden = watching.legacy_batch if step == "hvp" else _no
+
+        def run(*args: Any) -> tuple[Any, ...]:
+            return tuple(self.run(*rebuild(records, args), args[-1]))
+
+        def fake_of(*args: Any) -> tuple[Any, ...]:
+            return tuple(fake(*rebuild(records, args)))
+
+        if self.name in _LIBRARIES:
+            _LIBRARIES.pop(self.name)._destroy()
+        self.library = _LIBRARIES[self.name] = library.Library("cgm_fast", "FRAGMENT")
+        count = len(results.__annotations__)
+        library.define(f"cgm_fast::{self.name}", schema(records, count), lib=self.library)
+        library.impl(f"cgm_fast::{self.name}", "CompositeExplicitAutograd", lib=self.library)(run)
+        library.register_fake(f"cgm_fast::{self.name}", lib=self.library)(fake_of)
+
+    @property
+    def registered(self) -> Any:
+        """The op as torch has it.
+
+        Looked up again each time: a module that is imported anew has replaced it, and the handle of
+        the former one would dangle.
+        """
+        return getattr(torch.ops.cgm_fast, self.name).default
+
+    def run(self, *args: Any) -> Any:
+        """The implementation; args are the records and the backend's name."""
+        module = implementation(self.op, args[-1], args[0][0].device)
+        results = getattr(module, self.step)(*args[:-1])
+        if self.finish is not None:
+            self.finish(results, args[0])
         return results
 
-    if function in _LIBRARIES:
-        _LIBRARIES.pop(function)._destroy()
-    lib = _LIBRARIES[function] = library.Library("cgm_fast", "FRAGMENT")
-    library.define(name, schema, lib=lib)
-    library.impl(name, "CompositeExplicitAutograd", lib=lib)(run)
-    library.register_fake(name, lib=lib)(fake)
+    def dispatched(self, *args: Any) -> Any:
+        """Through torch's dispatcher."""
+        return self.results(*self.registered(*flatten(args[:-1], args[-1])))
 
-    def dispatched(*args: Any) -> tuple[Tensor, ...]:
-        # Looked up again each time: a module that is imported anew has replaced the op, and the
-        # handle of the former one would dangle.
-        results: tuple[Tensor, ...] = getattr(torch.ops.cgm_fast, function).default(*args)
-        return results
-
-    # Nothing but the vectors of a Hessian-vector product comes in that form.
-    hidden = watching.legacy_batch if step == "hvp" else _no
-
-    # A forward op has its tensors first: so many behind the first of them.
-    schema_of_op = getattr(torch.ops.cgm_fast, function).default._schema
-    arguments = ["Tensor" in str(arg.type) for arg in schema_of_op.arguments]
-    leading = arguments.index(False) - 1
-    if any(arguments[leading + 1 :]):
-        leading = len(arguments)
-
-    def call(first: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    def __call__(self, *args: Any) -> Any:
+        """The results of the records and the backend's name."""
+        problem = args[0]
+        first = problem[0]
         if (
             is_compiling()
             or _modes()
@@ -93,23 +111,19 @@ def register(
             or first.is_meta
             or first.is_neg()
         ):
-            return dispatched(first, *args)
-        for arg in args[:leading]:
+            return self.dispatched(*args)
+        others = problem[1 : self._tensors]
+        for value in others if self.step == "fwd" else (*others, *args[1]):
             # What has no address of its own, or not the address of its values, is dispatched.
-            if isinstance(arg, Tensor) and (type(arg) not in PLAIN or arg.is_neg() or hidden(arg)):
-                return dispatched(first, *args)
+            if value is not None and (
+                type(value) not in PLAIN or value.is_neg() or self._hidden(value)
+            ):
+                return self.dispatched(*args)
         try:
-            return run(first, *args)
+            return self.run(*args)
         except NoMemory:
-            return dispatched(first, *args)
-
-    return call
+            return self.dispatched(*args)
 
 
-def _no(_: Tensor) -> bool:
+def _no(_: Any) -> bool:
     return False
-
-
-def registered(function: str) -> tuple[Any, library.Library]:
-    """The registered op `cgm_fast::<function>`, and the library to register more of it with."""
-    return getattr(torch.ops.cgm_fast, function).default, _LIBRARIES[function]

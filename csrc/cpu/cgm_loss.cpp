@@ -53,28 +53,33 @@ void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, 
   T margin_loss, mmd;
   prototype_margin_fwd_cpu(in.margin, {&margin_loss, out.assignment, out.grad_r, out.grad_g},
                            threads);
-  const Buffer<T> prior(rows * d);
+  const Buffer<T> stacked(2 * rows * d);  // z, then z'
   const int helping = rows * d > 1 << 15 ? threads : 1;
   split_rows(rows, helping, [&](int, int64_t first, int64_t last) {
-    latents(in, out.assignment, first, last, out.z, prior.data);
+    latents(in, out.assignment, first, last, stacked.data, stacked.data + rows * d);
+    std::copy(stacked.data + first * d, stacked.data + last * d, out.z + first * d);
   });
 
   const bool of_prior = out.grad_g && !in.detach_prior;
   const int64_t begin = out.grad_r || !of_prior ? 0 : rows;
   const int64_t end = of_prior ? 2 * rows : out.grad_r ? rows : begin;
   const Buffer<T> grad_z((end - begin) * d);
-  MmdInput<T> pair = {};
-  pair.batch = 1;
-  pair.n = pair.m = rows;
-  pair.d = d;
-  pair.scales = in.scales;
-  pair.x = {out.z, kDtype<T>, 0, d, 1};
-  pair.y = {prior.data, kDtype<T>, 0, d, 1};
-  pair.x_scale = pair.y_scale = 1.0 / double(rows);
-  pair.cross_scale = 1;
-  pair.variances = in.variances;
-  pair.kernel_weights = in.kernel_weights;
-  mmd_fwd_cpu(pair, {begin, end, &mmd, grad_z.data, nullptr, nullptr}, threads);
+  const int64_t begins[3] = {0, rows, 2 * rows};
+  const double pair = 1.0 / (double(rows) * double(rows));
+  const double relation[4] = {pair, -pair, -pair, pair};
+  double block_sums[4];
+  MmdProblem<T> problem = {};
+  problem.batch = 1;
+  problem.rows = 2 * rows;
+  problem.d = d;
+  problem.groups = 2;
+  problem.scales = in.scales;
+  problem.z = {stacked.data, kDtype<T>, 0, d, 1};
+  problem.begins = begins;
+  problem.relation = relation;
+  problem.variances = in.variances;
+  problem.kernel_weights = in.kernel_weights;
+  mmd_fwd_cpu(problem, {begin, end, &mmd, block_sums, grad_z.data, nullptr, nullptr}, threads);
 
   out.terms[0] = mmd;
   out.terms[1] = margin_loss;

@@ -17,22 +17,23 @@ namespace cgm_fast {
 constexpr double kLn2 = 0.69314718055994530942;
 
 struct Tile {
-  bool of_y;
-  int64_t row;      // of its sample, the first
+  int64_t group;    // of rows, that it lies in
+  int64_t row;      // of z, the first
   int64_t rows;     // that there are
   int64_t start;    // its first padded row among those of all tiles
   int64_t columns;  // rows, padded
 };
 
-inline std::vector<Tile> make_tiles(int64_t n, int64_t m, int64_t width) {
+template <typename T>
+std::vector<Tile> make_tiles(const MmdProblem<T>& in, int64_t width) {
   std::vector<Tile> tiles;
   int64_t start = 0;
-  for (bool of_y : {false, true}) {
-    const int64_t rows = of_y ? m : n;
-    for (int64_t row = 0; row < rows; row += width) {
-      const int64_t count = std::min(width, rows - row);
+  for (int64_t group = 0; group < in.groups; ++group) {
+    const int64_t end = in.begins[group + 1];
+    for (int64_t row = in.begins[group]; row < end; row += width) {
+      const int64_t count = std::min(width, end - row);
       const int64_t columns = round_up(count, kTileAlign);
-      tiles.push_back({of_y, row, count, start, columns});
+      tiles.push_back({group, row, count, start, columns});
       start += columns;
     }
   }
@@ -60,25 +61,25 @@ double sum_of_squares(const T* row, int64_t d) {
 
 template <typename T>
 struct Layout {
-  Layout(const MmdInput<T>& in, int64_t item, int threads)
+  Layout(const MmdProblem<T>& in, int64_t item, int threads)
       : in(in),
         item(item),
         threads(threads),
-        weighted_rows(in.x_weights || in.y_weights),
-        width(tile_width(in.d, in.n + in.m, threads)),
-        tiles(make_tiles(in.n, in.m, width)),
+        relation(in.relation_of(item)),
+        width(tile_width(in.d, in.rows, threads)),
+        tiles(make_tiles(in, width)),
         padded(tiles.back().start + tiles.back().columns),
         features(in.d < kFeatureLanes ? in.d + 1 : round_up(in.d + 1, kTileAlign)),
         rows(padded * features),
         panels(padded * in.d),
         bias(padded),
         weight(padded),
-        own_weighted(weighted_rows ? padded * features : 0),
-        own_weighted_panels(weighted_rows ? padded * in.d : 0),
-        weighted(weighted_rows ? own_weighted.data : rows.data),
-        weighted_panels(weighted_rows ? own_weighted_panels.data : panels.data),
-        cross(in.cross_scale * (in.cross ? double(in.cross[item]) : 1.0)),
-        total(2 * in.d, 0.0) {
+        own_weighted(in.weights ? padded * features : 0),
+        own_weighted_panels(in.weights ? padded * in.d : 0),
+        weighted(in.weights ? own_weighted.data : rows.data),
+        weighted_panels(in.weights ? own_weighted_panels.data : panels.data),
+        mass(in.groups, 0.0),
+        total(in.groups * in.d, 0.0) {
     for (int64_t s = 0; s < in.scales; ++s) {
       h.push_back(in.variance ? double(in.variance[item * in.scales + s]) : in.variances[s]);
       ratio.push_back(T(h[0] / h[s]));
@@ -99,34 +100,28 @@ struct Layout {
     finish();
   }
 
-  const MmdInput<T>& in;
+  const MmdProblem<T>& in;
   int64_t item;
   int threads;
-  bool weighted_rows;  // rows have weights of their own; else all rows of a sample weigh unit()
-  int64_t width;       // columns of a tile, at most
+  const double* relation;  // [groups, groups]
+  int64_t width;           // columns of a tile, at most
   std::vector<Tile> tiles;
   int64_t padded;                        // rows of all tiles
   int64_t features;                      // length of a row of `rows`
-  Buffer<T> rows, panels, bias, weight;  // as MmdVisit describes them; weights less unit()
+  Buffer<T> rows, panels, bias, weight;  // as MmdVisit describes them; padding weighs 0
   Buffer<T> own_weighted, own_weighted_panels;
-  const T *weighted, *weighted_panels;  // the same as rows and panels without weights of their own
+  const T *weighted, *weighted_panels;  // the same as rows and panels where all rows weigh 1
   std::vector<double> h;
   std::vector<T> ratio, value_weight, slope_weight;
-  double cross, scale;  // z in the kernel is (z - centre) * scale
+  double scale;  // z in the kernel is (z - centre) * scale
   bool shifted;
   bool differences, several;  // several: bandwidths, or one of weight other than 1
-  double mass[2] = {0, 0};    // sum of a_j over x and over y
-  std::vector<double> total;  // sum of a_j z_j over x [d] and over y [d]
+  std::vector<double> mass;   // [groups], sum of w_j
+  std::vector<double> total;  // [groups, d], sum of w_j z_j
 
-  // What the weights of a sample's rows are to be multiplied by.
-  double unit(bool of_y) const { return of_y ? -in.y_scale : in.x_scale; }
-
-  // The weight a of row i of the stacked samples.
-  double own_weight(int64_t i) const {
-    const bool of_y = i >= in.n;
-    const int64_t row = of_y ? i - in.n : i;
-    const T* given = of_y ? in.y_weights : in.x_weights;
-    return unit(of_y) * (given ? double(given[item * (of_y ? in.m : in.n) + row]) : 1.0);
+  // How pairs of rows of two groups count.
+  double relation_of(int64_t group, int64_t other) const {
+    return relation[group * in.groups + other];
   }
 
  private:
@@ -145,7 +140,7 @@ struct Layout {
       T* row = rows.data + tile.start * features;
       for (int64_t lane = 0; lane < tile.columns; ++lane, row += features) {
         if (lane < tile.rows)
-          read_row(tile.of_y ? in.y : in.x, item, tile.row + lane, in.d, row);
+          read_row(in.z, item, tile.row + lane, in.d, row);
         else
           std::fill_n(row, in.d, T(0));
         std::fill(row + in.d, row + features, T(0));
@@ -164,7 +159,7 @@ struct Layout {
       for (int64_t f = 0; f < in.d; ++f) sum[f] += sums[at++];
     // Rounded to T: then z - centre is exact wherever the data is far from the origin.
     std::vector<T> middle(in.d);
-    for (int64_t f = 0; f < in.d; ++f) middle[f] = T(sum[f] / double(in.n + in.m));
+    for (int64_t f = 0; f < in.d; ++f) middle[f] = T(sum[f] / double(in.rows));
     std::vector<double> largest(tiles.size(), 0.0);
     each_tile([&](const Tile& tile, int i) {
       T* row = rows.data + tile.start * features;
@@ -182,18 +177,17 @@ struct Layout {
     std::vector<double> sums(tiles.size() * width, 0.0);
     each_tile([&](const Tile& tile, int i) { finish(tile, sums.data() + i * width); });
     for (size_t i = 0; i < tiles.size(); ++i) {
-      const bool of_y = tiles[i].of_y;
-      const double *sum = sums.data() + i * width, by = unit(of_y);
-      for (int64_t f = 0; f < in.d; ++f) total[of_y * in.d + f] += by * sum[f];
-      mass[of_y] += by * sum[in.d];
+      const int64_t group = tiles[i].group;
+      const double* sum = sums.data() + i * width;
+      for (int64_t f = 0; f < in.d; ++f) total[group * in.d + f] += sum[f];
+      mass[group] += sum[in.d];
     }
   }
 
   // `sum` gets those of w z and of w, [d + 1].
   void finish(const Tile& tile, double* sum) {
     const int64_t d = in.d;
-    const T* given = tile.of_y ? in.y_weights : in.x_weights;
-    if (given) given += item * (tile.of_y ? in.m : in.n) + tile.row;
+    const T* given = in.weights ? in.weights + item * in.rows + tile.row : nullptr;
     for (int64_t lane = 0; lane < tile.columns; ++lane) {
       const int64_t at = tile.start + lane;
       T* row = rows.data + at * features;
@@ -204,14 +198,14 @@ struct Layout {
       row[d] = own;
       bias.data[at] = T(-0.5 * sum_of_squares(row, d));
       weight.data[at] = own;
-      if (!weighted_rows) continue;
+      if (!given) continue;
       T* of_row = own_weighted.data + at * features;
       std::fill_n(of_row, features, T(0));
       for (int64_t f = 0; f < d; ++f) of_row[f] = own * row[f];
       of_row[d] = own;
     }
     transpose(rows.data, tile, panels.data);
-    if (weighted_rows) transpose(own_weighted.data, tile, own_weighted_panels.data);
+    if (given) transpose(own_weighted.data, tile, own_weighted_panels.data);
   }
 
   // A tile of row-major `from` as a panel: a line of cache at a time.

@@ -26,12 +26,12 @@ struct Gaussian {
 // What a pair adds up, for one row and one vector of columns.
 template <typename Kernel, typename T>
 CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
-  Vec<T> minus_one = {}, by_u = {}, minus_one_dot = {}, by_u_dot = {};
-  const T a_i = v.row_a[i], a_i_dot = v.row_a_dot[i];
+  Vec<T> less = {}, by_u = {}, less_dot = {}, by_u_dot = {};
+  const T w_i = v.row_w[i], w_i_dot = v.row_w_dot[i];
   const T relation = v.relation, relation_dot = v.relation_dot;
-  const Vec<T> a_j = load(v.column_a + j), a_j_dot = load(v.column_a_dot + j);
-  const Vec<T> aa = a_i * a_j, aa_dot = a_i_dot * a_j + a_i * a_j_dot;
-  const Vec<T> c = relation * aa, c_dot = relation * aa_dot + relation_dot * aa;
+  const Vec<T> w_j = load(v.column_w + j), w_j_dot = load(v.column_w_dot + j);
+  const Vec<T> ww = w_i * w_j, ww_dot = w_i_dot * w_j + w_i * w_j_dot;
+  const Vec<T> c = relation * ww, c_dot = relation * ww_dot + relation_dot * ww;
   // 0 * inf would turn a vanished kernel into NaN.
   const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
   for (int64_t s = 0; s < v.scales; ++s) {
@@ -41,30 +41,29 @@ CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T
     const Vec<T> t = -at_least(-(u * inverse), -largest);
     const Vec<T> t_dot = u_dot * inverse - t * relative;
     Kernel::template evaluate<T>(t, value, first, second);
-    minus_one += weight * value;
+    less += weight * value;
     by_u += weight * inverse * first;
-    minus_one_dot += weight * first * t_dot;
+    less_dot += weight * first * t_dot;
     by_u_dot += weight * inverse * (second * t_dot - first * relative);
-    if (!v.with_p) continue;
+    if (!v.with_variance) continue;
     const Vec<T> by_h = -weight / h * first * t;
     const Vec<T> by_h_dot = -weight / h * ((second * t + first) * t_dot - first * t * relative);
-    T* sums = v.p_sums + s * kTileAlign;
+    T* sums = v.variance_sums + s * kTileAlign;
     store(sums, load(sums) + (c_dot * by_h + c * by_h_dot));
   }
-  Vec<T> w = c * by_u, w_dot = c_dot * by_u + c * by_u_dot;
+  Vec<T> p = c * by_u, p_dot = c_dot * by_u + c * by_u_dot;
   const int64_t own = v.diagonal + i - j;
-  if (v.diagonal >= 0 && own >= 0 && own < Simd<T>::kLanes) w[own] = w_dot[own] = T(0);
-  store(v.w + i * v.columns + j, w);
-  store(v.w_dot + i * v.columns + j, w_dot);
+  if (v.diagonal >= 0 && own >= 0 && own < Simd<T>::kLanes) p[own] = p_dot[own] = T(0);
+  store(v.w + i * v.columns + j, p);
+  store(v.w_dot + i * v.columns + j, p_dot);
   T* lanes = v.lanes + i * 3 * kTileAlign;
-  store(lanes, load(lanes) + w_dot);
-  store(lanes + kTileAlign, load(lanes + kTileAlign) + w);
+  store(lanes, load(lanes) + p_dot);
+  store(lanes + kTileAlign, load(lanes + kTileAlign) + p);
   const Vec<T> inside =
-      (relation_dot * a_j + relation * a_j_dot) * minus_one + relation * a_j * minus_one_dot;
+      (relation_dot * w_j + relation * w_j_dot) * less + relation * w_j * less_dot;
   store(lanes + 2 * kTileAlign, load(lanes + 2 * kTileAlign) + inside);
-  if (!v.with_p || !v.across) return;
-  T* sums = v.p_sums + v.scales * kTileAlign;
-  store(sums, load(sums) + (aa_dot * minus_one + aa * minus_one_dot));
+  if (v.with_relation)
+    store(v.relation_sums, load(v.relation_sums) + (ww_dot * less + ww * less_dot));
 }
 
 template <typename Kernel, typename T, int C>

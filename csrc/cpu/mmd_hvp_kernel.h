@@ -2,9 +2,9 @@
 // instruction set (mmd_hvp_kernel.cpp); the driver is mmd_hvp.cpp.
 //
 // With u_ij = |z_i - z_j|^2, its derivative along the tangents u'_ij = 2 <z_i - z_j, t_i - t_j>,
-// and c_ij = r a_i a_j, the pass needs of every pair
-//   w  = c dk/du                       which multiplies t_i - t_j, and
-//   w' = c' dk/du + c (dk/du)'         which multiplies z_i - z_j,
+// and c_ij = relation w_i w_j, the pass needs of every pair
+//   p  = c dk/du                       which multiplies t_i - t_j, and
+//   p' = c' dk/du + c (dk/du)'         which multiplies z_i - z_j,
 // a prime standing for the derivative along the tangents of everything.
 #pragma once
 
@@ -16,10 +16,10 @@ template <typename T>
 struct HvpVisit : Block<T> {
   const T* rows_t;                   // [rows, features]: t_i, beside rows_z
   const T* panel_t;                  // [d, stride]: t_j, transposed
-  const T *row_a, *row_a_dot;        // [rows]: a_i and its derivative
-  const T *column_a, *column_a_dot;  // [columns]
-  T relation, relation_dot;          // r and its derivative
-  bool across, with_p;
+  const T *row_w, *row_w_dot;        // [rows]: w_i and its derivative
+  const T *column_w, *column_w_dot;  // [columns]
+  T relation, relation_dot;          // of the rows' and the columns' groups, and its derivative
+  bool with_variance, with_relation;
   int64_t diagonal;  // column of row 0's own pair, which is left out; negative: not among these
   T unit;            // u in the caller's units, over u of the coordinates here
 
@@ -28,9 +28,10 @@ struct HvpVisit : Block<T> {
   const T* variance_dot;   // [scales], its derivative
   const T* kernel_weight;  // [scales]
 
-  T* w_dot;   // [rows, columns]; block.w holds w
-  T* lanes;   // [rows, 3, kTileAlign]: lanes of the sums over columns of w', w and dL/da_i, halved
-  T* p_sums;  // [scales + 1, kTileAlign]: lanes of the derivatives in each h, and in `cross`
+  T* w_dot;  // [rows, columns], p'; block.w holds p
+  T* lanes;  // [rows, 3, kTileAlign]: lanes of the sums over columns of p', p and half of dL/dw_i
+  T* variance_sums;  // [scales, kTileAlign]: lanes of the derivatives in each h
+  T* relation_sums;  // [kTileAlign]: lanes of the derivative in the relation
 };
 
 template <typename T>

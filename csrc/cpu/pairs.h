@@ -1,7 +1,7 @@
-// Which thread visits which pair of row groups, and when.
+// Which thread visits which pair of macro-tiles, and when.
 //
-// Groups are numbered round a circle. In round r, group p's rows meet the columns of group
-// (p + r) mod `groups`: within a round no two tasks share rows, and none share columns, so each
+// Macro-tiles are numbered round a circle. In round r, the rows of p meet the columns of
+// (p + r) mod their number: within a round no two tasks share rows, and none share columns, so each
 // adds to its rows' and its columns' sums without a lock. Tasks are dealt out in order, whoever is
 // free takes the next, and it waits for the tasks of the round before that share its rows or its
 // columns. So every sum is added up in one order, whatever the threads do, and memory is that of

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.backends import AUTO, check_name
-from cgm_fast.ops.cgm_loss.autograd import CGMLoss
+from cgm_fast.ops.cgm_loss.autograd import cgm_loss_value
 from cgm_fast.ops.cgm_loss.ops import cgm_loss_fwd
+from cgm_fast.ops.cgm_loss.problem import NOTHING, Problem
 from cgm_fast.ops.checks import (
     cached,
     check_all_finite,
@@ -119,13 +120,12 @@ def cgm_loss(
     if check_finite:
         for name, value in (("r", r), ("g", g), ("noise", noise)):
             check_all_finite(name, value)
-    constants = (*scalars, variances, kernel_weights, detach_prior)
+    inputs = (r, g, labels, noise)
+    static = (*scalars, variances, kernel_weights, "gaussian", detach_prior)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
-        loss, terms, assignment, z = CGMLoss.apply(r, g, labels, noise, *constants, backend)
+        loss, terms, assignment, z = cgm_loss_value(static, backend, None, *inputs)
     else:
-        loss, terms, assignment, z, *_ = cgm_loss_fwd(
-            r, g, labels, noise, *constants, False, False, backend
-        )
+        loss, terms, assignment, z, *_ = cgm_loss_fwd(Problem(*inputs, *static), NOTHING, backend)
     of_mmd, of_margin = terms.unbind()
     return CGMLossResult(loss, of_mmd, of_margin, assignment, z)
 

@@ -7,108 +7,93 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from cgm_fast.ops.cgm_loss.problem import Problem, Product, Tangent, Value, Wanted
+from cgm_fast.ops.mmd import problem as of_mmd
+from cgm_fast.ops.prototype_margin import problem as of_margin
 
-def cgm_loss_fwd(
+
+def fwd(mmd: ModuleType, prototype_margin: ModuleType, problem: Problem, wanted: Wanted) -> Value:
+    """Loss, terms, assignment, latents and gradients: see `Value`."""
+    r, g = problem.r, problem.g
+    b = r.shape[0]
+    margin = prototype_margin.fwd(margin_problem(problem), of_margin.Wanted(*wanted))
+    stacked = _latents(problem, margin.assignment)
+    with_prior = wanted.g and not problem.detach_prior
+    begin = 0 if wanted.r or not with_prior else b
+    end = 2 * b if with_prior else (b if wanted.r else begin)
+    value = mmd.fwd(
+        mmd_problem(problem, stacked), of_mmd.NOTHING._replace(row_begin=begin, row_end=end)
+    )
+    loss = problem.mmd_weight * value.loss + problem.margin_weight * margin.loss
+    grad_r, grad_g = problem.margin_weight * margin.r, problem.margin_weight * margin.g
+    if wanted.r:
+        grad_r += problem.mmd_weight * value.z[:b]
+    if with_prior:
+        of_prior = _sum_by_prototype(value.z[-b:], margin.assignment, g.shape[0])
+        grad_g += problem.mmd_weight * of_prior
+    z = stacked[:b].to(r.dtype).contiguous()  # as registered: whatever the layout of r
+    terms = torch.stack((value.loss, margin.loss))
+    return Value(loss, terms, margin.assignment, z, grad_r, grad_g)
+
+
+def hvp(
     mmd: ModuleType,
     prototype_margin: ModuleType,
-    r: Tensor,
-    g: Tensor,
-    labels: Tensor | None,
-    noise: Tensor,
-    sigma: float,
-    prior_sigma: float,
-    mmd_weight: float,
-    margin_weight: float,
-    margin: float,
-    negative_scale: float,
-    variances: list[float],
-    kernel_weights: list[float],
-    detach_prior: bool,
-    with_r: bool,
-    with_g: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], (mmd, margin) [2], assignment [B], z [B, d], gradients in r [B, d] and g [K, d]."""
-    b = r.shape[0]
-    margin_loss, assignment, margin_r, margin_g = prototype_margin.prototype_margin_fwd(
-        r, g, labels, margin, negative_scale, 1.0 / b, with_r, with_g
-    )
-    z, prior = _latents(r, g, assignment, noise, sigma, prior_sigma)
-    rows = _rows(b, with_r, with_g and not detach_prior)
-    value, grad_z, *_ = mmd.mmd_fwd(
-        z.unsqueeze(0), prior.unsqueeze(0), *_constants(b, variances, kernel_weights),
-        *rows, False, False,
-    )  # fmt: skip
-    loss = mmd_weight * value[0] + margin_weight * margin_loss
-    grad_r, grad_g = margin_weight * margin_r, margin_weight * margin_g
-    if with_r:
-        grad_r += mmd_weight * grad_z[0, :b]
-    if with_g and not detach_prior:
-        grad_g += mmd_weight * _sum_by_prototype(grad_z[0, -b:], assignment, g.shape[0])
-    z = z.to(r.dtype).contiguous()  # as registered: whatever the layout of r
-    return loss, torch.stack((value[0], margin_loss)), assignment, z, grad_r, grad_g
-
-
-def cgm_loss_hvp(
-    mmd: ModuleType,
-    prototype_margin: ModuleType,
-    r: Tensor,
-    g: Tensor,
-    assignment: Tensor,
-    noise: Tensor,
-    sigma: float,
-    prior_sigma: float,
-    mmd_weight: float,
-    margin_weight: float,
-    margin: float,
-    negative_scale: float,
-    variances: list[float],
-    kernel_weights: list[float],
-    detach_prior: bool,
-    tangent_r: Tensor,
-    tangent_g: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The derivative of the two gradients along (tangent_r [B, d], tangent_g [K, d])."""
-    b = r.shape[0]
-    out_r, out_g = prototype_margin.prototype_margin_hvp(
-        r, g, assignment, margin, negative_scale, 1.0 / b, tangent_r, tangent_g
-    )
-    out_r, out_g = margin_weight * out_r, margin_weight * out_g
-    z, prior = _latents(r, g, assignment, noise, sigma, prior_sigma)
-    nearest = assignment.clamp(0, g.shape[0] - 1)
-    tangent_prior = tangent_g[nearest]
-    if detach_prior:
-        tangent_prior = torch.zeros_like(tangent_prior)
-    product, *_ = mmd.mmd_hvp(
-        z.unsqueeze(0), prior.unsqueeze(0), *_constants(b, variances, kernel_weights),
-        0, 2 * b, False, False, torch.cat((tangent_r, tangent_prior)).unsqueeze(0), None, None,
-    )  # fmt: skip
-    out_r += mmd_weight * product[0, :b]
-    if not detach_prior:
-        out_g += mmd_weight * _sum_by_prototype(product[0, b:], assignment, g.shape[0])
-    return out_r, out_g
-
-
-def _latents(
-    r: Tensor, g: Tensor, assignment: Tensor, noise: Tensor, sigma: float, prior_sigma: float
-) -> tuple[Tensor, Tensor]:
-    """z_i = r_i + σ e_i and z'_i = g_{k_i} + τ e'_i."""
+    problem: Problem,
+    tangent: Tangent,
+    wanted: Wanted,
+) -> Product:
+    """The derivative of both gradients along a tangent; the labels are the assignment."""
+    r, g, assignment = problem.r, problem.g, problem.labels
+    assert assignment is not None
+    b, k = r.shape[0], g.shape[0]
     dtype = torch.promote_types(r.dtype, torch.float32)
-    noise = noise.to(dtype)
+    along_r, along_g = (
+        like.new_zeros(like.shape, dtype=dtype) if t is None else t.to(dtype)
+        for t, like in zip(tangent, (r, g), strict=True)
+    )
+    of_pair = of_margin.Tangent(along_r, along_g), of_margin.Wanted(True, True)
+    margin = prototype_margin.hvp(margin_problem(problem), *of_pair)
+    out_r, out_g = problem.margin_weight * margin.r, problem.margin_weight * margin.g
+    along_prior = along_g[assignment.clamp(0, k - 1)]
+    if problem.detach_prior:
+        along_prior = torch.zeros_like(along_prior)
+    product = mmd.hvp(
+        mmd_problem(problem, _latents(problem, assignment)),
+        of_mmd.Tangent(torch.cat((along_r, along_prior)), None, None, None),
+        of_mmd.NOTHING._replace(row_end=2 * b),
+    ).z
+    out_r += problem.mmd_weight * product[:b]
+    if not problem.detach_prior:
+        out_g += problem.mmd_weight * _sum_by_prototype(product[b:], assignment, k)
+    return Product(out_r, out_g)
+
+
+def margin_problem(problem: Problem) -> of_margin.Problem:
+    """The mean of the prototype margin loss."""
+    return of_margin.Problem(
+        problem.r, problem.g, problem.labels, problem.margin, problem.negative_scale,
+        1.0 / problem.r.shape[0],
+    )  # fmt: skip
+
+
+def mmd_problem(problem: Problem, z: Tensor) -> of_mmd.Problem:
+    """The biased MMD² of the latents and their prototypes', stacked in z [2 B, d]."""
+    b = problem.r.shape[0]
+    pair = 1.0 / (b * b)
+    return of_mmd.Problem(
+        z, None, None, None, (b, b), (pair, -pair, -pair, pair), tuple(problem.variances),
+        tuple(problem.kernel_weights), problem.kernel, False,
+    )  # fmt: skip
+
+
+def _latents(problem: Problem, assignment: Tensor) -> Tensor:
+    """z_i = r_i + σ e_i, and then z'_i = g_{k_i} + τ e'_i, [2 B, d]."""
+    dtype = torch.promote_types(problem.r.dtype, torch.float32)
+    noise, g = problem.noise.to(dtype), problem.g.to(dtype)
     nearest = assignment.clamp(0, g.shape[0] - 1)
-    return r.to(dtype) + sigma * noise[0], g.to(dtype)[nearest] + prior_sigma * noise[1]
-
-
-def _constants(
-    b: int, variances: list[float], kernel_weights: list[float]
-) -> tuple[None, None, None, None, list[float], list[float], float, float, float]:
-    """The op's arguments for two unweighted samples of b rows, biased estimator."""
-    return None, None, None, None, variances, kernel_weights, 1 / b, 1 / b, 1.0
-
-
-def _rows(b: int, with_first: bool, with_second: bool) -> tuple[int, int]:
-    """The rows of the stacked samples whose gradient is wanted."""
-    begin = 0 if with_first or not with_second else b
-    return begin, 2 * b if with_second else (b if with_first else begin)
+    z = problem.r.to(dtype) + problem.sigma * noise[0]
+    return torch.cat((z, g[nearest] + problem.prior_sigma * noise[1]))
 
 
 def _sum_by_prototype(rows: Tensor, assignment: Tensor, k: int) -> Tensor:

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-from functools import partial
+import functools
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from cgm_fast import _native
 from cgm_fast.ops.cgm_loss import common
+from cgm_fast.ops.cgm_loss.problem import Problem, Value, Wanted
 from cgm_fast.ops.memory import address, compute_like, samples
 from cgm_fast.ops.mmd import native as mmd
 from cgm_fast.ops.prototype_margin import native as prototype_margin
 
-_FWD = {torch.float32: _native.cgm_loss_fwd_float32, torch.float64: _native.cgm_loss_fwd_float64}
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    rows: int, k: int, d: int, dtype: torch.dtype, static: tuple[Any, ...]
+) -> _native.CgmLossPlan:
+    """What does not change from call to call; made once."""
+    of = Problem(None, None, None, None, *static)  # type: ignore[arg-type]
+    of_margin = prototype_margin.plan_of(
+        rows, k, d, dtype, of.margin, of.negative_scale, 1.0 / rows
+    )
+    return _native.CgmLossPlan(
+        of_margin=of_margin, sigma=of.sigma, prior_sigma=of.prior_sigma,
+        mmd_weight=of.mmd_weight, margin_weight=of.margin_weight, variances=of.variances,
+        kernel_weights=of.kernel_weights, detach_prior=of.detach_prior,
+    )  # fmt: skip
 
 
-def cgm_loss_fwd(
-    r: Tensor,
-    g: Tensor,
-    labels: Tensor | None,
-    noise: Tensor,
-    sigma: float,
-    prior_sigma: float,
-    mmd_weight: float,
-    margin_weight: float,
-    margin: float,
-    negative_scale: float,
-    variances: list[float],
-    kernel_weights: list[float],
-    detach_prior: bool,
-    with_r: bool,
-    with_g: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], (mmd, margin) [2], assignment [B], z [B, d], gradients in r [B, d] and g [K, d]."""
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """Loss, terms, assignment, latents and gradients: see `Value`."""
+    r, g, labels, noise, *static = problem
     dtype, like = compute_like(r)
     labels = None if labels is None else labels.contiguous()
-    loss, terms = like.new_empty(()), like.new_empty(2)
-    assignment = r.new_empty(r.shape[:1], dtype=torch.int64)
-    z = like.new_empty(r.shape)
-    grad_r = like.new_empty(r.shape if with_r else (0,))
-    grad_g = like.new_empty(g.shape if with_g else (0,))
-    _FWD[dtype](
-        r.shape[0], g.shape[0], r.shape[1], samples(r), samples(g), address(labels),
-        samples(noise), sigma, prior_sigma, mmd_weight, margin_weight, margin, negative_scale,
-        variances, kernel_weights, detach_prior,
-        loss.data_ptr(), terms.data_ptr(), assignment.data_ptr(), z.data_ptr(),
-        grad_r.data_ptr() if with_r else 0, grad_g.data_ptr() if with_g else 0,
-        torch.get_num_threads(),
+    value = Value(
+        like.new_empty(()),
+        like.new_empty(2),
+        r.new_empty(r.shape[:1], dtype=torch.int64),
+        like.new_empty(r.shape),
+        like.new_empty(r.shape if wanted.r else 0),
+        like.new_empty(g.shape if wanted.g else 0),
+    )
+    _native.cgm_loss_fwd(
+        _plan(r.shape[0], g.shape[0], r.shape[1], dtype, tuple(static)),
+        r=samples(r), g=samples(g), labels=address(labels), noise=samples(noise),
+        value_loss=value.loss.data_ptr(), value_terms=value.terms.data_ptr(),
+        value_assignment=value.assignment.data_ptr(), value_z=value.z.data_ptr(),
+        value_r=value.r.data_ptr() if wanted.r else 0,
+        value_g=value.g.data_ptr() if wanted.g else 0,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
-    return loss, terms, assignment, z if z.dtype == r.dtype else z.to(r.dtype), grad_r, grad_g
+    return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))
 
 
 # The Hessian-vector product is composed of the two ops' own.
-cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)
+hvp = functools.partial(common.hvp, mmd, prototype_margin)

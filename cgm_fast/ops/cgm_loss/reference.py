@@ -6,5 +6,5 @@ from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.mmd import reference as mmd
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
-cgm_loss_fwd = partial(common.cgm_loss_fwd, mmd, prototype_margin)
-cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)
+fwd = partial(common.fwd, mmd, prototype_margin)
+hvp = partial(common.hvp, mmd, prototype_margin)

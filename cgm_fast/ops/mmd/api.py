@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +22,10 @@ from cgm_fast.ops.checks import (
     compute_dtype,
     match,
 )
-from cgm_fast.ops.mmd.autograd import MMD
+from cgm_fast.ops.mmd.autograd import mmd_value
 from cgm_fast.ops.mmd.blind import Seen, seen_before, warn_if_blind
-from cgm_fast.ops.mmd.ops import mmd_fwd
+from cgm_fast.ops.mmd.ops import mmd_fwd, sums_dtype
+from cgm_fast.ops.mmd.problem import NOTHING, Problem
 from cgm_fast.ops.watching import differentiates_itself
 
 Bandwidth = str | float | Sequence[float] | Sequence[Tensor] | Tensor
@@ -104,51 +104,50 @@ def mmd(
         if isinstance(bandwidth, Tensor):
             variance = _tensor_variance(bandwidth, x)
             bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
-    variances, *rest, seen = cached(
-        _constants, bandwidth, d, x.dtype, estimator, kernel_agg, n, m,
+    static, seen = cached(
+        _static, bandwidth, d, x.dtype, estimator, kernel_agg, n, m,
         x_weights is None, y_weights is None,
     )  # fmt: skip
-    if variance is not None:
-        variances = ()
-    elif seen is not None and seen.due():
-        warn_if_blind(x, y, variances, seen)
-    constants = (variances, *rest)
-    cross: Tensor | None = None
-    x_mass = y_mass = None
-    if x_weights is not None:
-        x_weights, cross, x_mass = _row_weights("x_weights", x_weights, x, n, estimator)
-    if y_weights is not None:
-        y_weights, ratio, y_mass = _row_weights("y_weights", y_weights, y, m, estimator)
-        cross = ratio if cross is None or ratio is None else cross * ratio
+    if variance is None and seen is not None and seen.due():
+        warn_if_blind(x, y, static[VARIANCES], seen)
+    weights = relation = difference = None
+    if x_weights is not None or y_weights is not None:
+        of_x = _Weights.of("x_weights", x_weights, x)
+        of_y = _Weights.of("y_weights", y_weights, y)
+        weights = torch.cat((of_x.rows, of_y.rows), -1)
+        if estimator == "unbiased":
+            relation = _unbiased_relation(of_x, of_y)
+        difference = of_x.scale * of_x.mass - of_y.scale * of_y.mass
 
-    inputs = (x, y, x_weights, y_weights, cross, variance)
-    # None of the inputs can require a gradient that x, y, the weights and the bandwidth do not.
+    inputs = (weights, relation, variance)
     if (
         torch.is_grad_enabled()
         and (
             x.requires_grad
             or y.requires_grad
-            or (x_weights is not None and x_weights.requires_grad)
-            or (y_weights is not None and y_weights.requires_grad)
+            or (weights is not None and weights.requires_grad)
             or (variance is not None and variance.requires_grad)
         )
         and differentiates_itself()
     ):
-        loss = MMD.apply(*inputs, *constants, backend)
+        (loss,) = mmd_value(static, backend, None, *inputs, x, y)
     else:
-        loss = mmd_fwd(*inputs, *constants, 0, 0, False, False, backend)[0]
-    if x_mass is not None or y_mass is not None:
-        # The op sums k - 1; what that leaves out vanishes when both samples have the same mass.
-        difference: Any = (1.0 if x_mass is None else x_mass) - (1.0 if y_mass is None else y_mass)
-        loss = loss + sum(rest[0]) * difference * difference
+        loss = mmd_fwd(Problem(torch.cat((x, y), -2), *inputs, *static), NOTHING, backend).loss
+    if difference is not None:
+        # The op sums k - k(0); what that leaves out vanishes when both samples have the same mass.
+        loss = loss + (sum(static[KERNEL_WEIGHTS]) * difference * difference).to(loss.dtype)
         if estimator == "biased":
             # As the op does without weights: up to zero, with the gradient that it has.
             loss = loss - loss.detach().clamp_max(0)
     return loss
 
 
+# Where they stand among what a problem holds besides tensors.
+VARIANCES, KERNEL_WEIGHTS = 2, 3
+
+
 @functools.lru_cache(maxsize=1024, typed=True)
-def _constants(
+def _static(
     bandwidth: str | float | tuple[float, ...],
     d: int,
     dtype: torch.dtype,
@@ -158,11 +157,11 @@ def _constants(
     m: int,
     equal_x: bool,
     equal_y: bool,
-) -> tuple[tuple[float, ...], tuple[float, ...], float, float, float, Seen | None]:
-    """σ², kernel weights, what rows weigh unless they have weights of their own, `cross_scale`,
-    and how often the bandwidth has been met.
+) -> tuple[tuple[Any, ...], Seen | None]:
+    """A problem's fields behind its tensors, and how often the bandwidth has been met.
 
-    The unbiased estimator leaves out i = j and divides by what remains: see `_row_weights`.
+    Γ of rows that weigh 1, or of given weights (README.md): w_i w_j Γ[g_i, g_j] is the estimator's
+    coefficient. The unbiased one leaves out i = j and divides by what remains.
     """
     if isinstance(bandwidth, (float, int)):
         check_number("bandwidth", bandwidth, above=0)
@@ -172,16 +171,18 @@ def _constants(
     check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     kernel_weights = (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
     seen = None if is_compiling() else seen_before(variances, d)
-    if estimator == "biased":
-        x_scale, y_scale = 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0
-        return variances, kernel_weights, x_scale, y_scale, 1.0, seen
-    if n < 2 or m < 2:
+    biased = estimator == "biased"
+    if not biased and (n < 2 or m < 2):
         raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
-    x_scale = 1.0 / math.sqrt(n * (n - 1)) if equal_x else 1.0
-    y_scale = 1.0 / math.sqrt(m * (m - 1)) if equal_y else 1.0
-    cross = math.sqrt((n - 1) / n) if equal_x else 1.0
-    cross *= math.sqrt((m - 1) / m) if equal_y else 1.0
-    return variances, kernel_weights, x_scale, y_scale, cross, seen
+    x_scale, y_scale = 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0
+    relations = (
+        x_scale * x_scale if biased or not equal_x else 1.0 / (n * (n - 1)),
+        -x_scale * y_scale,
+        -x_scale * y_scale,
+        y_scale * y_scale if biased or not equal_y else 1.0 / (m * (m - 1)),
+    )
+    nonnegative = biased and equal_x and equal_y
+    return ((n, m), relations, variances, kernel_weights, "gaussian", nonnegative), seen
 
 
 def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,16 +331,37 @@ def _variance(sigma: Any, dtype: torch.dtype) -> float:
     return variance
 
 
-def _row_weights(
-    name: str, weights: Tensor, sample: Tensor, n: int, estimator: str
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Weights as the op takes them, the inverse of their factor for cross terms, total mass.
+class _Weights(NamedTuple):
+    """A sample's weights, given or not."""
 
-    The unbiased estimator leaves out i = j and divides by the mass that remains, so within a
-    sample weights grow by a factor W/√(W² − Q), W = Σw, Q = Σw²; across samples they do not.
-    """
+    rows: Tensor
+    """[n] or [b, n]; 1 where none are given."""
+    mass: Tensor
+    """[b], Σw, float64."""
+    square: Tensor
+    """[b], Σw²."""
+    scale: float
+    """What makes an average of them: 1/n, and 1 of given ones."""
+    name: str | None
+
+    @classmethod
+    def of(cls, name: str, given: Tensor | None, sample: Tensor) -> _Weights:
+        """Check those given."""
+        n, batch = sample.shape[-2], sample.shape[:-2]
+        dtype, wide = compute_dtype(sample.dtype), sums_dtype(sample)
+        if given is None:
+            rows = sample.new_ones((*batch, n), dtype=dtype)
+            count = sample.new_full(batch, float(n), dtype=wide)
+            return cls(rows, count, count, 1.0 / n, None)
+        rows = _check_weights(name, given, sample, dtype)
+        exact = rows.to(wide)
+        return cls(rows, exact.sum(-1), (exact * exact).sum(-1), 1.0, name)
+
+
+def _check_weights(name: str, weights: Tensor, sample: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights [n], or [b, n] beside samples with a batch."""
     check_float_tensor(name, weights)
-    batch = sample.shape[:-2]
+    n, batch = sample.shape[-2], sample.shape[:-2]
     b = batch[0] if batch else 1
     if list(weights.shape) not in ([n], [b, n]):
         raise ValueError(f"{name} must have shape [{n}] or [{b}, {n}], got {list(weights.shape)}")
@@ -347,19 +369,29 @@ def _row_weights(
         raise ValueError(
             f"{name} must be on the samples' device {sample.device}, got {weights.device}"
         )
-    weights = weights.to(compute_dtype(sample.dtype))
+    weights = weights.to(dtype)
     if batch:
-        weights = weights if weights.dim() == 2 else weights.unsqueeze(0).expand(b, n)
-    else:
-        weights = weights.reshape(n)
-    mass = weights.sum(-1)
-    if estimator == "biased":
-        return weights, None, mass
-    rest = mass * mass - (weights * weights).sum(-1)
-    if (least := bounds(rest)) is not None and not least[0] > 0:
-        raise ValueError(
-            f"{name} must leave at least two rows with a weight for estimator='unbiased', got "
-            f"(Σw)² - Σw² = {least[0]:g}"
-        )
-    ratio = rest.sqrt() / mass
-    return weights / ratio.unsqueeze(-1), ratio, mass
+        return weights if weights.dim() == 2 else weights.unsqueeze(0).expand(b, n)
+    return weights.reshape(n)
+
+
+def _unbiased_relation(x: _Weights, y: _Weights) -> Tensor:
+    """Γ [b, 2, 2] of the unbiased estimator.
+
+    It leaves out i = j and divides by the mass that remains: within a sample Γ grows by a factor
+    W² / (W² − Q), W = Σw, Q = Σw²; across samples it does not.
+    """
+    within = []
+    for sample in (x, y):
+        rest = sample.mass * sample.mass - sample.square
+        least = None if sample.name is None else bounds(rest)
+        if least is not None and not least[0] > 0:
+            raise ValueError(
+                f"{sample.name} must leave at least two rows with a weight for "
+                f"estimator='unbiased', got (Σw)² - Σw² = {least[0]:g}"
+            )
+        average = sample.scale * sample.mass
+        within.append(average * average / rest)
+    across = torch.full_like(within[0], -x.scale * y.scale)
+    rows = torch.stack((within[0], across, across, within[1]), -1)
+    return rows.unflatten(-1, (2, 2))

@@ -1,125 +1,103 @@
-"""What several implementations of MMD² share: a batch of one, and sums of coefficients."""
+"""What several implementations of MMD² share: a batch of one, and the end of a pass."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cgm_fast.ops.gpu import constants
+from cgm_fast.ops.mmd.problem import Problem
 
-def batched(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """Give inputs without a batch one of size 1, and take it from the results."""
+ROUNDING = 1e-14
+"""Of a sum of terms whose sizes add up to 1, which is 0 if it is below."""
+
+
+def batched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a problem, and a tangent, without a batch one of size 1, and take it from the results.
+
+    The relation of a batch stands for all its items where it has none.
+    """
 
     @functools.wraps(function)
-    def wrapped(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        if x.dim() == 3:
-            return function(x, *args)
-        args = tuple(arg.unsqueeze(0) if isinstance(arg, Tensor) else arg for arg in args)
-        out = function(x.unsqueeze(0), *args)
-        return tuple(value if value.shape == (0,) else value.squeeze(0) for value in out)
+    def wrapped(problem: Problem, *rest: Any) -> Any:
+        if problem.z.dim() == 3:
+            return function(problem, *rest)
+        records = (
+            type(record)(*(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in record))
+            for record in (problem, *rest)
+        )
+        out = function(*records)
+        return type(out)(*(value if value.shape == (0,) else value.squeeze(0) for value in out))
 
     return wrapped
 
 
-class Coefficients(NamedTuple):
-    """Sums of the coefficients c_ij over pairs i ≠ j, where weights w come without their scale.
+def bounds_of_groups(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The rows [begin, end) of each group."""
+    out, begin = [], 0
+    for size in sizes:
+        out.append((begin, begin + size))
+        begin += size
+    return out
 
-    Numbers where no rows have weights of their own, else tensors [b]; in float64.
+
+def relation_of(problem: Problem, dtype: torch.dtype) -> Tensor:
+    """Γ [b or 1, G, G] of a problem with a batch."""
+    groups = len(problem.sizes)
+    if problem.relation is None:
+        return constants(problem.relations, dtype, problem.z.device).view(1, groups, groups)
+    return problem.relation.to(dtype)
+
+
+def pair_masses(problem: Problem, dtype: torch.dtype) -> Tensor:
+    """W[g, g'] = Σ w_i w_j over i of g, j of g', i ≠ j: [b or 1, G, G]."""
+    sizes, groups = problem.sizes, len(problem.sizes)
+    if problem.weights is None:
+        counts = (
+            float(n * m - (n if g == h else 0))
+            for g, n in enumerate(sizes)
+            for h, m in enumerate(sizes)
+        )
+        return constants(tuple(counts), dtype, problem.z.device).view(1, groups, groups)
+    parts = problem.weights.to(dtype).split(sizes, -1)
+    mass = torch.stack([part.sum(-1) for part in parts], -1)
+    square = torch.stack([(part * part).sum(-1) for part in parts], -1)
+    return mass[:, :, None] * mass[:, None, :] - torch.diag_embed(square)
+
+
+class PairSums(NamedTuple):
+    """Sums of a pass by pair of groups, over i ≠ j; with w_i w_j, s bandwidths, ω their weights.
+
+    Where 1 is subtracted from all k nothing is left of small ones, and where it is subtracted from
+    none, nothing of those near 1: so from near pairs only, k ≥ ½, whose weights are summed beside.
     """
 
-    x: float | Tensor
-    """(Σw)² − Σw² over x, what ordered pairs within it weigh."""
-    y: float | Tensor
-    across: float | Tensor
-    """Twice Σw over x times Σw over y."""
-    mass_x: float | Tensor
-    """Σw over x."""
-    mass_y: float | Tensor
-    x_scale: float
-    y_scale: float
-    cross: float | Tensor
-    unbiased: bool
-    rounding: float
-    """What the scaled weights may be off, relative to them."""
+    small: Tensor
+    """[b, G, G], of Σ_s ω_s times k_s − 1 for near pairs, k_s for far ones."""
+    near: Tensor
+    """[b, G, G, s], of 1 over near pairs."""
+    far: Tensor
+    """[b, G, G, s], of 1 over far ones. Counts may be what near pairs leave of all; of given
+    weights that difference would have the rounding of all, however little is left."""
 
-    @classmethod
-    def of(
-        cls,
-        n: int,
-        m: int,
-        x_weights: Tensor | None,
-        y_weights: Tensor | None,
-        cross: Tensor | None,
-        x_scale: float,
-        y_scale: float,
-        cross_scale: float,
-        wide: torch.dtype = torch.float64,
-    ) -> Coefficients:
-        """Of the op's arguments, with a batch."""
-        mass_x, of_x = _masses(n, x_weights, wide)
-        mass_y, of_y = _masses(m, y_weights, wide)
-        given = x_weights if x_weights is not None else y_weights
-        return cls(
-            of_x, of_y, 2 * (mass_x * mass_y), mass_x, mass_y, x_scale, y_scale,
-            cross_scale if cross is None else cross_scale * cross.to(wide),
-            cross is not None or cross_scale != 1,
-            1e-14 if given is None else 16 * torch.finfo(given.dtype).eps,
-        )  # fmt: skip
+    def close(self, problem: Problem, relation: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+        """L [b] and the block sums S [b, G, G], both of k − 1.
 
-    def add(self, x: Any, y: Any, across: Any, sign: float = -1) -> Any:
-        """Σ c_ij of some pairs, given their Σ w_i w_j; with sign 1, the sum of |c_ij|."""
-        within = self.x_scale**2 * x + self.y_scale**2 * y
-        return within + sign * (self.cross * (self.x_scale * self.y_scale)) * across
-
-    def constant(self, near: Iterable[Tensor], far: Iterable[Tensor] | None = None) -> Tensor:
-        """Σ c_ij over the near pairs less that over all, given Σ w_i w_j of (x, y, across).
-
-        This makes of sums in which 1 was subtracted for near pairs only those of k - 1. Whichever
-        of near and far pairs weigh less are added up: then the result is exact where all are near,
-        and where none is.
-
-        Args:
-            near: Over the near pairs.
-            far: Over the far ones; None, without row weights: what is left of all pairs. Of given
-                weights that would have the rounding of all, however little is left.
+        Whichever of near and far pairs weigh less are added up, for L with |Γ|: then nothing is lost
+        where all pairs are near, and where none is.
         """
-        x, y, across = near
-        far_x, far_y, far_across = (
-            (self.x - x, self.y - y, self.across - across) if far is None else far
-        )
-        near_weigh_less = self.add(x, y, across, 1) < self.add(far_x, far_y, far_across, 1)
-        of_near, of_far = self.add(x, y, across), self.add(far_x, far_y, far_across)
-        return torch.where(near_weigh_less, of_near - self.all(), -of_far)
-
-    def all(self) -> float | Tensor:
-        """Σ c_ij over all pairs i ≠ j, (Σv - Σw)² for the unbiased estimator.
-
-        There terms of size 1 cancel, and the scaled weights' rounding would be left.
-        """
-        every = self.add(self.x, self.y, self.across)
-        if not self.unbiased:
-            return every
-        p, q = self.x_scale * self.x**0.5, self.y_scale * self.y**0.5
-        between = 0.5 * self.cross * (self.x_scale * self.y_scale) * self.across
-        cancel = abs(between - p * q) <= self.rounding * (p * q)  # the estimator's own factor
-        difference = _where(abs(p - q) <= self.rounding * (p + q), 0.0, p - q)
-        return _where(cancel, difference * difference, every)
-
-
-def _masses(
-    n: int, weights: Tensor | None, wide: torch.dtype
-) -> tuple[float | Tensor, float | Tensor]:
-    """Σw and (Σw)² - Σw² of a sample."""
-    if weights is None:
-        return float(n), float(n) * float(n - 1)
-    weights = weights.to(wide)
-    mass = weights.sum(-1)
-    return mass, mass * mass - (weights * weights).sum(-1)
-
-
-def _where(condition: Any, a: Any, b: Any) -> Any:
-    """Either of two numbers or tensors."""
-    return torch.where(condition, a, b) if isinstance(condition, Tensor) else a if condition else b
+        loss, sums = (relation * self.small).sum((-2, -1)), self.small
+        size, total = relation.abs(), (relation * masses).sum((-2, -1))
+        # The unbiased estimator's terms cancel: their rounding is not to be left.
+        total = torch.where(total.abs() <= ROUNDING * (size * masses).sum((-2, -1)), 0.0, total)
+        for s, weight in enumerate(problem.kernel_weights):
+            near, far = self.near[..., s], self.far[..., s]
+            lighter = (size * near).sum((-2, -1)) < (size * far).sum((-2, -1))
+            of_near = (relation * near).sum((-2, -1)) - total
+            loss = loss + weight * torch.where(lighter, of_near, -(relation * far).sum((-2, -1)))
+            sums = sums + weight * torch.where(near < far, near - masses, -far)
+        return loss, sums

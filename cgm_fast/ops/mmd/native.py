@@ -2,93 +2,87 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from cgm_fast import _native
-from cgm_fast.ops.memory import address, compute_like, plain, samples
-
-_FWD = {torch.float32: _native.mmd_fwd_float32, torch.float64: _native.mmd_fwd_float64}
-_HVP = {torch.float32: _native.mmd_hvp_float32, torch.float64: _native.mmd_hvp_float64}
+from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 
 
-def mmd_fwd(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    cross: Tensor | None,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    x_scale: float,
-    y_scale: float,
-    cross_scale: float,
-    row_begin: int,
-    row_end: int,
-    with_a: bool,
-    with_p: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
-    dtype, like = compute_like(x)
-    *batch, n, d = x.shape
-    m, s = y.shape[-2], len(kernel_weights)
-    loss = like.new_empty(batch)
-    grad_z = like.new_empty((*batch, row_end - row_begin, d))
-    grad_a = like.new_empty((*batch, n + m)) if with_a else like.new_empty(0)
-    grad_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
-    x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
-    cross, variance = plain(cross, dtype), plain(variance, dtype)
-    _FWD[dtype](
-        row_begin, row_end,
-        loss.data_ptr(), grad_z.data_ptr(),
-        grad_a.data_ptr() if with_a else 0, grad_p.data_ptr() if with_p else 0,
-        torch.get_num_threads(),
-        batch[0] if batch else 1, n, m, d, samples(x), samples(y),
-        address(x_weights), address(y_weights), x_scale, y_scale, address(cross), cross_scale,
-        address(variance), variances, kernel_weights,
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: torch.Size, dtype: torch.dtype, static: tuple[Any, ...], row_begin: int, row_end: int
+) -> _native.MmdPlan:
+    """What does not change from call to call; made once."""
+    sizes, relations, variances, kernel_weights, *_ = static
+    return _native.MmdPlan(
+        batch=shape[0] if len(shape) == 3 else 1, d=shape[-1], dtype=DTYPES[dtype],
+        float64=dtype == torch.float64, sizes=sizes, relations=relations, variances=variances,
+        kernel_weights=kernel_weights, row_begin=row_begin, row_end=row_end,
     )  # fmt: skip
-    return loss, grad_z, grad_a, grad_p
 
 
-def mmd_hvp(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    cross: Tensor | None,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    x_scale: float,
-    y_scale: float,
-    cross_scale: float,
-    row_begin: int,
-    row_end: int,
-    with_a: bool,
-    with_p: bool,
-    tangent_z: Tensor | None,
-    tangent_a: Tensor | None,
-    tangent_p: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
-    dtype, like = compute_like(x)
-    *batch, n, d = x.shape
-    m, s = y.shape[-2], len(kernel_weights)
-    out_z = like.new_empty((*batch, row_end - row_begin, d))
-    out_a = like.new_empty((*batch, n + m)) if with_a else like.new_empty(0)
-    out_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
-    x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
-    cross, variance = plain(cross, dtype), plain(variance, dtype)
-    tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
-    tangent_p = plain(tangent_p, dtype)
-    _HVP[dtype](
-        row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
-        out_z.data_ptr(),
-        out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,
-        torch.get_num_threads(),
-        batch[0] if batch else 1, n, m, d, samples(x), samples(y),
-        address(x_weights), address(y_weights), x_scale, y_scale, address(cross), cross_scale,
-        address(variance), variances, kernel_weights,
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """L and its derivatives: see `Value`."""
+    z, weights, relation, variance, *static = problem
+    z = z.contiguous()
+    shape = z.shape
+    dtype, like = compute_like(z)
+    weights, variance = plain(weights, dtype), plain(variance, dtype)
+    relation = plain(relation, torch.float64)
+    *batch, rows, d = shape
+    groups = len(problem.sizes)
+    value = Value(
+        like.new_empty(batch),
+        like.new_empty((*batch, wanted.row_end - wanted.row_begin, d)),
+        like.new_empty((*batch, rows) if wanted.weights else 0),
+        z.new_empty((*batch, groups, groups), dtype=torch.float64),
+        like.new_empty((*batch, len(problem.kernel_weights)) if wanted.variance else 0),
+    )
+    _native.mmd_fwd(
+        _plan(shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
+        z=begin(z), weights=address(weights), relation=address(relation),
+        variance=address(variance),
+        value_loss=value.loss.data_ptr(), value_z=value.z.data_ptr(),
+        value_weights=value.weights.data_ptr() if wanted.weights else 0,
+        value_relation=value.relation.data_ptr(),
+        value_variance=value.variance.data_ptr() if wanted.variance else 0,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
-    return out_z, out_a, out_p
+    return value
+
+
+def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
+    """The Hessian of L applied to a tangent: see `Product`."""
+    z, weights, relation, variance, *static = problem
+    z = z.contiguous()
+    dtype, like = compute_like(z)
+    weights, variance = plain(weights, dtype), plain(variance, dtype)
+    relation, of_relation = (plain(v, torch.float64) for v in (relation, tangent.relation))
+    of_z, of_weights, of_variance = (
+        plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
+    )
+    *batch, rows, d = z.shape
+    groups = len(problem.sizes)
+    product = Product(
+        like.new_empty((*batch, wanted.row_end - wanted.row_begin, d)),
+        like.new_empty((*batch, rows) if wanted.weights else 0),
+        z.new_empty((*batch, groups, groups) if wanted.relation else 0, dtype=torch.float64),
+        like.new_empty((*batch, len(problem.kernel_weights)) if wanted.variance else 0),
+    )
+    _native.mmd_hvp(
+        _plan(z.shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
+        z=begin(z), weights=address(weights), relation=address(relation),
+        variance=address(variance),
+        tangent_z=address(of_z), tangent_weights=address(of_weights),
+        tangent_relation=address(of_relation), tangent_variance=address(of_variance),
+        product_z=product.z.data_ptr(),
+        product_weights=product.weights.data_ptr() if wanted.weights else 0,
+        product_relation=product.relation.data_ptr() if wanted.relation else 0,
+        product_variance=product.variance.data_ptr() if wanted.variance else 0,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return product

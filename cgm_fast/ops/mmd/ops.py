@@ -2,57 +2,46 @@
 
 Only torch is imported here. The implementation is chosen on real tensors, inside the op, so that
 torch.compile sees one opaque op whatever runs it.
-
-Shapes, where the batch [b] may be missing from all of them: x [b, n, d], y [b, m, d], weights
-[b, n] and [b, m], cross [b], variance [b, s]; the loss is [b], the gradients [b, rows, d],
-[b, n + m] and [b, s + 1].
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from cgm_fast.ops.registration import register
-
-_INPUTS = (
-    "Tensor x, Tensor y, Tensor? x_weights, Tensor? y_weights, Tensor? cross, Tensor? variance, "
-    "float[] variances, float[] kernel_weights, float x_scale, float y_scale, float cross_scale, "
-    "SymInt row_begin, SymInt row_end, bool with_a, bool with_p"
-)
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
+from cgm_fast.ops.registration import Op
 
 
-def _shapes(x: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, kernel_weights = args[0], args[6]
-    row_begin, row_end, with_a, with_p = args[10:14]
-    *batch, n, d = x.shape
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (
-        x.new_empty(batch, dtype=dtype),
-        x.new_empty((*batch, row_end - row_begin, d), dtype=dtype),
-        x.new_empty((*batch, n + y.shape[-2]) if with_a else (0,), dtype=dtype),
-        x.new_empty((*batch, len(kernel_weights) + 1) if with_p else (0,), dtype=dtype),
+def _product_fake(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
+    z, groups = problem.z, len(problem.sizes)
+    *batch, rows, d = z.shape
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    scales = len(problem.kernel_weights)
+    return Product(
+        z.new_empty((*batch, wanted.row_end - wanted.row_begin, d), dtype=dtype),
+        z.new_empty((*batch, rows) if wanted.weights else (0,), dtype=dtype),
+        z.new_empty((*batch, groups, groups) if wanted.relation else (0,), dtype=sums_dtype(z)),
+        z.new_empty((*batch, scales) if wanted.variance else (0,), dtype=dtype),
     )
 
 
-def _mmd_fwd_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return _shapes(x, args)
+def _value_fake(problem: Problem, wanted: Wanted) -> Value:
+    gradient = _product_fake(
+        problem, Tangent(None, None, None, None), wanted._replace(relation=True)
+    )
+    dtype = torch.promote_types(problem.z.dtype, torch.float32)
+    return Value(problem.z.new_empty(problem.z.shape[:-2], dtype=dtype), *gradient)
 
 
-def _mmd_hvp_fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return _shapes(x, args)[1:]
+def sums_dtype(z: torch.Tensor) -> torch.dtype:
+    """Of the block sums: float64, or float32 where the device has none (MPS)."""
+    return torch.float32 if z.device.type == "mps" else torch.float64
 
 
-def _not_negative(results: tuple[Tensor, ...], *args: Any) -> None:
-    """What the biased estimator loses to rounding where the samples agree.
-
-    Without weights the masses are equal, and with one factor within samples and across them L is
-    the squared norm of a difference: a negative number is nothing but the kernel's rounding.
-    """
-    if args[2] is None and args[3] is None and args[4] is None and args[10] == 1.0:
-        loss = results[0]
+def _not_negative(value: Value, problem: Problem) -> None:
+    """What L loses to rounding where the samples agree, and it is known not to be negative."""
+    if problem.nonnegative:
+        loss = value.loss
         if loss.is_cpu and not loss.dim():  # cheaper than an op
             if loss.item() < 0:
                 loss.zero_()
@@ -60,17 +49,5 @@ def _not_negative(results: tuple[Tensor, ...], *args: Any) -> None:
             loss.relu_()
 
 
-mmd_fwd = register(
-    "mmd",
-    "fwd",
-    f"({_INPUTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _mmd_fwd_fake,
-    _not_negative,
-)
-mmd_hvp = register(
-    "mmd",
-    "hvp",
-    f"({_INPUTS}, Tensor? tangent_z, Tensor? tangent_a, Tensor? tangent_p, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
-    _mmd_hvp_fake,
-)
+mmd_fwd = Op("mmd", "fwd", (Problem, Wanted), Value, _value_fake, _not_negative)
+mmd_hvp = Op("mmd", "hvp", (Problem, Tangent, Wanted), Product, _product_fake)

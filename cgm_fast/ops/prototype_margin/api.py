@@ -16,8 +16,9 @@ from cgm_fast.ops.checks import (
     check_number,
     match,
 )
-from cgm_fast.ops.prototype_margin.autograd import PrototypeMargin
+from cgm_fast.ops.prototype_margin.autograd import prototype_margin_value
 from cgm_fast.ops.prototype_margin.ops import prototype_margin_fwd
+from cgm_fast.ops.prototype_margin.problem import NOTHING, Problem
 from cgm_fast.ops.watching import differentiates_itself
 
 NEGATIVES = ("sum", "mean")
@@ -81,11 +82,12 @@ def prototype_margin(
         check_all_finite("g", g)
     negative_scale = 1.0 if negatives == "sum" else 1.0 / (g.shape[0] - 1)
     scale = 1.0 / r.shape[0] if reduction == "mean" else 1.0
-    constants = (margin, negative_scale, scale)
+    inputs, static = (r, g, labels), (margin, negative_scale, scale)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
-        loss, assignment = PrototypeMargin.apply(r, g, labels, *constants, backend)
+        loss, assignment = prototype_margin_value(static, backend, None, *inputs)
     else:
-        loss, assignment, *_ = prototype_margin_fwd(r, g, labels, *constants, False, False, backend)
+        problem = Problem(*inputs, *static)
+        loss, assignment, *_ = prototype_margin_fwd(problem, NOTHING, backend)
     return PrototypeMarginResult(loss, assignment)
 
 

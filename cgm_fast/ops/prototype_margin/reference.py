@@ -13,25 +13,18 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.chunks import pairs_per_chunk
+from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Value, Wanted
 
 
-def prototype_margin_fwd(
-    r: Tensor,
-    g: Tensor,
-    labels: Tensor | None,
-    margin: float,
-    negative_scale: float,
-    scale: float,
-    with_r: bool,
-    with_g: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], assignment [B], and gradients in r [B, d] and g [k, d] (empty if not wanted)."""
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """Loss, assignment and gradients: see `Value`."""
+    r, g, labels, margin, negative_scale, scale = problem
     dtype = torch.promote_types(r.dtype, torch.float32)
     wide = _wide(r)
     loss = r.new_zeros((), dtype=wide)
     assignment = torch.empty(r.shape[:1], dtype=torch.int64, device=r.device)
-    grad_r = r.new_empty(r.shape if with_r else (0,), dtype=dtype)
-    grad_g = r.new_zeros(g.shape if with_g else (0,), dtype=wide)
+    grad_r = r.new_empty(r.shape if wanted.r else (0,), dtype=dtype)
+    grad_g = r.new_zeros(g.shape if wanted.g else (0,), dtype=wide)
     with _no_autocast(r.device.type):
         for i, rows, prototypes, distance in _chunks(r, g):
             if labels is None:
@@ -48,37 +41,30 @@ def prototype_margin_fwd(
                 outside = (labels[i] != nearest).any()
                 loss += torch.where(outside, float("nan"), 0.0)  # checked before, on the CPU
             a = _slopes(own, distance, margin, negative_scale)
-            if with_r:
+            if wanted.r:
                 grad_r[i] = 2 * scale * (a.sum(1, keepdim=True) * rows - a @ prototypes)
-            if with_g:
+            if wanted.g:
                 grad_g += 2 * scale * (a.sum(0).unsqueeze(1) * prototypes - a.T @ rows)
-    return (scale * loss).to(dtype), assignment, grad_r, grad_g.to(dtype)
+    return Value((scale * loss).to(dtype), assignment, grad_r, grad_g.to(dtype))
 
 
-def prototype_margin_hvp(
-    r: Tensor,
-    g: Tensor,
-    assignment: Tensor,
-    margin: float,
-    negative_scale: float,
-    scale: float,
-    tangent_r: Tensor | None,
-    tangent_g: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d]): the gradient's formula."""
+def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
+    """The Hessian applied to a tangent, by the gradient's formula; labels are the assignment."""
+    r, g, assignment, margin, negative_scale, scale = problem
+    assert assignment is not None
     dtype = torch.promote_types(r.dtype, torch.float32)
     out_r = r.new_empty(r.shape, dtype=dtype)
     out_g = r.new_zeros(g.shape, dtype=_wide(r))
     zero = r.new_zeros((), dtype=dtype)
-    t_r = zero.expand(r.shape) if tangent_r is None else tangent_r.to(dtype)
-    t_g = zero.expand(g.shape) if tangent_g is None else tangent_g.to(dtype)
+    t_r = zero.expand(r.shape) if tangent.r is None else tangent.r.to(dtype)
+    t_g = zero.expand(g.shape) if tangent.g is None else tangent.g.to(dtype)
     with _no_autocast(r.device.type):
         for i, _, _, distance in _chunks(r, g):
             nearest = assignment[i].clamp(0, g.shape[0] - 1)
             a = _slopes(_own(nearest, g.shape[0]), distance, margin, negative_scale)
             out_r[i] = 2 * scale * (a.sum(1, keepdim=True) * t_r[i] - a @ t_g)
             out_g += 2 * scale * (a.sum(0).unsqueeze(1) * t_g - a.T @ t_r[i])
-    return out_r, out_g.to(dtype)
+    return Product(out_r, out_g.to(dtype))
 
 
 def _own(nearest: Tensor, k: int) -> Tensor:

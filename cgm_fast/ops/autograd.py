@@ -1,0 +1,90 @@
+"""The one `autograd.Function` of all ops: for eager autograd, and for torch.compile.
+
+What goes through torch's dispatcher has derivatives of registered ops: derivatives.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgm_fast.ops.formulas import THIRD, Formula
+from cgm_fast.ops.watching import composed
+
+
+def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
+    """An op's values, differentiable twice: a function (static, backend, inputs...).
+
+    The gradient is computed with the value, in one pass, and `backward` scales it. Where that is to
+    be differentiated, the gradient is a result like the value: the same node once more, without
+    computing anything, with all results; its `backward` is the Hessian-vector product.
+    """
+
+    class Fused(torch.autograd.Function):
+        """(static, backend, results or None, inputs...) -> values, or all results."""
+
+        @staticmethod
+        def forward(ctx: Any, static: Any, backend: str, known: Any, *inputs: Any) -> Any:
+            needs = formula.needs(inputs, ctx.needs_input_grad[3:])
+            problem = formula.problem(inputs, static)
+            wanted = formula.wanted(problem, needs, inputs)
+            if known is None:
+                results = formula.fwd(problem, wanted, backend)
+                out = tuple(results[: formula.values])
+            else:
+                out = results = tuple(value.detach() for value in known)
+            ctx.save_for_backward(*inputs, *results)
+            ctx.rest = static, backend, wanted, known is not None, len(inputs)
+            ctx.mark_non_differentiable(*(out[i] for i in formula.constant))
+            ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Any) -> Any:
+            static, backend, wanted, whole, count = ctx.rest
+            saved = ctx.saved_tensors
+            inputs, results = saved[:count], saved[count:]
+            problem, differentiated = None, torch.is_grad_enabled()
+            if whole or (differentiated and composed(cotangents[0])):
+                problem = formula.problem(inputs, static)
+            if whole:
+                with torch.no_grad():
+                    parts = formula.backward(
+                        problem, wanted, backend, results, cotangents, formula.hvp
+                    )
+            else:
+                if problem is not None:  # the gradients of a batch, together
+                    results = formula.fwd.dispatched(problem, wanted, backend)
+                elif differentiated:
+                    results = Fused.apply(static, backend, results, *inputs)
+                parts = formula.backward(None, wanted, backend, results, cotangents, formula.hvp)
+            out = [
+                value if value is None or value.dtype == like.dtype else value.to(like.dtype)
+                for value, like in zip(formula.split(inputs, wanted, parts), inputs, strict=True)
+            ]
+            if whole and differentiated:
+                out = Last.apply(len(out), *out, *saved, *cotangents)
+            return (None, None, None, *out)
+
+    return Fused.apply  # type: ignore[no-any-return]
+
+
+class Last(torch.autograd.Function):
+    """(count, values..., what they depend on...) -> the values, not differentiable further.
+
+    `once_differentiable` does not do: it cuts the result off from the inputs, so that
+    `torch.autograd.grad` passes its error by wherever another path leads to them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Pass on the first `count` tensors."""
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Refuse."""
+        raise RuntimeError(THIRD)

@@ -1,0 +1,172 @@
+"""What the derivatives of every op have in common, and what an op adds to it.
+
+An op's forward pass returns values, the first of them the loss, and then the gradient of the loss
+in each of its variables. The gradient is differentiated by the Hessian-vector product `hvp`, which
+is linear and symmetric, and so its own derivative. A third derivative there is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cgm_fast.ops.registration import Op
+
+THIRD = "third derivatives are not implemented in cgm_fast"
+
+Tensors = Sequence[Tensor | None]
+Run = Callable[..., Any]
+
+
+class Formula:
+    """An op's derivatives; `results` are those of its forward pass.
+
+    Derivatives in variables come "in parts" where only some are wanted: as the results have them.
+    """
+
+    fwd: Op
+    hvp: Op
+    variables: tuple[int, ...]
+    """Which fields of the problem can have a gradient; results hold one of each, in this order."""
+    values: int
+    """How many results are values."""
+    constant: tuple[int, ...] = ()
+    """Values that have no derivative."""
+
+    # What an op adds.
+
+    def problem(self, inputs: Tensors, static: Any) -> Any:
+        """The problem of the tensors that a user has, and of what is not a tensor."""
+        raise NotImplementedError
+
+    def needs(self, inputs: Tensors, needs: Sequence[bool]) -> tuple[bool, ...]:
+        """Which variables inputs that need a gradient make need one."""
+        return tuple(needs[: len(self.variables)])
+
+    def split(self, inputs: Tensors, wanted: Any, parts: Tensors) -> list[Tensor | None]:
+        """Derivatives in variables, in parts, as those in the inputs."""
+        return [*parts, *[None] * (len(inputs) - len(parts))]
+
+    def wanted(self, problem: Any, needs: Sequence[bool], inputs: Any = None) -> Any:
+        """The record that asks for the gradient in some variables."""
+        raise NotImplementedError
+
+    def both(self, wanted: Any, other: Any) -> Any:
+        """A record that asks for all that two of them ask for."""
+        raise NotImplementedError
+
+    def has(self, wanted: Any) -> tuple[bool, ...]:
+        """Of which variables a record asks for the gradient."""
+        raise NotImplementedError
+
+    def whole(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
+        """Derivatives in parts, as large as the variables."""
+        return list(parts)
+
+    def narrowed(self, wanted: Any, wide: Any, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Of gradients that a wide record asked for, those of another; empty ones for the rest."""
+        return [
+            value if yes else value.new_empty(0)
+            for value, yes in zip(gradients, self.has(wanted), strict=True)
+        ]
+
+    def tangent(self, problem: Any, wanted: Any, parts: Tensors) -> Any:
+        """A tangent of vectors over gradients in parts."""
+        return self.hvp.records[1](*self.whole(problem, wanted, parts))
+
+    def second(self, problem: Any, results: Any) -> Any:
+        """The problem as the Hessian-vector product takes it."""
+        return problem
+
+    def scaled(self, factor: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients times a number [] or one for each item of a batch [b]."""
+        return [factor * value for value in gradients]
+
+    def moved(self, tangents: Tensors) -> dict[int, Tensor | None]:
+        """Tangents of values besides the loss, of those of the variables."""
+        return {}
+
+    def reached(self, cotangents: Tensors) -> list[Tensor | None]:
+        """What values besides the loss give to the variables, of their cotangents."""
+        return [None] * len(self.variables)
+
+    # What they have in common.
+
+    def backward(
+        self, problem: Any, wanted: Any, backend: str, results: Any, cotangents: Tensors, hvp: Run
+    ) -> list[Tensor | None]:
+        """Derivatives in the variables, in parts: the gradient scaled by the loss's cotangent, the
+        Hessian's product with those of the gradient, and what reached other values."""
+        gradients, has = results[self.values :], self.has(wanted)
+        parts: list[Tensor | None] = [None] * len(self.variables)
+        if cotangents[0] is not None:
+            parts = self._some(self.scaled(cotangents[0], gradients), has)
+        vectors = cotangents[self.values :]
+        if any(vector is not None for vector in vectors):
+            tangent = self.tangent(problem, wanted, vectors)
+            product = hvp(self.second(problem, results), tangent, wanted, backend)
+            parts = [_sum(*pair) for pair in zip(parts, self._some(product, has), strict=True)]
+        reached = self.reached(cotangents[: self.values])
+        return [_sum(*pair) for pair in zip(parts, reached, strict=True)]
+
+    def along(
+        self, problem: Any, wanted: Any, backend: str, results: Any, tangents: Tensors, hvp: Run
+    ) -> list[Tensor | None]:
+        """Derivatives of the results along tangents of the variables, in forward mode."""
+        gradients, has = results[self.values :], self.has(wanted)
+        out: list[Tensor | None] = [None] * (self.values + len(gradients))
+        out[0] = self.dot(gradients, wanted, tangents)
+        for i, value in self.moved(tangents).items():
+            out[i] = value
+        if any(has) and any(tangent is not None for tangent in tangents):
+            tangent = self.hvp.records[1](*tangents)
+            product = hvp(self.second(problem, results), tangent, wanted, backend)
+            out[self.values :] = self._some(product, has)
+        return out
+
+    def dot(self, gradients: Sequence[Tensor], wanted: Any, tangents: Tensors) -> Tensor | None:
+        """The derivative of the loss along tangents of the variables; None for zero."""
+        terms = [
+            (gradient * tangent).sum()
+            for gradient, tangent, has in zip(gradients, tangents, self.has(wanted), strict=True)
+            if has and tangent is not None
+        ]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    @staticmethod
+    def _some(values: Sequence[Tensor], has: Sequence[bool]) -> list[Tensor | None]:
+        return [value if yes else None for value, yes in zip(values, has, strict=True)]
+
+
+class OfPair(Formula):
+    """Of an op of samples r and prototypes g, the first two fields of its problem."""
+
+    variables = (0, 1)
+    assignment: int
+    """Which result that is; labels, the problem's third field, are replaced by it."""
+
+    def problem(self, inputs: Tensors, static: Any) -> Any:
+        """The inputs are the problem's tensors."""
+        return self.fwd.records[0](*inputs, *static)
+
+    def wanted(self, problem: Any, needs: Sequence[bool], inputs: Any = None) -> Any:
+        """Both gradients or one."""
+        return self.fwd.records[1](*map(bool, needs[:2]))
+
+    def both(self, wanted: Any, other: Any) -> Any:
+        """Either."""
+        return type(wanted)(*(a or b for a, b in zip(wanted, other, strict=True)))
+
+    def has(self, wanted: Any) -> tuple[bool, ...]:
+        """Of r and of g."""
+        return tuple(map(bool, wanted))
+
+    def second(self, problem: Any, results: Any) -> Any:
+        """With the assignment in the labels' place."""
+        return problem._replace(labels=results[self.assignment])
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
