@@ -46,11 +46,10 @@ void mmd_fwd(const MmdPlan& plan, Address z, Address weights, Address relation, 
              Address value_variance, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::mmd_fwd_cpu<T>(
-        plan.problem<T>(z, weights, relation, variance),
-        {plan.row_begin, plan.row_end, at<T>(value_loss), at<double>(value_relation),
-         at<T>(value_z), at<T>(value_weights), at<T>(value_variance)},
-        threads);
+    cf::mmd_fwd_cpu<T>(plan.problem<T>(z, weights, relation, variance),
+                       {plan.row_begin, plan.row_end, at<T>(value_loss), at<double>(value_relation),
+                        at<T>(value_z), at<T>(value_weights), at<T>(value_variance)},
+                       threads);
   });
 }
 
@@ -60,13 +59,12 @@ void mmd_hvp(const MmdPlan& plan, Address z, Address weights, Address relation, 
              Address product_relation, Address product_variance, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::mmd_hvp_cpu<T>(
-        plan.problem<T>(z, weights, relation, variance),
-        {at<const T>(tangent_z), at<const T>(tangent_weights), at<const double>(tangent_relation),
-         at<const T>(tangent_variance)},
-        {plan.row_begin, plan.row_end, at<T>(product_z), at<T>(product_weights),
-         at<double>(product_relation), at<T>(product_variance)},
-        threads);
+    cf::mmd_hvp_cpu<T>(plan.problem<T>(z, weights, relation, variance),
+                       {at<const T>(tangent_z), at<const T>(tangent_weights),
+                        at<const double>(tangent_relation), at<const T>(tangent_variance)},
+                       {plan.row_begin, plan.row_end, at<T>(product_z), at<T>(product_weights),
+                        at<double>(product_relation), at<T>(product_variance)},
+                       threads);
   });
 }
 
@@ -87,11 +85,10 @@ void prototype_margin_hvp(const PrototypeMarginPlan& plan, const PySamples& r, c
                           Address product_g, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::prototype_margin_hvp_cpu<T>(
-        plan.input<T>(r, g, 0),
-        {at<const int64_t>(labels), at<const T>(tangent_r), at<const T>(tangent_g),
-         at<T>(product_r), at<T>(product_g)},
-        threads);
+    cf::prototype_margin_hvp_cpu<T>(plan.input<T>(r, g, 0),
+                                    {at<const int64_t>(labels), at<const T>(tangent_r),
+                                     at<const T>(tangent_g), at<T>(product_r), at<T>(product_g)},
+                                    threads);
   });
 }
 

@@ -1,6 +1,6 @@
 // How Python hands things over: plans of what does not change from call to call, and then addresses
-// by name. Kernels run without the GIL. Callers own every buffer and have checked shapes; an address
-// of 0 means "not given". Only bindings*.cpp include this, and only this includes pybind11.
+// by name. Kernels run without the GIL. Callers own every buffer and have checked shapes; an
+// address of 0 means "not given". Only bindings*.cpp include this, and only this includes pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -38,6 +38,7 @@ struct MmdPlan {
   bool float64;                 // what is computed in; else float32
   std::vector<int64_t> begins;  // rows before each group, and all
   std::vector<double> relations, variances, kernel_weights;
+  Kernel kernel;
   int64_t row_begin, row_end;
 
   // `begins`, `relations` and `variances` are on the host here.
@@ -57,6 +58,7 @@ struct MmdPlan {
     in.variance = at<const T>(variance);
     in.variances = variances.data();
     in.kernel_weights = kernel_weights.data();
+    in.kernel = kernel;
     return in;
   }
 };
@@ -69,8 +71,8 @@ struct PrototypeMarginPlan {
 
   template <typename T>
   PrototypeMarginInput<T> input(const PySamples& r, const PySamples& g, Address labels) const {
-    return {rows, k, d, samples(r), samples(g), at<const int64_t>(labels), margin, negative_scale,
-            scale};
+    return {rows,           k,    d, samples(r), samples(g), at<const int64_t>(labels), margin,
+            negative_scale, scale};
   }
 };
 
@@ -79,6 +81,7 @@ struct CgmLossPlan {
   PrototypeMarginPlan of_margin;
   double sigma, prior_sigma, mmd_weight, margin_weight;
   std::vector<double> variances, kernel_weights;
+  Kernel kernel;
   bool detach_prior;
 
   // `variances` and `kernel_weights` are on the host here.
@@ -94,6 +97,7 @@ struct CgmLossPlan {
             static_cast<int64_t>(variances.size()),
             variances.data(),
             kernel_weights.data(),
+            kernel,
             detach_prior};
   }
 };

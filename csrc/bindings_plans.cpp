@@ -9,11 +9,12 @@ namespace {
 MmdPlan mmd_plan(int64_t batch, int64_t d, int dtype, bool float64,
                  const std::vector<int64_t>& sizes, const std::vector<double>& relations,
                  const std::vector<double>& variances, const std::vector<double>& kernel_weights,
-                 int64_t row_begin, int64_t row_end) {
+                 const std::string& kernel, int64_t row_begin, int64_t row_end) {
   std::vector<int64_t> begins = {0};
   for (int64_t size : sizes) begins.push_back(begins.back() + size);
-  return {batch,     begins.back(),  d,         dtype,  float64, begins, relations,
-          variances, kernel_weights, row_begin, row_end};
+  return {batch,     begins.back(), d,         dtype,          float64,
+          begins,    relations,     variances, kernel_weights, kernel_of(kernel),
+          row_begin, row_end};
 }
 
 PrototypeMarginPlan prototype_margin_plan(int64_t rows, int64_t k, int64_t d, bool float64,
@@ -26,8 +27,8 @@ PrototypeMarginPlan prototype_margin_plan(int64_t rows, int64_t k, int64_t d, bo
 void bind_plans(py::module_& module) {
   using py::arg;
   py::class_<MmdPlan>(module, "MmdPlan")
-      .def(py::init(&mmd_plan), py::kw_only(), arg("batch"), arg("d"), arg("dtype"),
-           arg("float64"), arg("sizes"), arg("relations"), arg("variances"), arg("kernel_weights"),
+      .def(py::init(&mmd_plan), py::kw_only(), arg("batch"), arg("d"), arg("dtype"), arg("float64"),
+           arg("sizes"), arg("relations"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("row_begin"), arg("row_end"));
   py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan")
       .def(py::init(&prototype_margin_plan), py::kw_only(), arg("rows"), arg("k"), arg("d"),
@@ -35,12 +36,15 @@ void bind_plans(py::module_& module) {
   py::class_<CgmLossPlan>(module, "CgmLossPlan")
       .def(py::init([](const PrototypeMarginPlan& of_margin, double sigma, double prior_sigma,
                        double mmd_weight, double margin_weight, std::vector<double> variances,
-                       std::vector<double> kernel_weights, bool detach_prior) {
+                       std::vector<double> kernel_weights, const std::string& kernel,
+                       bool detach_prior) {
              return CgmLossPlan{of_margin,     sigma,     prior_sigma,    mmd_weight,
-                                margin_weight, variances, kernel_weights, detach_prior};
+                                margin_weight, variances, kernel_weights, kernel_of(kernel),
+                                detach_prior};
            }),
            py::kw_only(), arg("of_margin"), arg("sigma"), arg("prior_sigma"), arg("mmd_weight"),
-           arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("detach_prior"));
+           arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("kernel"),
+           arg("detach_prior"));
 }
 
 }  // namespace cgm_fast::bindings

@@ -1,5 +1,5 @@
-// The end of an MMD² pass: from sums in which 1 was subtracted from k for near pairs only (k >= 1/2)
-// to those of k - 1. See cgm_fast/ops/mmd/README.md.
+// The end of an MMD² pass: from sums in which 1 was subtracted from k for near pairs only (k >=
+// 1/2) to those of k - 1. See cgm_fast/ops/mmd/README.md.
 #pragma once
 
 #include <cmath>

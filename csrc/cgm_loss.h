@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels.h"
 #include "prototype_margin.h"
 #include "samples.h"
 
@@ -22,7 +23,8 @@ struct CgmLossInput {
   int64_t scales;
   const double* variances;       // [scales], h = sigma^2 of the kernel, squared units of z
   const double* kernel_weights;  // [scales]
-  bool detach_prior;             // no gradient of the MMD in g
+  Kernel kernel;
+  bool detach_prior;  // no gradient of the MMD in g
 };
 
 template <typename T>

@@ -5,11 +5,13 @@
 // groups,
 //   L = sum_{i != j} relation[g_i, g_j] w_i w_j (k(z_i, z_j) - k(0)),
 //   k = sum_s kernel_weights[s] phi(|z_i - z_j|^2 / 2h_s).
-// Subtracting k(0) changes L only by a constant that the caller knows, and keeps small values exact.
+// Subtracting k(0) changes L only by a constant that the caller knows, and keeps small values
+// exact.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels.h"
 #include "samples.h"
 
 namespace cgm_fast {
@@ -25,6 +27,7 @@ struct MmdProblem {
   const T* variance;        // [batch, scales], h = sigma^2 in squared units of the data, or null
   const double* variances;  // [scales], the same for every batch item where `variance` is null
   const double* kernel_weights;  // [scales]
+  Kernel kernel;                 // phi
 
   // The relation of an item.
   const double* relation_of(int64_t item) const {

@@ -79,6 +79,7 @@ void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, 
   problem.relation = relation;
   problem.variances = in.variances;
   problem.kernel_weights = in.kernel_weights;
+  problem.kernel = in.kernel;
   mmd_fwd_cpu(problem, {begin, end, &mmd, block_sums, grad_z.data, nullptr, nullptr}, threads);
 
   out.terms[0] = mmd;

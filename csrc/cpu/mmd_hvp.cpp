@@ -242,9 +242,8 @@ void product_of_item(const MmdProblem<T>& in, const MmdTangent<T>& tangent,
 template <typename T>
 void mmd_hvp_cpu(const MmdProblem<T>& in, const MmdTangent<T>& tangent, const MmdProduct<T>& out,
                  int threads) {
-  for_each_item(in.batch, threads, [&](int64_t item, int inner) {
-    product_of_item(in, tangent, out, item, inner);
-  });
+  for_each_item(in.batch, threads,
+                [&](int64_t item, int inner) { product_of_item(in, tangent, out, item, inner); });
 }
 
 template void mmd_hvp_cpu(const MmdProblem<float>&, const MmdTangent<float>&,

@@ -35,8 +35,8 @@ std::vector<MacroTile> make_macro_tiles(const Layout<T>& layout, int threads) {
   return out;
 }
 
-// In the kernel's coordinates. Of each macro-tile of rows, by group of the columns: nobody else adds
-// there.
+// In the kernel's coordinates. Of each macro-tile of rows, by group of the columns: nobody else
+// adds there.
 template <typename T>
 struct Sums {
   Sums(const Layout<T>& layout, size_t macro_tiles, bool with_gradient, bool with_columns,

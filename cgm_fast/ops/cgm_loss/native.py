@@ -27,7 +27,7 @@ def _plan(
     return _native.CgmLossPlan(
         of_margin=of_margin, sigma=of.sigma, prior_sigma=of.prior_sigma,
         mmd_weight=of.mmd_weight, margin_weight=of.margin_weight, variances=of.variances,
-        kernel_weights=of.kernel_weights, detach_prior=of.detach_prior,
+        kernel_weights=of.kernel_weights, kernel=of.kernel, detach_prior=of.detach_prior,
     )  # fmt: skip
 
 

@@ -17,11 +17,11 @@ def _plan(
     shape: torch.Size, dtype: torch.dtype, static: tuple[Any, ...], row_begin: int, row_end: int
 ) -> _native.MmdPlan:
     """What does not change from call to call; made once."""
-    sizes, relations, variances, kernel_weights, *_ = static
+    sizes, relations, variances, kernel_weights, kernel, _ = static
     return _native.MmdPlan(
         batch=shape[0] if len(shape) == 3 else 1, d=shape[-1], dtype=DTYPES[dtype],
         float64=dtype == torch.float64, sizes=sizes, relations=relations, variances=variances,
-        kernel_weights=kernel_weights, row_begin=row_begin, row_end=row_end,
+        kernel_weights=kernel_weights, kernel=kernel, row_begin=row_begin, row_end=row_end,
     )  # fmt: skip
 
 
