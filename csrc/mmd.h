@@ -40,8 +40,8 @@ template <typename T>
 struct MmdValue {
   int64_t row_begin, row_end;  // rows of z whose gradient is wanted; empty: none
   T* loss;                     // [batch]
-  double* relation;  // [batch, groups, groups], the block sums: of w_i w_j (k - k(0)), i != j
-  T* z;              // [batch, row_end - row_begin, d]
+  double* relation;  // [batch, groups, groups], sums of w_i w_j (k - k(0)) over i != j; or null
+  T* z;              // [batch, row_end - row_begin, d], or null
   T* weights;        // [batch, rows], or null
   T* variance;       // [batch, scales], or null
 };
@@ -59,7 +59,7 @@ struct MmdTangent {
 template <typename T>
 struct MmdProduct {
   int64_t row_begin, row_end;
-  T* z;              // [batch, row_end - row_begin, d]
+  T* z;              // [batch, row_end - row_begin, d], or null
   T* weights;        // [batch, rows]
   double* relation;  // [batch, groups, groups]
   T* variance;       // [batch, scales]

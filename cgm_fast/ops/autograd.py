@@ -16,7 +16,7 @@ from cgm_fast.ops.watching import composed
 
 
 def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
-    """An op's values, differentiable twice: a function (static, backend, inputs...).
+    """An op's values, differentiable twice: a function (static, backend, None, inputs...).
 
     The gradient is computed with the value, in one pass, and `backward` scales it. Where that is to
     be differentiated, the gradient is a result like the value: the same node once more, without
@@ -24,21 +24,21 @@ def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
     """
 
     class Fused(torch.autograd.Function):
-        """(static, backend, results or None, inputs...) -> values, or all results."""
+        """(static, backend, (wanted, results) if known, inputs...) -> values, or all results."""
 
         @staticmethod
         def forward(ctx: Any, static: Any, backend: str, known: Any, *inputs: Any) -> Any:
-            needs = formula.needs(inputs, ctx.needs_input_grad[3:])
-            problem = formula.problem(inputs, static)
-            wanted = formula.wanted(problem, needs, inputs)
             if known is None:
+                problem, wanted = formula.prepare(inputs, static, ctx.needs_input_grad[3:])
                 results = formula.fwd(problem, wanted, backend)
-                out = tuple(results[: formula.values])
+                out = results[: formula.values]
             else:
-                out = results = tuple(value.detach() for value in known)
+                wanted, results = known
+                out = results = tuple(None if v is None else v.detach() for v in results)
             ctx.save_for_backward(*inputs, *results)
             ctx.rest = static, backend, wanted, known is not None, len(inputs)
-            ctx.mark_non_differentiable(*(out[i] for i in formula.constant))
+            if formula.constant:
+                ctx.mark_non_differentiable(*(out[i] for i in formula.constant))
             ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
             return out
 
@@ -49,7 +49,7 @@ def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
             inputs, results = saved[:count], saved[count:]
             problem, differentiated = None, torch.is_grad_enabled()
             if whole or (differentiated and composed(cotangents[0])):
-                problem = formula.problem(inputs, static)
+                problem, _ = formula.prepare(inputs, static, ctx.needs_input_grad[3:])
             if whole:
                 with torch.no_grad():
                     parts = formula.backward(
@@ -59,17 +59,14 @@ def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
                 if problem is not None:  # the gradients of a batch, together
                     results = formula.fwd.dispatched(problem, wanted, backend)
                 elif differentiated:
-                    results = Fused.apply(static, backend, results, *inputs)
+                    results = Fused.apply(static, backend, (wanted, results), *inputs)
                 parts = formula.backward(None, wanted, backend, results, cotangents, formula.hvp)
-            out = [
-                value if value is None or value.dtype == like.dtype else value.to(like.dtype)
-                for value, like in zip(formula.split(inputs, wanted, parts), inputs, strict=True)
-            ]
+            out = formula.split(inputs, wanted, parts)
             if whole and differentiated:
                 out = Last.apply(len(out), *out, *saved, *cotangents)
             return (None, None, None, *out)
 
-    return Fused.apply  # type: ignore[no-any-return]
+    return Fused.apply
 
 
 class Last(torch.autograd.Function):

@@ -7,11 +7,11 @@ arithmetic: such a call goes straight to the implementation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import library
+from torch import Tensor, library
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -61,10 +61,10 @@ class Op:
         self._hidden = watching.legacy_batch if step == "hvp" else _no
 
         def run(*args: Any) -> tuple[Any, ...]:
-            return tuple(self.run(*rebuild(records, args), args[-1]))
+            return with_empty(self.run(*rebuild(records, args), args[-1]), args[0])
 
         def fake_of(*args: Any) -> tuple[Any, ...]:
-            return tuple(fake(*rebuild(records, args)))
+            return with_empty(fake(*rebuild(records, args)), args[0])
 
         if self.name in _LIBRARIES:
             _LIBRARIES.pop(self.name)._destroy()
@@ -93,7 +93,7 @@ class Op:
 
     def dispatched(self, *args: Any) -> Any:
         """Through torch's dispatcher."""
-        return self.results(*self.registered(*flatten(args[:-1], args[-1])))
+        return self.results(*without_empty(self.registered(*flatten(args[:-1], args[-1]))))
 
     def __call__(self, *args: Any) -> Any:
         """The results of the records and the backend's name."""
@@ -123,6 +123,16 @@ class Op:
             return self.run(*args)
         except NoMemory:
             return self.dispatched(*args)
+
+
+def with_empty(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Results as torch's ops return them, which know no None: an empty tensor in its place."""
+    return tuple(like.new_empty(0) if value is None else value for value in results)
+
+
+def without_empty(results: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The other way."""
+    return tuple(None if value.shape == (0,) else value for value in results)
 
 
 def _no(_: Any) -> bool:

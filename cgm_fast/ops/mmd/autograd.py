@@ -22,28 +22,27 @@ class MMDFormula(Formula):
     variables = (0, 1, 2, 3)
     values = 1
 
-    def problem(self, inputs: Tensors, static: Any) -> Problem:
-        """Groups are stacked here, so that a constant one costs no gradient."""
+    def prepare(
+        self, inputs: Tensors, static: Any, needs: Sequence[bool]
+    ) -> tuple[Problem, Wanted]:
+        """Groups are stacked here, so that one that is a constant costs no gradient: of rows those
+        from the first group that needs it to the last are wanted."""
         weights, relation, variance, *groups = inputs
-        z = groups[0] if len(groups) == 1 else torch.cat(groups, -2)  # type: ignore[arg-type]
-        assert z is not None
-        return Problem(z, weights, relation, variance, *static)
+        begin = end = at = 0
+        for group, need in zip(groups, needs[3:], strict=True):
+            rows = group.shape[-2]  # type: ignore[union-attr]
+            if need:
+                begin, end = begin if end else at, at + rows
+            at += rows
+        z: Any = groups[0] if len(groups) == 1 else torch.cat(groups, -2)  # type: ignore[arg-type]
+        return (
+            Problem(z, weights, relation, variance, *static),
+            Wanted(begin, end, needs[0], needs[1], needs[2]),
+        )
 
-    def needs(self, inputs: Tensors, needs: Sequence[bool]) -> tuple[bool, ...]:
-        """z needs one where a group does."""
-        return (any(needs[3:]), *needs[:3])
-
-    def wanted(self, problem: Problem, needs: Sequence[bool], inputs: Any = None) -> Wanted:
-        """Of z all rows; or, of inputs, those from the first group that needs it to the last."""
-        rows = problem.z.shape[-2]
-        begin, end = (0, rows) if needs[0] else (0, 0)
-        if needs[0] and inputs is not None and len(inputs) > 4:
-            begin, at = rows, 0
-            for group in inputs[3:]:
-                if group.requires_grad:
-                    begin, end = min(begin, at), at + group.shape[-2]
-                at += group.shape[-2]
-        return Wanted(begin, end, *needs[1:])
+    def wanted(self, problem: Problem, needs: Sequence[bool]) -> Wanted:
+        """Of z all rows."""
+        return Wanted(0, problem.z.shape[-2] if needs[0] else 0, *needs[1:])
 
     def both(self, wanted: Wanted, other: Wanted) -> Wanted:
         """Rows from the first of either to the last."""
@@ -64,38 +63,28 @@ class MMDFormula(Formula):
             of_z = torch.nn.functional.pad(of_z, (0, 0, wanted.row_begin, after))
         return [of_z, *rest]
 
-    def narrowed(self, wanted: Wanted, wide: Wanted, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Some rows of more; the block sums are always there."""
-        of_z, of_weights, sums, of_variance = gradients
-        rows = wanted.row_end - wanted.row_begin
-        skip = wanted.row_begin - wide.row_begin if rows > 0 else 0
-        return [
-            of_z.narrow(-2, skip, max(0, rows)),
-            of_weights if wanted.weights else of_weights.new_empty(0),
-            sums,
-            of_variance if wanted.variance else of_variance.new_empty(0),
-        ]
+    def narrowed(self, wanted: Wanted, wide: Wanted, gradients: Tensors) -> list[Tensor | None]:
+        """Some rows of more."""
+        of_z, *rest = super().narrowed(wanted, wide, gradients)
+        if of_z is not None:
+            skip = wanted.row_begin - wide.row_begin
+            of_z = of_z.narrow(-2, skip, wanted.row_end - wanted.row_begin)
+        return [of_z, *rest]
 
-    def scaled(self, factor: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def scaled(self, factor: Tensor, gradients: Tensors) -> list[Tensor | None]:
         """Each item by its own factor."""
-        of_z, of_weights, of_relation, of_variance = gradients
         if not factor.dim():
-            return [factor * value if value.numel() else value for value in gradients]
+            return super().scaled(factor, gradients)
         per_row = factor[:, None]
-        per_entry = per_row.unsqueeze(-1)
-        return [
-            per_entry * of_z,
-            per_row * of_weights if of_weights.dim() > 1 else of_weights,
-            per_entry * of_relation if of_relation.dim() > 1 else of_relation,
-            per_row * of_variance if of_variance.dim() > 1 else of_variance,
-        ]
+        per_entry = per_row[:, None]
+        by = (per_entry, per_row, per_entry, per_row)
+        return [None if v is None else f * v for f, v in zip(by, gradients, strict=True)]
 
-    def dot(self, gradients: Sequence[Tensor], wanted: Wanted, tangents: Tensors) -> Tensor | None:
+    def dot(self, gradients: Tensors, wanted: Wanted, tangents: Tensors) -> Tensor | None:
         """For each item of a batch."""
         terms = []
-        has = self.has(wanted)
         for i, (gradient, tangent) in enumerate(zip(gradients, tangents, strict=True)):
-            if not has[i] or tangent is None:
+            if gradient is None or tangent is None:
                 continue
             if i == 0:
                 tangent = tangent.narrow(-2, wanted.row_begin, wanted.row_end - wanted.row_begin)
@@ -103,15 +92,20 @@ class MMDFormula(Formula):
         return sum(terms[1:], terms[0]) if terms else None
 
     def split(self, inputs: Tensors, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
-        """The rows of each group."""
-        of_z, *rest = parts
+        """The rows of each group, in its dtype."""
+        of_z, *rest = (
+            value if value is None or value.dtype == like.dtype else value.to(like.dtype)
+            for value, like in zip(parts, (inputs[3], *inputs[:3]), strict=True)
+        )
         groups = inputs[3:]
-        if of_z is None or len(groups) == 1:
-            return [*rest, of_z, *[None] * (len(groups) - 1)]
+        if of_z is None:
+            return [*rest, *[None] * len(groups)]
+        sizes = [group.shape[-2] for group in groups]  # type: ignore[union-attr]
+        if wanted.row_begin == 0 and wanted.row_end == sum(sizes):
+            return [*rest, *of_z.split_with_sizes(sizes, -2)]
         out, begin = [], -wanted.row_begin
-        for group in groups:
-            assert group is not None
-            rows, inside = group.shape[-2], 0 <= begin < of_z.shape[-2]
+        for rows in sizes:
+            inside = 0 <= begin < of_z.shape[-2]
             out.append(of_z.narrow(-2, begin, rows) if inside else None)
             begin += rows
         return [*rest, *out]

@@ -31,7 +31,7 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
             for record in (problem, *rest)
         )
         out = function(*records)
-        return type(out)(*(value if value.shape == (0,) else value.squeeze(0) for value in out))
+        return type(out)(*(None if value is None else value.squeeze(0) for value in out))
 
     return wrapped
 
@@ -87,8 +87,8 @@ class PairSums(NamedTuple):
     def close(self, problem: Problem, relation: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
         """L [b] and the block sums S [b, G, G], both of k − 1.
 
-        Whichever of near and far pairs weigh less are added up, for L with |Γ|: then nothing is lost
-        where all pairs are near, and where none is.
+        Whichever of near and far pairs weigh less are added up, for L with |Γ|: then nothing is
+        lost where all pairs are near, and where none is.
         """
         loss, sums = (relation * self.small).sum((-2, -1)), self.small
         size, total = relation.abs(), (relation * masses).sum((-2, -1))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cgm_fast import _native
 from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
@@ -29,28 +31,18 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
     z, weights, relation, variance, *static = problem
     z = z.contiguous()
-    shape = z.shape
     dtype, like = compute_like(z)
-    weights, variance = plain(weights, dtype), plain(variance, dtype)
-    relation = plain(relation, torch.float64)
-    *batch, rows, d = shape
-    groups = len(problem.sizes)
-    value = Value(
-        like.new_empty(batch),
-        like.new_empty((*batch, wanted.row_end - wanted.row_begin, d)),
-        like.new_empty((*batch, rows) if wanted.weights else 0),
-        z.new_empty((*batch, groups, groups), dtype=torch.float64),
-        like.new_empty((*batch, len(problem.kernel_weights)) if wanted.variance else 0),
-    )
+    if weights is not None or relation is not None or variance is not None:
+        weights, variance = plain(weights, dtype), plain(variance, dtype)
+        relation = plain(relation, torch.float64)
+    value = Value(like.new_empty(z.shape[:-2]), *_derivatives(problem, wanted, like))
     _native.mmd_fwd(
-        _plan(shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
+        _plan(z.shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
         z=begin(z), weights=address(weights), relation=address(relation),
         variance=address(variance),
-        value_loss=value.loss.data_ptr(), value_z=value.z.data_ptr(),
-        value_weights=value.weights.data_ptr() if wanted.weights else 0,
-        value_relation=value.relation.data_ptr(),
-        value_variance=value.variance.data_ptr() if wanted.variance else 0,
-        threads=torch.get_num_threads(),
+        value_loss=value.loss.data_ptr(), value_z=address(value.z),
+        value_weights=address(value.weights), value_relation=address(value.relation),
+        value_variance=address(value.variance), threads=torch.get_num_threads(),
     )  # fmt: skip
     return value
 
@@ -65,24 +57,29 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     of_z, of_weights, of_variance = (
         plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
-    *batch, rows, d = z.shape
-    groups = len(problem.sizes)
-    product = Product(
-        like.new_empty((*batch, wanted.row_end - wanted.row_begin, d)),
-        like.new_empty((*batch, rows) if wanted.weights else 0),
-        z.new_empty((*batch, groups, groups) if wanted.relation else 0, dtype=torch.float64),
-        like.new_empty((*batch, len(problem.kernel_weights)) if wanted.variance else 0),
-    )
+    product = Product(*_derivatives(problem, wanted, like))
     _native.mmd_hvp(
         _plan(z.shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
         z=begin(z), weights=address(weights), relation=address(relation),
         variance=address(variance),
         tangent_z=address(of_z), tangent_weights=address(of_weights),
         tangent_relation=address(of_relation), tangent_variance=address(of_variance),
-        product_z=product.z.data_ptr(),
-        product_weights=product.weights.data_ptr() if wanted.weights else 0,
-        product_relation=product.relation.data_ptr() if wanted.relation else 0,
-        product_variance=product.variance.data_ptr() if wanted.variance else 0,
+        product_z=address(product.z), product_weights=address(product.weights),
+        product_relation=address(product.relation), product_variance=address(product.variance),
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return product
+
+
+def _derivatives(problem: Problem, wanted: Wanted, like: Tensor) -> Iterator[Tensor | None]:
+    """Room for derivatives in z, weights, relation and variance."""
+    *batch, rows, d = problem.z.shape
+    begin, end, with_weights, with_relation, with_variance = wanted
+    yield like.new_empty((*batch, end - begin, d)) if end > begin else None
+    yield like.new_empty((*batch, rows)) if with_weights else None
+    if with_relation:
+        groups = len(problem.sizes)
+        yield like.new_empty((*batch, groups, groups), dtype=torch.float64)
+    else:
+        yield None
+    yield like.new_empty((*batch, len(problem.kernel_weights))) if with_variance else None

@@ -16,19 +16,17 @@ def _product_fake(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product
     z, groups = problem.z, len(problem.sizes)
     *batch, rows, d = z.shape
     dtype = torch.promote_types(z.dtype, torch.float32)
-    scales = len(problem.kernel_weights)
+    scales, count = len(problem.kernel_weights), wanted.row_end - wanted.row_begin
     return Product(
-        z.new_empty((*batch, wanted.row_end - wanted.row_begin, d), dtype=dtype),
-        z.new_empty((*batch, rows) if wanted.weights else (0,), dtype=dtype),
-        z.new_empty((*batch, groups, groups) if wanted.relation else (0,), dtype=sums_dtype(z)),
-        z.new_empty((*batch, scales) if wanted.variance else (0,), dtype=dtype),
+        z.new_empty((*batch, count, d), dtype=dtype) if count > 0 else None,
+        z.new_empty((*batch, rows), dtype=dtype) if wanted.weights else None,
+        z.new_empty((*batch, groups, groups), dtype=sums_dtype(z)) if wanted.relation else None,
+        z.new_empty((*batch, scales), dtype=dtype) if wanted.variance else None,
     )
 
 
 def _value_fake(problem: Problem, wanted: Wanted) -> Value:
-    gradient = _product_fake(
-        problem, Tangent(None, None, None, None), wanted._replace(relation=True)
-    )
+    gradient = _product_fake(problem, Tangent(None, None, None, None), wanted)
     dtype = torch.promote_types(problem.z.dtype, torch.float32)
     return Value(problem.z.new_empty(problem.z.shape[:-2], dtype=dtype), *gradient)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Problem(NamedTuple):
-    """L = Σ_{i ≠ j} Γ[g_i, g_j] w_i w_j (k(z_i, z_j) − k(0)), with k = Σ_s ω_s φ(|z_i − z_j|² / 2h_s)."""
+    """L = Σ_{i ≠ j} Γ[g_i, g_j] w_i w_j (k(z_i, z_j) − k(0)), k = Σ_s ω_s φ_s."""
 
     z: Tensor
     """[b, M, d], the groups' rows one group after another; any floating dtype."""
@@ -43,7 +43,6 @@ class Wanted(NamedTuple):
     """Rows of z; empty: none."""
     weights: bool
     relation: bool
-    """Read by `mmd_hvp` alone: the derivative of L in Γ comes with L."""
     variance: bool
 
 
@@ -61,29 +60,29 @@ class Tangent(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What `fwd` returns; empty tensors of shape [0] for what is not wanted."""
+    """What `fwd` returns: L, and its derivatives where they are wanted, else None."""
 
     loss: Tensor
     """[b]"""
-    z: Tensor
-    """[b, row_end − row_begin, d], the derivative of L."""
-    weights: Tensor
+    z: Tensor | None
+    """[b, row_end − row_begin, d]"""
+    weights: Tensor | None
     """[b, M]"""
-    relation: Tensor
-    """[b, G, G] float64, always: the block sums S[g, g'] = Σ_{i ≠ j} w_i w_j (k(z_i, z_j) − k(0))
-    over i of g and j of g', which are the derivative of L in Γ."""
-    variance: Tensor
+    relation: Tensor | None
+    """[b, G, G] float64: the block sums S[g, g'] = Σ_{i ≠ j} w_i w_j (k(z_i, z_j) − k(0)) over i of
+    g and j of g', which cost nothing."""
+    variance: Tensor | None
     """[b, s]"""
 
 
 class Product(NamedTuple):
     """What `hvp` returns, the Hessian of L times a tangent; shapes are those of `Value`."""
 
-    z: Tensor
-    weights: Tensor
-    relation: Tensor
+    z: Tensor | None
+    weights: Tensor | None
+    relation: Tensor | None
     """[b, G, G] float64"""
-    variance: Tensor
+    variance: Tensor | None
 
 
 NOTHING = Wanted(0, 0, False, False, False)
