@@ -24,7 +24,7 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(problem: Problem, *rest: Any) -> Any:
-        if problem.z.dim() == 3:
+        if problem.x.dim() == 3:
             return function(problem, *rest)
         records = (
             type(record)(*(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in record))
@@ -49,7 +49,7 @@ def relation_of(problem: Problem, dtype: torch.dtype) -> Tensor:
     """Γ [b or 1, G, G] of a problem with a batch."""
     groups = len(problem.sizes)
     if problem.relation is None:
-        return constants(problem.relations, dtype, problem.z.device).view(1, groups, groups)
+        return constants(problem.relations, dtype, problem.x.device).view(1, groups, groups)
     return problem.relation.to(dtype)
 
 
@@ -62,7 +62,7 @@ def pair_masses(problem: Problem, dtype: torch.dtype) -> Tensor:
             for g, n in enumerate(sizes)
             for h, m in enumerate(sizes)
         )
-        return constants(tuple(counts), dtype, problem.z.device).view(1, groups, groups)
+        return constants(tuple(counts), dtype, problem.x.device).view(1, groups, groups)
     parts = problem.weights.to(dtype).split(sizes, -1)
     mass = torch.stack([part.sum(-1) for part in parts], -1)
     square = torch.stack([(part * part).sum(-1) for part in parts], -1)
