@@ -138,7 +138,7 @@ def test_a_run_config_is_filled_in_or_none():
     with pytest.raises(ConfigError, match=r"lacks values of .*, lr, .* sigma2 or rate_bits"):
         RunConfig()
     saved = resolve(TrainConfig(), _data())
-    with pytest.raises(ConfigError, match="config lacks values of margin$"):
+    with pytest.raises(ConfigError, match=r"config lacks values of margin$"):
         replace(saved, margin=None)
 
 
