@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 from cgm_fast.cgm.models.latent import check_power, resolve_sigma2
 from cgm_fast.cgm.models.options import Options, Tree, Unset, option, take
+from cgm_fast.ops.checks import check_number
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,13 @@ class MMDConfig(Options, Generic[Unset]):
     """λ, the weight of MMD² against nats per image."""
     bandwidth: Literal["paper", "infovae"] | float | Sequence[float] = "paper"
     """σ of the kernel: paper (σ² = N), infovae (2σ² = N²), a number or several."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.bandwidth
+        for sigma in given if isinstance(given, Sequence) else (given,):
+            if isinstance(sigma, int | float):  # the loss knows what else there may be
+                check_number("bandwidth", sigma, above=0)
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,10 @@ class Settings(
     DataSettings,
     Generic[Unset],
 ):
-    """Settings of a run: of its data, its model (what models of the other kinds have included), and
-    its training.
+    """Settings of a run: of its data, of the model of whichever kind, and of the training.
 
-    `Settings[None]` are as given or filled in, `Settings[NoReturn]` filled in. Of the noise there
-    are two ways to give it, and models that learn it, so that nothing of it is filled in.
+    `Settings[None]` are as given or filled in, `Settings[NoReturn]` filled in. The noise stays as
+    given, by its variance or by a rate, for some models learn it: `build.model_config` decides it.
     """
 
     bandwidth: Literal["paper", "infovae"] | float = "paper"

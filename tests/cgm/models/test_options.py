@@ -120,6 +120,8 @@ def test_a_config_is_a_value():
         ({"descriptor": "median"}, "descriptor must be one of 'learned', .* got 'median'"),
         ({"assignment": None}, "assignment must be one of 'euclidean', .* got None"),
         ({"bandwidth": "wide"}, "bandwidth must be one of 'paper', 'infovae', got 'wide'"),
+        ({"bandwidth": 0.0}, "bandwidth must be a finite number > 0, got 0"),
+        ({"bandwidth": (1.0, -2.0)}, "bandwidth must be a finite number > 0, got -2"),
         ({"power": "half"}, "power must be one of 'free', 'unit', got 'half'"),
         ({"power": "unit", "sigma2": 2.0}, "power=unit needs sigma2 <= 1, got 2"),
         ({"estimator": "unbiased"}, "estimator must be biased unless prior_sampling is iid"),

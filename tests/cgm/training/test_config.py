@@ -135,7 +135,7 @@ def test_what_is_left_to_the_data_is_as_a_resumed_run_has_it():
 
 
 def test_a_run_config_is_filled_in_or_none():
-    with pytest.raises(ConfigError, match=r"lacks values of .*, lr, .* sigma2 or rate_bits"):
+    with pytest.raises(ConfigError, match=r"lacks values of .*, lr, sigma2 or rate_bits"):
         RunConfig()
     saved = resolve(TrainConfig(), _data())
     with pytest.raises(ConfigError, match=r"config lacks values of margin$"):
