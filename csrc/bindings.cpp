@@ -35,73 +35,52 @@ struct Interruptible {
 
 using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
 
-// Calls body(T()) for the type that is computed in.
-template <typename Body>
-void in_dtype(bool float64, const Body& body) {
-  float64 ? body(double()) : body(float());
-}
-
-void mmd_fwd(const MmdPlan& plan, Address x, Address y, Address weights, Address relation,
-             Address variance, Address value_loss, Address value_z, Address value_weights,
-             Address value_relation, Address value_variance, int threads) {
+void mmd_fwd(const MmdPlan& plan, const Addresses<5>& problem, const Addresses<5>& value,
+             int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::mmd_fwd_cpu<T>(plan.problem<T>(x, y, weights, relation, variance),
-                       {plan.row_begin, plan.row_end, at<T>(value_loss), at<double>(value_relation),
-                        at<T>(value_z), at<T>(value_weights), at<T>(value_variance)},
-                       threads);
+    cf::mmd_fwd_cpu<T>(plan.problem<T>(problem), mmd_value<T>(plan, value), threads);
   });
 }
 
-void mmd_hvp(const MmdPlan& plan, Address x, Address y, Address weights, Address relation,
-             Address variance, Address tangent_z, Address tangent_weights, Address tangent_relation,
-             Address tangent_variance, Address product_z, Address product_weights,
-             Address product_relation, Address product_variance, int threads) {
+void mmd_hvp(const MmdPlan& plan, const Addresses<5>& problem, const Addresses<4>& tangent,
+             const Addresses<4>& product, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::mmd_hvp_cpu<T>(plan.problem<T>(x, y, weights, relation, variance),
-                       {at<const T>(tangent_z), at<const T>(tangent_weights),
-                        at<const double>(tangent_relation), at<const T>(tangent_variance)},
-                       {plan.row_begin, plan.row_end, at<T>(product_z), at<T>(product_weights),
-                        at<double>(product_relation), at<T>(product_variance)},
-                       threads);
+    cf::mmd_hvp_cpu<T>(plan.problem<T>(problem), mmd_tangent<T>(tangent),
+                       mmd_product<T>(plan, product), threads);
   });
 }
 
-void prototype_margin_fwd(const PrototypeMarginPlan& plan, const PySamples& r, const PySamples& g,
-                          Address labels, Address value_loss, Address value_assignment,
-                          Address value_r, Address value_g, int threads) {
+void prototype_margin_fwd(const PrototypeMarginPlan& plan, const Addresses<3>& problem,
+                          const Addresses<4>& value, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::prototype_margin_fwd_cpu<T>(
-        plan.input<T>(r, g, labels),
-        {at<T>(value_loss), at<int64_t>(value_assignment), at<T>(value_r), at<T>(value_g)},
-        threads);
-  });
-}
-
-void prototype_margin_hvp(const PrototypeMarginPlan& plan, const PySamples& r, const PySamples& g,
-                          Address labels, Address tangent_r, Address tangent_g, Address product_r,
-                          Address product_g, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::prototype_margin_hvp_cpu<T>(plan.input<T>(r, g, 0),
-                                    {at<const int64_t>(labels), at<const T>(tangent_r),
-                                     at<const T>(tangent_g), at<T>(product_r), at<T>(product_g)},
+    const auto [r, g, labels] = problem.of;
+    cf::prototype_margin_fwd_cpu<T>(plan.input<T>(r, g, labels), prototype_margin_value<T>(value),
                                     threads);
   });
 }
 
-void cgm_loss_fwd(const CgmLossPlan& plan, const PySamples& r, const PySamples& g, Address labels,
-                  const PySamples& noise, Address value_loss, Address value_terms,
-                  Address value_assignment, Address value_z, Address value_r, Address value_g,
+// The labels are the assignment.
+void prototype_margin_hvp(const PrototypeMarginPlan& plan, const Addresses<3>& problem,
+                          const Addresses<2>& tangent, const Addresses<2>& product, int threads) {
+  in_dtype(plan.float64, [&](auto number) {
+    using T = decltype(number);
+    const auto [r, g, labels] = problem.of;
+    cf::prototype_margin_hvp_cpu<T>(
+        plan.input<T>(r, g, 0),
+        {at<const int64_t>(labels), at<const T>(tangent.of[0]), at<const T>(tangent.of[1]),
+         at<T>(product.of[0]), at<T>(product.of[1])},
+        threads);
+  });
+}
+
+void cgm_loss_fwd(const CgmLossPlan& plan, const Addresses<4>& problem, const Addresses<6>& value,
                   int threads) {
   in_dtype(plan.of_margin.float64, [&](auto number) {
     using T = decltype(number);
-    cf::cgm_loss_fwd_cpu<T>(plan.input<T>(r, g, labels, noise),
-                            {at<T>(value_loss), at<T>(value_terms), at<int64_t>(value_assignment),
-                             at<T>(value_z), at<T>(value_r), at<T>(value_g)},
-                            threads);
+    cf::cgm_loss_fwd_cpu<T>(plan.input<T>(problem), cgm_loss_value<T>(value), threads);
   });
 }
 
@@ -137,26 +116,12 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info);
   module.def("probe_float32", &probe_float32, py::call_guard<py::gil_scoped_release>());
 
-  using py::arg;
   bind_plans(module);
-  module.def("mmd_fwd", &mmd_fwd, Release(), arg("plan"), py::kw_only(), arg("x"), arg("y"),
-             arg("weights"), arg("relation"), arg("variance"), arg("value_loss"), arg("value_z"),
-             arg("value_weights"), arg("value_relation"), arg("value_variance"), arg("threads"));
-  module.def("mmd_hvp", &mmd_hvp, Release(), arg("plan"), py::kw_only(), arg("x"), arg("y"),
-             arg("weights"), arg("relation"), arg("variance"), arg("tangent_z"),
-             arg("tangent_weights"), arg("tangent_relation"), arg("tangent_variance"),
-             arg("product_z"), arg("product_weights"), arg("product_relation"),
-             arg("product_variance"), arg("threads"));
-  module.def("prototype_margin_fwd", &prototype_margin_fwd, Release(), arg("plan"), py::kw_only(),
-             arg("r"), arg("g"), arg("labels"), arg("value_loss"), arg("value_assignment"),
-             arg("value_r"), arg("value_g"), arg("threads"));
-  module.def("prototype_margin_hvp", &prototype_margin_hvp, Release(), arg("plan"), py::kw_only(),
-             arg("r"), arg("g"), arg("labels"), arg("tangent_r"), arg("tangent_g"),
-             arg("product_r"), arg("product_g"), arg("threads"));
-  module.def("cgm_loss_fwd", &cgm_loss_fwd, Release(), arg("plan"), py::kw_only(), arg("r"),
-             arg("g"), arg("labels"), arg("noise"), arg("value_loss"), arg("value_terms"),
-             arg("value_assignment"), arg("value_z"), arg("value_r"), arg("value_g"),
-             arg("threads"));
+  module.def("mmd_fwd", &mmd_fwd, Release());
+  module.def("mmd_hvp", &mmd_hvp, Release());
+  module.def("prototype_margin_fwd", &prototype_margin_fwd, Release());
+  module.def("prototype_margin_hvp", &prototype_margin_hvp, Release());
+  module.def("cgm_loss_fwd", &cgm_loss_fwd, Release());
 
 #ifdef CGM_FAST_CUDA
   cf::bindings::bind_cuda(module);

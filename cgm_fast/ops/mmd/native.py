@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast import _native
-from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 
 
@@ -73,23 +73,12 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     stride = x.stride()
     y_stride = stride if y is None else y.stride()
     plan = _plan(x.shape, stride, y_stride, x.dtype, problem[5:], wanted)
-    loss = like.new_empty(plan.loss)
-    of_z, of_weights, of_relation, of_variance = plan.derivatives(like)
-    _native.mmd_fwd(
-        plan.native,
-        x=begin(x),
-        y=0 if y is None else begin(y),
-        weights=0 if weights is None else weights.data_ptr(),
-        relation=0 if relation is None else relation.data_ptr(),
-        variance=0 if variance is None else variance.data_ptr(),
-        value_loss=loss.data_ptr(),
-        value_z=0 if of_z is None else of_z.data_ptr(),
-        value_weights=0 if of_weights is None else of_weights.data_ptr(),
-        value_relation=0 if of_relation is None else of_relation.data_ptr(),
-        value_variance=0 if of_variance is None else of_variance.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return Value(loss, of_z, of_weights, of_relation, of_variance)
+    value = Value(like.new_empty(plan.loss), *plan.derivatives(like))
+    given = addresses((x, y, weights, relation, variance))
+    if not given[0] or not (given[1] or y is None):
+        check_address(x, y)
+    _native.mmd_fwd(plan.native, given, addresses(value), torch.get_num_threads())
+    return value
 
 
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
@@ -101,17 +90,15 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     of_z, of_weights, of_variance = (
         plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
+    check_address(x, y)
     y_stride = x.stride() if y is None else y.stride()
     plan = _plan(x.shape, x.stride(), y_stride, x.dtype, problem[5:], wanted)
     product = Product(*plan.derivatives(like))
     _native.mmd_hvp(
         plan.native,
-        x=begin(x), y=0 if y is None else begin(y), weights=address(weights),
-        relation=address(relation), variance=address(variance),
-        tangent_z=address(of_z), tangent_weights=address(of_weights),
-        tangent_relation=address(of_relation), tangent_variance=address(of_variance),
-        product_z=address(product.z), product_weights=address(product.weights),
-        product_relation=address(product.relation), product_variance=address(product.variance),
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
+        addresses((x, y, weights, relation, variance)),
+        addresses((of_z, of_weights, of_relation, of_variance)),
+        addresses(product),
+        torch.get_num_threads(),
+    )
     return product
