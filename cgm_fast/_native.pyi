@@ -18,6 +18,8 @@ Addresses = tuple[int, ...]
 
 # Of each op and record, its tensors in the order of addresses.
 fields: dict[str, dict[str, list[str]]]
+# Names of the families of radial kernels.
+kernels: list[str]
 
 def mmd_fwd(plan: MmdPlan, problem: Addresses, value: Addresses, threads: int) -> None: ...
 def mmd_hvp(

@@ -100,6 +100,9 @@ void bind_plans(py::module_& module) {
            arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("detach_prior"));
   module.attr("fields") = fields_by_op();
+  py::list kernels;
+  for (const KernelName& known : kKernelNames) kernels.append(known.name);
+  module.attr("kernels") = kernels;
 }
 
 }  // namespace cgm_fast::bindings
