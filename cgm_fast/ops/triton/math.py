@@ -12,9 +12,9 @@ import triton.language as tl
 kernel = functools.partial(
     triton.jit,
     do_not_specialize=[
-        "n", "m", "k", "d", "b", "splits", "x_splits", "scales", "variance_item",
-        "coefficients_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks",
-        "blocks", "parts", "largest_parts", "chunks", "x_item", "y_item", "noise_sample",
+        "n", "m", "k", "d", "b", "splits", "groups", "scales", "variance_item", "relation_item",
+        "mass_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks", "blocks",
+        "parts", "largest_parts", "chunks", "x_item", "y_item", "noise_sample",
     ],
 )  # fmt: skip
 
