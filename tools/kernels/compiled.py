@@ -1,9 +1,10 @@
 """What Triton's compiler makes of the kernels, without a GPU: `python -m tools.kernels.compiled`.
 
 For every tile that a launch can pick, and every way its kernel can be called: registers, what
-spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
-capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plain takes of each tile
-the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
+spilled, shared memory and tensor-core instructions, as JSON lines. Families besides the Gaussian
+come with a kernel's first tile alone. TARGET arguments are compute capabilities (80, 90, 100) or
+AMD architectures (gfx942); all by default. --plain takes of each tile the plainest ways alone.
+TRITON_INTERPRET must not be set: the interpreter compiles nothing.
 
 --record writes the rows, with the version of Triton whose compiler made them, to
 `triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
@@ -32,6 +33,7 @@ from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as mmd
+from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
 from cgm_fast.ops.triton import launch, pack
 from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, Key, table
@@ -106,6 +108,7 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
         if key.kernel == "mmd_fwd":
             visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
             visit |= {"NEAR": True, "PARTS": held.parts, "FAR": held.far, "LARGEST": 1}
+            visit |= {"KERNEL": "gaussian", "EXACT": False}
             for way in ("", ", weights", ", bandwidths", ", bandwidths, trained"):
                 several = "bandwidths" in way
                 constants = {**visit, "SEVERAL": several}
@@ -120,7 +123,7 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
         elif key.kernel == "mmd_hvp":
             for way in ("", ", trained"):
                 sums = {} if way else {"block_sums": None, "variance_sums": None}
-                constants = {**tile, **sums}
+                constants = {**tile, **sums, "KERNEL": "gaussian"}
                 function = triton_hvp.mmd_hvp_kernel
                 yield Variant("mmd_hvp_kernel" + way, function, constants, blocks, held)
         else:
@@ -131,6 +134,23 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
             visit |= {"SCALE": margin.SCALE, "labels": None}
             function = margin.prototype_margin_rows_kernel
             yield Variant("prototype_margin_rows_kernel", function, visit, blocks, held)
+
+
+def family_variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
+    """A tile's kernels with each of the other families."""
+    for variant in variants(key, blocks):
+        general = variant.name in ("mmd_fwd_kernel, bandwidths", "mmd_hvp_kernel")
+        if not general or variant.held.precision == "tf32":
+            continue
+        for kernel, family in FAMILIES.items():
+            chosen = {**variant.constants, "KERNEL": kernel}
+            if key.kernel == "mmd_fwd":
+                chosen |= {"EXACT": family.order < 2, "NEAR": family.vanishes}
+            elif family.order < 2:
+                continue
+            if kernel not in ("gaussian", "matern12"):  # which is the laplacian's other name
+                name = f"{key.kernel}_kernel, {kernel}"
+                yield variant._replace(name=name, constants=chosen)
 
 
 def other_variants(numbers: str, device: str) -> Iterator[Variant]:
@@ -258,6 +278,8 @@ def rows(name: str, plain: bool, kinds: Collection[str] = KINDS) -> Iterator[dic
             of_several = "," in variant.name or variant.held.precision == "tf32"
             if first or not (plain and of_several):
                 yield {"features": key.features, **describe(variant, target)}
+        for variant in family_variants(key, blocks) if first else ():
+            yield {"features": key.features, **describe(variant, target)}
     for numbers in kinds:
         for variant in other_variants(numbers, device):
             yield {"features": None, **describe(variant, target)}

@@ -136,7 +136,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         partials=r.new_empty((plan.row_blocks, 4), dtype=torch.float64),
         loss=value.loss, terms=value.terms, grad_r=value.r if wanted.r else None,
         grad_g=value.g if wanted.g else None,
-        splits=operands.splits.count, blocks=plan.row_blocks, chunks=chunks,
+        splits=operands.splits.total, blocks=plan.row_blocks, chunks=chunks,
         scales=variance.shape[-1], PARTS=plan.held.parts, PRECISION=precision,
         BLOCKS=next_power_of_2(plan.row_blocks), OF_PRIOR=of_prior,
         MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,

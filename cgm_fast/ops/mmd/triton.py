@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from cgm_fast.ops.memory import plain
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd.common import batched, pair_masses, relation_of
+from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 from cgm_fast.ops.triton.launch import FUSED, Numbers, numbers, parallel, widened, with_bandwidths
 from cgm_fast.ops.triton.pack import Packed, Splits, item_stride, layout_of, pack, splits_of
@@ -51,7 +53,7 @@ class Operands(NamedTuple):
         """Of both passes' kernels, by their parameters' names."""
         return {
             "total": self.packed.total, "features": self.packed.features,
-            "splits": self.splits.count, "scales": self.variance.shape[-1],
+            "splits": self.splits.total, "scales": self.variance.shape[-1],
             "variance_item": item_stride(self.variance),
         }  # fmt: skip
 
@@ -80,14 +82,14 @@ def _operands(kernel: str, problem: Problem, held: Numbers) -> Operands:
 class Sums(NamedTuple):
     """Sums over the columns of each split; all in order make up a row's. See triton_kernels.py."""
 
-    values: Tensor  # [b, splits, total]: of w_j (k - 1), of w_j k for far pairs
+    values: Tensor  # [b, splits, total]: of w_j (k - k(0)), of w_j k for far pairs
     nears: Tensor  # [b, splits, total]: of w_j over near pairs
     # The same over far pairs. Without row weights None: then near ones leave them, exactly. Given
     # weights' sums are rounded, and what these leave of all would be that rounding.
     fars: Tensor | None
     slopes: Tensor | None  # [b, splits, total]: of w_j slope
     weighted_sums: Tensor | None  # [b, splits, total, features]: of w_j slope z_j
-    variance_sums: Tensor | None  # [b, splits, blocks, s] float64: of w_i w_j t k_s
+    variance_sums: Tensor | None  # [b, splits, blocks, s] float64: of w_i w_j t slope_s
 
 
 @on_device
@@ -135,32 +137,34 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
     b, scales = p.rows.shape[0], operands.variance.shape[-1]
     gradient = wanted.row_end > wanted.row_begin
     ones = problem.weights is None and not wanted.weights
-    unequal = len(set(problem.kernel_weights)) > 1
+    family = FAMILIES[problem.kernel]
+    # Near pairs are counted for all bandwidths together: if these weigh differently all pairs are.
+    near = family.vanishes and len(set(problem.kernel_weights)) == 1
     several = scales > 1 or wanted.variance or problem.kernel_weights[0] != 1.0
+    several = several or problem.kernel != "gaussian"
     if several:
         held = with_bandwidths(held, device_key(p.rows.device))
-    of_rows, all_blocks = (b, splits.count, p.total), p.total // blocks.rows
+    of_rows, all_blocks = (b, splits.total, p.total), p.total // blocks.rows
     sums = Sums(
         p.weight.new_empty(of_rows),
         p.weight.new_empty(of_rows),
         None if ones else p.weight.new_empty(of_rows),
         p.weight.new_empty(of_rows) if gradient else None,
         p.weight.new_empty((*of_rows, p.features)) if gradient else None,
-        p.weight.new_empty((b, splits.count, all_blocks, scales), dtype=torch.float64)
+        p.weight.new_empty((b, splits.total, all_blocks, scales), dtype=torch.float64)
         if wanted.variance
         else None,
     )
     parts = p.largest.shape[1]
     for first, some, with_gradient in _block_ranges(p, blocks.rows, wanted):
-        kernels.mmd_fwd_kernel[b * some, splits.count](
+        kernels.mmd_fwd_kernel[b * some, splits.total](
             **p.operands(), largest=p.largest, variance=operands.variance,
             kernel_weights=operands.kernel_weights, of_splits=operands.table(splits.bounds),
             **sums._asdict(), d=p.d, **operands.sizes(), first_block=first, some_blocks=some,
             largest_parts=parts, TURN=_TURN, WIDE=p.features > blocks.features,
-            # Near pairs are counted for all bandwidths together: if these weigh differently all
-            # pairs are.
-            GRADIENT=with_gradient, SEVERAL=several, NEAR=not unequal, PARTS=held.parts,
-            FAR=held.far, LARGEST=next_power_of_2(parts), **operands.tile(held),
+            GRADIENT=with_gradient, SEVERAL=several, NEAR=near, PARTS=held.parts, FAR=held.far,
+            LARGEST=next_power_of_2(parts), KERNEL=problem.kernel, EXACT=family.order < 2,
+            **operands.tile(held),
         )  # fmt: skip
     return sums
 
@@ -197,14 +201,14 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     if variance_dot is None:
         variance_dot = variance.new_zeros((b, variance.shape[-1]))
     relation = relation_of(problem, wide).contiguous()
-    of_rows, all_blocks = (b, splits.count, p.total), p.total // blocks.rows
+    of_rows, all_blocks = (b, splits.total, p.total), p.total // blocks.rows
     insides, z_sums, t_sums = (p.rows.new_empty(of_rows) for _ in range(3))
     weighted_sums = p.rows.new_empty((*of_rows, p.features))
-    of_pairs = (b, splits.count, all_blocks)
+    of_pairs = (b, splits.total, all_blocks)
     block_sums = z.new_empty(of_pairs, dtype=wide) if wanted.relation else None
     of_scales = (*of_pairs, variance.shape[-1])
     variance_sums = z.new_empty(of_scales, dtype=wide) if wanted.variance else None
-    triton_hvp.mmd_hvp_kernel[b * all_blocks, splits.count](
+    triton_hvp.mmd_hvp_kernel[b * all_blocks, splits.total](
         **p.operands(), tangents=tangents, along=(p.rows * tangents).sum(-1),
         weight_dot=weight_dot, variance=variance, variance_dot=variance_dot, relation=relation,
         relation_dot=plain(tangent.relation, wide), kernel_weights=operands.kernel_weights,
@@ -212,7 +216,8 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
         insides=insides, z_sums=z_sums, t_sums=t_sums, weighted_sums=weighted_sums,
         block_sums=block_sums, variance_sums=variance_sums,
         **operands.sizes(), unit=p.layout.unit, groups=groups,
-        relation_item=item_stride(relation, 2), **operands.tile(operands.numbers),
+        relation_item=item_stride(relation, 2), KERNEL=problem.kernel,
+        **operands.tile(operands.numbers),
     )  # fmt: skip
     z_sum, t_sum = (sums.sum(1, dtype=wide).unsqueeze(-1) for sums in (z_sums, t_sums))
     out = z_sum * p.rows + t_sum * tangents - weighted_sums.sum(1, dtype=wide)
@@ -229,8 +234,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
 def _by_groups(sums: Tensor, operands: Operands) -> Tensor:
     """Sums of [b, splits, blocks] by the rows' group and the columns', [b, G, G]."""
     layout, rows = operands.packed.layout, operands.blocks.rows
-    begins = [begin // rows for begin in layout.begins]
-    of_rows = [end - begin for begin, end in zip(begins, begins[1:], strict=False)]
+    of_rows = [(end - begin) // rows for begin, end in pairwise(layout.begins)]
     parts = sums.split(operands.splits.of_groups(), 1)
     by_column = torch.stack([part.sum(1) for part in parts], -1)  # [b, blocks, G]
     return torch.stack([part.sum(1) for part in by_column.split(of_rows, 1)], 1)

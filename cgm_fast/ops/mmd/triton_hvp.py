@@ -1,7 +1,8 @@
 """The Hessian-vector product of MMD² in Triton, over packed rows.
 
 Packing, splits and masks are those of triton_kernels.py. With e_dot = -<z_i - z_j, t_i - t_j>, the
-derivative of the exponent along the direction t, everything else is a function of one pair.
+derivative of the exponent along the direction t, everything else is a function of one pair. Where
+the kernel is not twice differentiable this is not called.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import split_columns
-from cgm_fast.ops.triton.math import add_to, exp2_less_one, kernel
-from cgm_fast.ops.triton.pack import place
+from cgm_fast.ops.triton.math import add_to, kernel
+from cgm_fast.ops.triton.pack import group_of
+from cgm_fast.ops.triton.radial import bounded, radial
 
 
 @kernel
@@ -30,6 +32,7 @@ def mmd_hvp_kernel(
     variance_sums,  # [b, splits, blocks, s] float64: of the derivative in h; or None
     total, features, splits, scales, variance_item, unit, groups, relation_item,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
+    KERNEL: tl.constexpr,
 ):  # fmt: skip
     """A block of rows against a split of columns, FEATURES at a time."""
     blocks = total // ROWS
@@ -38,8 +41,7 @@ def mmd_hvp_kernel(
     dtype = rows.dtype.element_ty
     i = block * ROWS + tl.arange(0, ROWS)
     start, end, of_columns = split_columns(of_splits, split, COLUMNS)
-    group, _, _ = place(tiles, unit, block * ROWS, ROWS)
-    entry = group * groups + of_columns
+    entry = group_of(tiles, unit, block * ROWS) * groups + of_columns
     r = tl.load(relation + item * relation_item + entry).to(dtype)
     r_dot = tl.zeros([], dtype)
     if relation_dot is not None:
@@ -91,21 +93,22 @@ def mmd_hvp_kernel(
             relative = tl.load(variance_dot + s) / h_s
             ratio = h / h_s
             # Where k is an exact zero everything else is left out: products would overflow.
-            vanishes = e * ratio < -1100.0
-            exponent = tl.where(vanishes, -1100.0, e * ratio)
+            exponent = bounded(e * ratio, KERNEL)
+            vanishes = e * ratio < exponent
             stretch = tl.where(vanishes, 0.0, relative)
             t = -0.6931471805599453 * exponent
             t_dot = tl.where(vanishes, 0.0, -0.6931471805599453 * ratio * e_dot) - t * stretch
-            less_one, k = exp2_less_one(exponent)
-            k *= of_s
-            value += of_s * less_one
-            value_dot -= k * t_dot
-            slope += ratio * k
-            slope_dot -= ratio * k * (t_dot + stretch)
+            less, _whole, of_t, curvature = radial(exponent, KERNEL)
+            of_t *= of_s
+            curvature *= of_s
+            value += of_s * less
+            value_dot -= of_t * t_dot
+            slope += ratio * of_t
+            slope_dot -= ratio * (curvature * t_dot + of_t * stretch)
             if variance_sums is not None:
-                part = (r * pair_dot + r_dot * pair) * t
-                part += r * pair * ((1.0 - t) * t_dot - t * stretch)
-                add_to(variance_sums + s, first == start, tl.sum(tl.sum(part * k, 1)) / h_s)
+                part = (r * pair_dot + r_dot * pair) * t * of_t
+                part += r * pair * ((of_t - t * curvature) * t_dot - t * stretch * of_t)
+                add_to(variance_sums + s, first == start, tl.sum(tl.sum(part, 1)) / h_s)
         if block_sums is not None:
             part = tl.sum(tl.sum(pair_dot * value + pair * value_dot, 1))
             add_to(block_sums + block_at, first == start, part)

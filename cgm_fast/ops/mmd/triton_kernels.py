@@ -21,13 +21,13 @@ from cgm_fast.ops.triton.math import (
     add_to,
     add_weighted,
     cut,
-    exp2_less_one,
     kernel,
     parts,
     product,
     squared_distances,
 )
-from cgm_fast.ops.triton.pack import place
+from cgm_fast.ops.triton.pack import group_of, place
+from cgm_fast.ops.triton.radial import is_near, radial
 
 
 @triton.jit
@@ -39,39 +39,39 @@ def split_columns(of_splits, split, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _near(less_one, k, NEAR: tl.constexpr):
-    """k - 1 where the pair is near, else k; and 1 or 0. Without NEAR all pairs are."""
+def _small(e, less, whole, NEAR: tl.constexpr, KERNEL: tl.constexpr):
+    """k - k(0) where the pair is near, else k; and 1 or 0. Without NEAR all pairs are."""
     if NEAR:
-        near = less_one >= -0.5
-        return tl.where(near, less_one, k), tl.where(near, 1.0, 0.0)
+        near = is_near(e, less, KERNEL)
+        return tl.where(near, less, whole), tl.where(near, 1.0, 0.0)
     else:
-        return less_one, tl.full(k.shape, 1.0, k.dtype)
+        return less, tl.full(less.shape, 1.0, less.dtype)
 
 
 @triton.jit
 def _values(
     e, w_j, w_i, variance_sums, first, variance, kernel_weights, scales,
-    SEVERAL: tl.constexpr, NEAR: tl.constexpr,
+    SEVERAL: tl.constexpr, NEAR: tl.constexpr, KERNEL: tl.constexpr,
 ):  # fmt: skip
-    """w_j (k - 1), or w_j k of far pairs, w_j times the slope of the kernel at e, and in how many
-    bandwidths the pair is near, [ROWS, COLUMNS]."""
+    """w_j (k - k(0)), or w_j k of far pairs, w_j times the slope -2 h dk/du, h that of the first
+    bandwidth, and in how many bandwidths the pair is near, [ROWS, COLUMNS]."""
     w = w_j[None, :]
     if SEVERAL:
         h = tl.load(variance)
         value, slope, near = tl.zeros_like(e), tl.zeros_like(e), tl.zeros_like(e)
         for s in range(scales):
             ratio, of_s = h / tl.load(variance + s), tl.load(kernel_weights + s)
-            less_one, k = exp2_less_one(e * ratio)
-            small, near_in_s = _near(less_one, k, NEAR)
+            less, whole, slope_s, _curvature = radial(e * ratio, KERNEL)
+            small, near_in_s = _small(e * ratio, less, whole, NEAR, KERNEL)
             value += of_s * small
             near += near_in_s
-            slope += of_s * ratio * k
+            slope += of_s * ratio * slope_s
             if variance_sums is not None:
-                part = tl.sum(w_i * tl.sum((-0.6931471805599453 * ratio) * e * k * w, 1))
+                part = tl.sum(w_i * tl.sum((-0.6931471805599453 * ratio) * e * slope_s * w, 1))
                 add_to(variance_sums + s, first, part)
     else:
-        less_one, slope = exp2_less_one(e)
-        value, near = _near(less_one, slope, NEAR)
+        less, whole, slope, _curvature = radial(e, KERNEL)
+        value, near = _small(e, less, whole, NEAR, KERNEL)
     return value * w, slope * w, near
 
 
@@ -81,21 +81,24 @@ def mmd_fwd_kernel(
     largest,  # [b, largest_parts], LARGEST at most
     variance, kernel_weights,  # [s] or [b, s]; [s]
     of_splits,  # [splits + 1, 2]: `Splits.bounds`
-    values,  # [b, splits, total]: sums of w_j (k - 1), of w_j k for far pairs
+    values,  # [b, splits, total]: sums of w_j (k - k(0)), of w_j k for far pairs
     nears,  # [b, splits, total]: sums of w_j over near pairs
     fars,  # the same over far pairs, or None: those that near pairs leave
     slopes,  # [b, splits, total]: sums of w_j slope
     weighted_sums,  # [b, splits, total, features]: sums of w_j slope z_j
-    variance_sums,  # [b, splits, blocks, scales] float64: sums of w_i w_j t k_s; or None
+    variance_sums,  # [b, splits, blocks, scales] float64: sums of w_i w_j t slope_s; or None
     d, total, features, splits, scales, variance_item, first_block, some_blocks, largest_parts,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, NEAR: tl.constexpr,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, FAR: tl.constexpr, LARGEST: tl.constexpr,
+    KERNEL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A block of rows against a split of columns.
 
     |a|² + |b|² - 2ab loses what |a|² has over the distance: where some |z|² is beyond FAR, this is
-    done with plain differences. PARTS is what weights go into a product as (add_weighted).
+    done with plain differences. So it is always if EXACT: where the kernel has a kink, rows that
+    coincide have to be at no distance. PARTS is what weights go into a product as (add_weighted).
+    SEVERAL is the general way: any KERNEL, any number of bandwidths and what they weigh.
     """
     block = tl.program_id(0) % some_blocks + first_block
     item, split = (tl.program_id(0) // some_blocks).to(tl.int64), tl.program_id(1)
@@ -106,25 +109,31 @@ def mmd_fwd_kernel(
     variance += item * variance_item
     if variance_sums is not None:
         variance_sums += ((item * splits + split) * (total // ROWS) + block) * scales
-    start, end, _ = split_columns(of_splits, split, COLUMNS)
+    start, end, _group = split_columns(of_splits, split, COLUMNS)
     at = (item * splits + split) * total + block * ROWS + tl.arange(0, ROWS)
-    widest = tl.full([], 1.0, columns.dtype.element_ty)
-    if SEVERAL:
-        for s in range(scales):
-            widest = tl.maximum(widest, tl.load(variance) / tl.load(variance + s))
-    part = tl.arange(0, LARGEST)
-    of_parts = tl.load(largest + item * largest_parts + part, mask=part < largest_parts, other=0.0)
-    if tl.max(of_parts) * widest > FAR:
+    is_wide = True
+    if not EXACT:
+        widest = tl.full([], 1.0, columns.dtype.element_ty)
+        if SEVERAL:
+            for s in range(scales):
+                widest = tl.maximum(widest, tl.load(variance) / tl.load(variance + s))
+        part = tl.arange(0, LARGEST)
+        there = part < largest_parts
+        of_parts = tl.load(largest + item * largest_parts + part, mask=there, other=0.0)
+        is_wide = tl.max(of_parts) * widest > FAR
+    if is_wide:
         _visit(
             rows, columns, bias, weight, variance, kernel_weights, values, nears, fars, slopes,
             weighted_sums, variance_sums, at, block, start, end, d, total, features, scales,
-            ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, NEAR, PRECISION, PARTS, True,
+            ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, NEAR, PRECISION, PARTS, KERNEL,
+            True,
         )  # fmt: skip
     else:
         _visit(
             rows, columns, bias, weight, variance, kernel_weights, values, nears, fars, slopes,
             weighted_sums, variance_sums, at, block, start, end, d, total, features, scales,
-            ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, NEAR, PRECISION, PARTS, False,
+            ROWS, COLUMNS, FEATURES, TURN, WIDE, GRADIENT, SEVERAL, NEAR, PRECISION, PARTS, KERNEL,
+            False,
         )  # fmt: skip
 
 
@@ -134,7 +143,7 @@ def _visit(
     weighted_sums, variance_sums, at, block, start, end, d, total, features, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, TURN: tl.constexpr,
     WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr, NEAR: tl.constexpr,
-    PRECISION: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, KERNEL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The same for one batch item and one way to take distances. Two products a tile.
 
@@ -188,7 +197,7 @@ def _visit(
             w_j = tl.load(weight + j)
             v, w, of_near = _values(
                 e, w_j, w_i, variance_sums, first == start, variance, kernel_weights, scales,
-                SEVERAL, NEAR,
+                SEVERAL, NEAR, KERNEL,
             )  # fmt: skip
             v_sum = tl.sum(v, 1)
             value_part += v_sum
@@ -255,8 +264,8 @@ def less_all(near, far, near_size, far_size, every):
 def gradient_factor(h, HALF: tl.constexpr, PARTS: tl.constexpr):
     """What a row's weighted differences are multiplied with; h is the first bandwidth's variance.
 
-    Cutting a weight to tf32 takes off 2^-11 / m of it on average, m its mantissa in [1, 2): half of
-    that where all k are a little below 1, 0.72 of it where mantissas are spread as products' are (by
+    Cutting a weight to tf32 takes off 2^-11 / m of it on average, m its mantissa in [1, 2): 0.5 of
+    2^-11 where all k are a little below 1, 0.72 where mantissas are spread as products' are (by
     their logarithm). What lies between is given back.
     """
     factor = -2.0 / h
@@ -274,8 +283,8 @@ def mmd_finish_kernel(
     relation,  # [G, G] or [b, G, G] float64, Γ
     masses,  # [G, G] or [b, G, G] float64: sums of w_i w_j over i != j
     values, nears, fars, slopes, weighted_sums, variance_sums,
-    # [b, G, 3, blocks] float64: each block's sums over a group's columns of w_i w_j (k - 1), or
-    # w_i w_j k of far pairs, and of w_i w_j over near pairs, and over far ones if there are such sums
+    # [b, G, 3, blocks] float64: each block's sums over a group's columns of w_i w_j (k - k(0)), or
+    # w_i w_j k of far pairs, and of w_i w_j over near pairs, and over far ones if there are such
     partials,
     counter,  # [b]
     loss, grad_z, grad_weights, block_sums, grad_variance,  # as `Value` has them, or None
@@ -287,10 +296,10 @@ def mmd_finish_kernel(
     blocks = total // ROWS
     block, item = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     i = block * ROWS + tl.arange(0, ROWS)
-    group, stacked, valid = place(tiles, unit, block * ROWS, ROWS)
+    stacked, valid = place(tiles, unit, block * ROWS, ROWS)
     w = tl.load(weight + item * total + i).to(tl.float64)
     relation += item * relation_item
-    of_row = relation + group * groups
+    of_row = relation + group_of(tiles, unit, block * ROWS) * groups
     partials += item * groups * 3 * blocks
     of_kernel = tl.load(kernel_weights).to(tl.float64)
     inside = tl.zeros([ROWS], tl.float64)
@@ -307,7 +316,7 @@ def mmd_finish_kernel(
         tl.store(part, tl.sum(w * value))
         tl.store(part + blocks, tl.sum(w * near))
         tl.store(part + 2 * blocks, tl.sum(w * far))
-        # Of k - 1: what was not subtracted, for far pairs. `fars` is there where this is wanted.
+        # Of k - k(0): what was not subtracted, for far pairs. `fars` is there where this is wanted.
         inside += tl.load(of_row + g) * (value - of_kernel * far)
     if grad_weights is not None:
         tl.store(grad_weights + item * n + stacked, 2.0 * inside, mask=valid)

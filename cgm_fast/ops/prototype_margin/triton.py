@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,23 +30,32 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         r.new_empty(g.shape if wanted.g else (0,), dtype=dtype),
     )
     of_r, of_g = value.r if wanted.r else None, value.g if wanted.g else None
-    _run(problem, None, value._replace(r=of_r, g=of_g))
+    _run(problem, None, _Results(value.loss, value.assignment, of_r, of_g))
     return value
 
 
 @on_device
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
-    """The Hessian applied to a tangent, by the gradient's formula; the labels are the assignment."""
+    """The Hessian applied to a tangent, by the gradient's formula; labels are the assignment."""
     r, g = problem.r, problem.g
     dtype = torch.promote_types(r.dtype, torch.float32)
     out = Product(r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype))
     assignment = r.new_empty(r.shape[0], dtype=torch.int64)  # the labels again
-    _run(problem, tangent, Value(None, assignment, *out))  # type: ignore[arg-type]
+    _run(problem, tangent, _Results(None, assignment, *out))
     return out
 
 
-def _run(problem: Problem, tangent: Tangent | None, out: Value) -> None:
-    """Fill the results, of which loss and derivatives may be None; derivatives along a tangent."""
+class _Results(NamedTuple):
+    """What is to be filled; None for what is not wanted."""
+
+    loss: Tensor | None
+    assignment: Tensor
+    r: Tensor | None
+    g: Tensor | None
+
+
+def _run(problem: Problem, tangent: Tangent | None, out: _Results) -> None:
+    """Fill the results: derivatives, or along a tangent those of the derivatives."""
     r, g = problem.r, problem.g
     (b, d), k, held = r.shape, g.shape[0], widened(r.dtype)
     blocks, exact = choose("prototype_margin", d, held.compute, r.device), held.precision != "tf32"

@@ -9,6 +9,7 @@ hence rows and columns.
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -59,13 +60,18 @@ def sum_kernel(
 
 
 @triton.jit
+def group_of(tiles, unit, row):
+    """The group of a packed row; `tiles` is that of `Layout`."""
+    return tl.load(tiles + 3 * (row // unit))
+
+
+@triton.jit
 def place(tiles, unit, first, SIZE: tl.constexpr):
-    """Of SIZE packed rows from `first` on, all of one tile: their group, which stacked rows they
-    are, and whether they are any; `tiles` is that of `Layout`."""
+    """Of SIZE packed rows from `first` on, all of one tile: which stacked rows they are, and
+    whether they are any."""
     tile = first // unit
-    tiles += 3 * tile
     offset = first - tile * unit + tl.arange(0, SIZE)
-    return tl.load(tiles), tl.load(tiles + 1) + offset, offset < tl.load(tiles + 2)
+    return tl.load(tiles + 3 * tile + 1) + offset, offset < tl.load(tiles + 3 * tile + 2)
 
 
 @kernel
@@ -90,7 +96,7 @@ def pack_kernel(
     dtype = columns.dtype.element_ty
     half: tl.constexpr = rows.dtype.element_ty != columns.dtype.element_ty
     i = block * ROWS + tl.arange(0, ROWS)
-    _, stacked, valid = place(tiles, unit, block * ROWS, ROWS)
+    stacked, valid = place(tiles, unit, block * ROWS, ROWS)
     from_x = tl.where(valid, stacked, n)
     scale = tl.sqrt(1.4426950408889634 / tl.load(variance + item * variance_item))
     part = tl.arange(0, PARTS)
@@ -183,16 +189,15 @@ def layout_of(sizes: tuple[int, ...], blocks: Blocks) -> Layout:
 class Splits(NamedTuple):
     """Columns dealt out in splits (split-K), each within one group."""
 
-    count: int
+    total: int
     bounds: tuple[int, ...]
-    """[count + 1, 2]: a split's first column, in tiles of COLUMNS, and its group."""
+    """[total + 1, 2]: a split's first column, in tiles of COLUMNS, and its group."""
     groups: tuple[int, ...]
     """[G + 1, 2]: a group's first tile of `Layout.unit`, and its first split."""
 
     def of_groups(self) -> list[int]:
         """How many splits each group has."""
-        first = self.groups[1::2]
-        return [end - begin for begin, end in zip(first, first[1:], strict=False)]
+        return [end - begin for begin, end in pairwise(self.groups[1::2])]
 
 
 @functools.lru_cache(maxsize=256)
@@ -201,14 +206,14 @@ def splits_of(layout: Layout, columns: int, wanted: int) -> Splits:
     span = round_up(-(-layout.total // max(len(layout.sizes), wanted)), columns)
     bounds: list[int] = []
     groups = []
-    for group, (begin, end) in enumerate(zip(layout.begins, layout.begins[1:], strict=False)):
+    for group, (begin, end) in enumerate(pairwise(layout.begins)):
         groups += [begin // layout.unit, len(bounds) // 2]
         for first in range(begin, end, span):
             bounds += [first // columns, group]
-    count = len(bounds) // 2
+    total = len(bounds) // 2
     bounds += [layout.total // columns, len(layout.sizes)]
-    groups += [layout.total // layout.unit, count]
-    return Splits(count, tuple(bounds), tuple(groups))
+    groups += [layout.total // layout.unit, total]
+    return Splits(total, tuple(bounds), tuple(groups))
 
 
 class Packed(NamedTuple):
@@ -312,5 +317,5 @@ def pack(
 
 
 def item_stride(value: Tensor, dims: int = 1) -> int:
-    """From one batch item's numbers, of so many dimensions, to the next: 0 where they share them."""
+    """From one item's numbers, of so many dimensions, to the next's: 0 where items share them."""
     return value.stride(0) if value.dim() > dims and value.shape[0] > 1 else 0
