@@ -1,4 +1,4 @@
-"""Groups, their relation and the families of kernels in Triton, against the reference in float64."""
+"""Triton: groups, their relation and the families, against the reference in float64."""
 
 import pytest
 import torch
