@@ -23,9 +23,11 @@ from cgm_fast.ops.triton.tiles import Blocks
 
 pytestmark = pytest.mark.usefixtures("tensor_cores")
 
+# Of matern12, which is laplacian by another name, one test is enough.
+KERNELS = [name for name in FAMILIES if name != "matern12"]
 # All but those that have a kink have second derivatives.
-SMOOTH = [name for name, family in FAMILIES.items() if family.order == 2]
-KINKED = sorted(FAMILIES.keys() - set(SMOOTH))
+SMOOTH = [name for name in KERNELS if FAMILIES[name].order == 2]
+WIDTHS = (torch.float16, torch.float64)
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def symmetric(*shape):
     return half + half.mT
 
 
-def problem_of(sizes, d=5, *, given=True, batch=2, kernel="gaussian", scales=1, alike=True):
+def problem_of(sizes, d=5, *, given=True, batch=1, kernel="gaussian", scales=1, alike=True):
     """In float32, with weights, relation and variance where they are `given`; with a batch."""
     groups, rows = len(sizes), sum(sizes)
     z = drawn(batch, rows, d).float()
@@ -132,7 +134,7 @@ GROUPS = [(9,), (30, 20), (1, 1), (20, 1, 70), (3, 1, 9, 40, 2, 5, 70)]
 @pytest.mark.parametrize("given", [False, True], ids=["constants", "tensors"])
 @pytest.mark.parametrize("sizes", GROUPS, ids=str)
 def test_any_number_of_groups_of_any_size(sizes, given, device):
-    problem = problem_of(sizes, given=given)
+    problem = problem_of(sizes, given=given, batch=2 if len(sizes) < 4 else 1)
     wanted = Wanted(0, sum(sizes), given, True, given)
     assert_values(problem, wanted, device)
     assert_products(problem, wanted, device)
@@ -143,7 +145,7 @@ def test_groups_in_splits_and_turns_of_wide_rows(given, device, monkeypatch):
     """What large problems do: several splits a group, sums of each in turns, features in parts."""
     monkeypatch.setattr(mmd, "_TURN", 64)
     monkeypatch.setattr(mmd, "parallel", lambda rows, device: 5)
-    problem = problem_of((150, 1, 90), 70, given=given, batch=1)
+    problem = problem_of((150, 1, 90), 70, given=given)
     wanted = Wanted(0, 241, given, True, given)
     assert_values(problem, wanted, device)
     assert_products(problem, wanted, device)
@@ -151,14 +153,14 @@ def test_groups_in_splits_and_turns_of_wide_rows(given, device, monkeypatch):
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 0), (5, 40), (20, 21), (60, 91)])
 def test_some_rows_want_a_gradient(begin, end, device):
-    problem = problem_of((20, 1, 70), batch=1)
+    problem = problem_of((20, 1, 70))
     wanted = NOTHING._replace(row_begin=begin, row_end=end)
     assert_values(problem, wanted, device)
     assert_products(problem, wanted, device)
 
 
 def test_a_relation_and_a_variance_for_all_items(device):
-    problem = problem_of((20, 10))
+    problem = problem_of((20, 10), batch=2)
     problem = problem._replace(relation=problem.relation[:1], variance=problem.variance[:1])
     wanted = Wanted(0, 30, False, True, False)
     found = mmd.fwd(moved(problem, device), wanted)
@@ -170,13 +172,13 @@ def test_a_relation_and_a_variance_for_all_items(device):
 
 
 @pytest.mark.parametrize("scales", [1, 2])
-@pytest.mark.parametrize("kernel", FAMILIES)
+@pytest.mark.parametrize("kernel", list(FAMILIES))
 def test_every_family(kernel, scales, device):
     problem = problem_of((20, 1, 30), kernel=kernel, scales=scales)
     assert_values(problem, Wanted(0, 51, True, True, True), device)
 
 
-@pytest.mark.parametrize("kernel", FAMILIES)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_family_counts_near_pairs(kernel, device):
     """Rows that weigh 1, in clusters: some pairs near, others far."""
     problem = problem_of((20, 31), kernel=kernel, given=False)
@@ -184,7 +186,7 @@ def test_every_family_counts_near_pairs(kernel, device):
     assert_values(problem, Wanted(0, 51, False, True, False), device)
 
 
-@pytest.mark.parametrize("kernel", FAMILIES)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_that_weigh_unlike(kernel, device):
     problem = problem_of((20, 31), kernel=kernel, scales=2, alike=False)
     assert_values(problem, Wanted(0, 51, True, True, True), device)
@@ -196,8 +198,13 @@ def test_second_derivatives_of_every_smooth_family(kernel, device):
     assert_products(problem, Wanted(0, 51, True, True, True), device)
 
 
-@pytest.mark.parametrize("kernel", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        *((kernel, torch.float32) for kernel in KERNELS),
+        *((kernel, dtype) for kernel in ("laplacian", "imq") for dtype in WIDTHS),
+    ],
+)
 def test_rows_that_coincide_have_no_slope(kernel, dtype, device):
     """Off the origin, within a group and across: by products they would be at some distance."""
     problem = problem_of((20, 31), kernel=kernel, given=False)
@@ -207,13 +214,13 @@ def test_rows_that_coincide_have_no_slope(kernel, dtype, device):
     assert_values(problem, Wanted(0, 51, False, True, False), device)
     same = problem._replace(z=problem.z[:, :1].expand(problem.z.shape))
     value = mmd.fwd(moved(same, device), Wanted(0, 51, False, True, False))
-    if kernel in KINKED:
+    if kernel not in SMOOTH:
         assert not value.z.any()
         assert not value.loss.any()
     assert value.z.isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", FAMILIES)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_rows_very_far_apart_leave_numbers(kernel, device):
     problem = problem_of((20, 31), kernel=kernel, given=False)
     problem.z[:, 0] = 1e12
@@ -222,9 +229,9 @@ def test_rows_very_far_apart_leave_numbers(kernel, device):
     assert all(part.isfinite().all() for part in value)
 
 
-@pytest.mark.parametrize("kernel", FAMILIES)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_nan_stays_one(kernel, device):
-    problem = problem_of((20, 31), kernel=kernel, given=False, batch=1)
+    problem = problem_of((20, 31), kernel=kernel, given=False)
     problem.z[0, 7, 2] = float("nan")
     value = mmd.fwd(moved(problem, device), Wanted(0, 51, False, True, False))
     assert value.loss.isnan().all()
