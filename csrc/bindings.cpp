@@ -41,25 +41,25 @@ void in_dtype(bool float64, const Body& body) {
   float64 ? body(double()) : body(float());
 }
 
-void mmd_fwd(const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
-             Address value_loss, Address value_z, Address value_weights, Address value_relation,
-             Address value_variance, int threads) {
+void mmd_fwd(const MmdPlan& plan, Address x, Address y, Address weights, Address relation,
+             Address variance, Address value_loss, Address value_z, Address value_weights,
+             Address value_relation, Address value_variance, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::mmd_fwd_cpu<T>(plan.problem<T>(z, weights, relation, variance),
+    cf::mmd_fwd_cpu<T>(plan.problem<T>(x, y, weights, relation, variance),
                        {plan.row_begin, plan.row_end, at<T>(value_loss), at<double>(value_relation),
                         at<T>(value_z), at<T>(value_weights), at<T>(value_variance)},
                        threads);
   });
 }
 
-void mmd_hvp(const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
-             Address tangent_z, Address tangent_weights, Address tangent_relation,
+void mmd_hvp(const MmdPlan& plan, Address x, Address y, Address weights, Address relation,
+             Address variance, Address tangent_z, Address tangent_weights, Address tangent_relation,
              Address tangent_variance, Address product_z, Address product_weights,
              Address product_relation, Address product_variance, int threads) {
   in_dtype(plan.float64, [&](auto number) {
     using T = decltype(number);
-    cf::mmd_hvp_cpu<T>(plan.problem<T>(z, weights, relation, variance),
+    cf::mmd_hvp_cpu<T>(plan.problem<T>(x, y, weights, relation, variance),
                        {at<const T>(tangent_z), at<const T>(tangent_weights),
                         at<const double>(tangent_relation), at<const T>(tangent_variance)},
                        {plan.row_begin, plan.row_end, at<T>(product_z), at<T>(product_weights),
@@ -139,14 +139,14 @@ PYBIND11_MODULE(_native, module) {
 
   using py::arg;
   bind_plans(module);
-  module.def("mmd_fwd", &mmd_fwd, Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"),
-             arg("relation"), arg("variance"), arg("value_loss"), arg("value_z"),
+  module.def("mmd_fwd", &mmd_fwd, Release(), arg("plan"), py::kw_only(), arg("x"), arg("y"),
+             arg("weights"), arg("relation"), arg("variance"), arg("value_loss"), arg("value_z"),
              arg("value_weights"), arg("value_relation"), arg("value_variance"), arg("threads"));
-  module.def("mmd_hvp", &mmd_hvp, Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"),
-             arg("relation"), arg("variance"), arg("tangent_z"), arg("tangent_weights"),
-             arg("tangent_relation"), arg("tangent_variance"), arg("product_z"),
-             arg("product_weights"), arg("product_relation"), arg("product_variance"),
-             arg("threads"));
+  module.def("mmd_hvp", &mmd_hvp, Release(), arg("plan"), py::kw_only(), arg("x"), arg("y"),
+             arg("weights"), arg("relation"), arg("variance"), arg("tangent_z"),
+             arg("tangent_weights"), arg("tangent_relation"), arg("tangent_variance"),
+             arg("product_z"), arg("product_weights"), arg("product_relation"),
+             arg("product_variance"), arg("threads"));
   module.def("prototype_margin_fwd", &prototype_margin_fwd, Release(), arg("plan"), py::kw_only(),
              arg("r"), arg("g"), arg("labels"), arg("value_loss"), arg("value_assignment"),
              arg("value_r"), arg("value_g"), arg("threads"));

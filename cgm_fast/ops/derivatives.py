@@ -21,7 +21,7 @@ from torch.autograd.function import _SingleLevelFunction
 from cgm_fast.ops import watching
 from cgm_fast.ops.formulas import THIRD, Formula
 from cgm_fast.ops.records import flatten, rebuild
-from cgm_fast.ops.registration import Op
+from cgm_fast.ops.registration import Op, with_empty, without_empty
 
 
 class OfValue:
@@ -33,7 +33,7 @@ class OfValue:
     def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
         """The arguments with which the results hold what these arguments' derivatives need."""
         problem, wanted = rebuild(self.op.records, args)
-        needs = [i in needed for i in self.formula.variables]
+        needs = [i in needed for i in range(self.formula.variables)]
         wide = self.formula.both(wanted, self.formula.wanted(problem, needs))
         return flatten((problem, wide), args[-1])
 
@@ -43,10 +43,8 @@ class OfValue:
         """Of the results for the wide arguments, those that `args` ask for."""
         values = self.formula.values
         (_, of_args), (_, of_wide) = (rebuild(self.op.records, some) for some in (args, wide))
-        return (
-            *results[:values],
-            *self.formula.narrowed(of_args, of_wide, results[values:]),
-        )
+        gradients = self.formula.narrowed(of_args, of_wide, without_empty(results[values:]))
+        return (*results[:values], *with_empty(gradients, results[0]))
 
     def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
         """Which results `args` ask for and are differentiable."""
@@ -58,26 +56,31 @@ class OfValue:
         self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
     ) -> dict[int, Tensor | None]:
         """Derivatives in the arguments needed."""
-        if needed - set(self.formula.variables):
+        if any(i >= self.formula.variables for i in needed):
             raise RuntimeError(f"{self.op.name} has no derivative in its constants; detach() them")
         problem, wanted = rebuild(self.op.records, args)
         parts = self.formula.backward(
-            problem, wanted, args[-1], results, cotangents, self.formula.hvp.dispatched
-        )
-        whole = self.formula.whole(problem, wanted, parts)
-        return dict(zip(self.formula.variables, whole, strict=True))
+            problem, wanted, args[-1], without_empty(results), cotangents,
+            self.formula.hvp.dispatched,
+        )  # fmt: skip
+        return dict(enumerate(self.formula.split(problem, wanted, parts)))
 
     def along(
-        self, args: tuple[Any, ...], results: Any, tangents: dict[int, Tensor]
+        self,
+        args: tuple[Any, ...],
+        results: Any,
+        tangents: dict[int, Tensor],
+        asked: Sequence[bool],
     ) -> Sequence[Tensor | None]:
-        """Derivatives of the results along tangents of arguments."""
-        if tangents.keys() - set(self.formula.variables):
+        """Derivatives of the results asked for along tangents of arguments."""
+        if any(i >= self.formula.variables for i in tangents):
             raise NotImplementedError(f"{self.op.name} has no derivative in its constants")
         problem, wanted = rebuild(self.op.records, args)
-        of_variables = [tangents.get(i) for i in self.formula.variables]
+        of_variables = [tangents.get(i) for i in range(self.formula.variables)]
         return self.formula.along(
-            problem, wanted, args[-1], results, of_variables, self.formula.hvp.dispatched
-        )
+            problem, wanted, args[-1], without_empty(results), of_variables,
+            self.formula.hvp.dispatched if any(asked[self.formula.values :]) else None,
+        )  # fmt: skip
 
 
 class OfProduct:
@@ -114,13 +117,16 @@ class OfProduct:
             raise RuntimeError(THIRD)
         problem, _, wanted = rebuild(self.op.records, args)
         vector = self.formula.tangent(problem, wanted, cotangents)
-        own = self.formula.wanted(problem, [i in needed for i in self.tangents])
+        own = self.formula.everything(problem, [i in needed for i in self.tangents])
         product = self.op.dispatched(problem, vector, own, args[-1])
-        whole = self.formula.whole(problem, own, list(product))
-        return dict(zip(self.tangents, whole, strict=True))
+        return dict(zip(self.tangents, product, strict=True))
 
     def along(
-        self, args: tuple[Any, ...], results: Any, tangents: dict[int, Tensor]
+        self,
+        args: tuple[Any, ...],
+        results: Any,
+        tangents: dict[int, Tensor],
+        asked: Sequence[bool],
     ) -> Sequence[Tensor | None]:
         """The product with the tangents' tangents."""
         if tangents.keys() - set(self.tangents):
@@ -183,9 +189,9 @@ def _differentiate(rule: OfValue | OfProduct) -> None:
                 # Torch has turned forward mode off, for the levels below too, which still want it.
                 with forward_ad._set_fwd_grad_enabled(True):
                     args = tuple(map(_primal, args))
-                    out = rule.along(args, results, given)
+                    out = rule.along(args, results, given, ctx.asked)
             else:
-                out = rule.along(args, results, given)
+                out = rule.along(args, results, given, ctx.asked)
             return tuple(
                 (torch.zeros_like(value) if t is None else t.to(value.dtype)) if yes else None
                 for value, t, yes in zip(results, out, ctx.asked, strict=True)

@@ -28,30 +28,22 @@ class Formula:
 
     fwd: Op
     hvp: Op
-    variables: tuple[int, ...]
-    """Which fields of the problem can have a gradient; results hold one of each, in this order."""
+    variables: int
+    """How many fields of the problem, its first ones, can have a gradient."""
     values: int
-    """How many results are values."""
+    """How many results are values; the others are parts of the gradient."""
     constant: tuple[int, ...] = ()
     """Values that have no derivative."""
 
     # What an op adds.
 
-    def problem(self, inputs: Tensors, static: Any) -> Any:
-        """The problem of the tensors that a user has, and of what is not a tensor."""
-        raise NotImplementedError
-
-    def needs(self, inputs: Tensors, needs: Sequence[bool]) -> tuple[bool, ...]:
-        """Which variables inputs that need a gradient make need one."""
-        return tuple(needs[: len(self.variables)])
-
-    def split(self, inputs: Tensors, wanted: Any, parts: Tensors) -> list[Tensor | None]:
-        """Derivatives in variables, in parts, as those in the inputs."""
-        return [*parts, *[None] * (len(inputs) - len(parts))]
-
-    def wanted(self, problem: Any, needs: Sequence[bool], inputs: Any = None) -> Any:
+    def wanted(self, problem: Any, needs: Sequence[bool]) -> Any:
         """The record that asks for the gradient in some variables."""
         raise NotImplementedError
+
+    def everything(self, problem: Any, parts: Sequence[bool]) -> Any:
+        """The record that asks for some parts of the gradient, whole."""
+        return self.wanted(problem, parts)
 
     def both(self, wanted: Any, other: Any) -> Any:
         """A record that asks for all that two of them ask for."""
@@ -61,28 +53,29 @@ class Formula:
         """Of which variables a record asks for the gradient."""
         raise NotImplementedError
 
-    def whole(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
-        """Derivatives in parts, as large as the variables."""
+    def split(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
+        """Derivatives in parts as those in the variables."""
         return list(parts)
 
-    def narrowed(self, wanted: Any, wide: Any, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Of gradients that a wide record asked for, those of another; empty ones for the rest."""
-        return [
-            value if yes else value.new_empty(0)
-            for value, yes in zip(gradients, self.has(wanted), strict=True)
-        ]
-
     def tangent(self, problem: Any, wanted: Any, parts: Tensors) -> Any:
-        """A tangent of vectors over gradients in parts."""
-        return self.hvp.records[1](*self.whole(problem, wanted, parts))
+        """A tangent of vectors over the gradient in parts."""
+        return self.hvp.records[1](*parts)
+
+    def gathered(self, problem: Any, tangents: Tensors) -> Any:
+        """A tangent of tangents of the variables."""
+        return self.hvp.records[1](*tangents)
+
+    def narrowed(self, wanted: Any, wide: Any, gradients: Tensors) -> list[Tensor | None]:
+        """Of gradients that a wide record asked for, those that another asks for."""
+        return [v if yes else None for v, yes in zip(gradients, self.has(wanted), strict=True)]
 
     def second(self, problem: Any, results: Any) -> Any:
         """The problem as the Hessian-vector product takes it."""
         return problem
 
-    def scaled(self, factor: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients times a number [] or one for each item of a batch [b]."""
-        return [factor * value for value in gradients]
+    def scaled(self, factor: Tensor, gradients: Tensors) -> list[Tensor | None]:
+        """The gradients times a number [], or one for each item of a batch [b]."""
+        return [None if value is None else factor * value for value in gradients]
 
     def moved(self, tangents: Tensors) -> dict[int, Tensor | None]:
         """Tangents of values besides the loss, of those of the variables."""
@@ -90,7 +83,7 @@ class Formula:
 
     def reached(self, cotangents: Tensors) -> list[Tensor | None]:
         """What values besides the loss give to the variables, of their cotangents."""
-        return [None] * len(self.variables)
+        return [None] * len(cotangents)
 
     # What they have in common.
 
@@ -99,61 +92,59 @@ class Formula:
     ) -> list[Tensor | None]:
         """Derivatives in the variables, in parts: the gradient scaled by the loss's cotangent, the
         Hessian's product with those of the gradient, and what reached other values."""
-        gradients, has = results[self.values :], self.has(wanted)
-        parts: list[Tensor | None] = [None] * len(self.variables)
+        parts: list[Tensor | None] = [None] * (len(results) - self.values)
         if cotangents[0] is not None:
-            parts = self._some(self.scaled(cotangents[0], gradients), has)
+            parts = self.scaled(cotangents[0], results[self.values :])
         vectors = cotangents[self.values :]
-        if any(vector is not None for vector in vectors):
+        if vectors and any(vector is not None for vector in vectors):
             tangent = self.tangent(problem, wanted, vectors)
             product = hvp(self.second(problem, results), tangent, wanted, backend)
-            parts = [_sum(*pair) for pair in zip(parts, self._some(product, has), strict=True)]
-        reached = self.reached(cotangents[: self.values])
-        return [_sum(*pair) for pair in zip(parts, reached, strict=True)]
+            parts = [_sum(*pair) for pair in zip(parts, product, strict=True)]
+        if self.values > 1:
+            reached = self.reached(cotangents[: self.values])
+            parts = [_sum(*pair) for pair in zip(parts, reached, strict=True)]
+        return parts
 
     def along(
-        self, problem: Any, wanted: Any, backend: str, results: Any, tangents: Tensors, hvp: Run
+        self,
+        problem: Any,
+        wanted: Any,
+        backend: str,
+        results: Any,
+        tangents: Tensors,
+        hvp: Run | None,
     ) -> list[Tensor | None]:
-        """Derivatives of the results along tangents of the variables, in forward mode."""
-        gradients, has = results[self.values :], self.has(wanted)
-        out: list[Tensor | None] = [None] * (self.values + len(gradients))
-        out[0] = self.dot(gradients, wanted, tangents)
+        """Derivatives of the results along tangents of the variables, in forward mode: of values
+        alone where no `hvp` is given."""
+        tangent = self.gathered(problem, tangents)
+        out: list[Tensor | None] = [None] * len(results)
+        out[0] = self.dot(results[self.values :], wanted, tangent)
         for i, value in self.moved(tangents).items():
             out[i] = value
-        if any(has) and any(tangent is not None for tangent in tangents):
-            tangent = self.hvp.records[1](*tangents)
-            product = hvp(self.second(problem, results), tangent, wanted, backend)
-            out[self.values :] = self._some(product, has)
+        if hvp is not None and any(value is not None for value in tangent):
+            out[self.values :] = hvp(self.second(problem, results), tangent, wanted, backend)
         return out
 
-    def dot(self, gradients: Sequence[Tensor], wanted: Any, tangents: Tensors) -> Tensor | None:
-        """The derivative of the loss along tangents of the variables; None for zero."""
+    def dot(self, gradients: Tensors, wanted: Any, tangent: Tensors) -> Tensor | None:
+        """The derivative of the loss along a tangent; None for zero."""
         terms = [
-            (gradient * tangent).sum()
-            for gradient, tangent, has in zip(gradients, tangents, self.has(wanted), strict=True)
-            if has and tangent is not None
+            (gradient * value).sum()
+            for gradient, value in zip(gradients, tangent, strict=True)
+            if gradient is not None and value is not None
         ]
         return sum(terms[1:], terms[0]) if terms else None
-
-    @staticmethod
-    def _some(values: Sequence[Tensor], has: Sequence[bool]) -> list[Tensor | None]:
-        return [value if yes else None for value, yes in zip(values, has, strict=True)]
 
 
 class OfPair(Formula):
     """Of an op of samples r and prototypes g, the first two fields of its problem."""
 
-    variables = (0, 1)
+    variables = 2
     assignment: int
     """Which result that is; labels, the problem's third field, are replaced by it."""
 
-    def problem(self, inputs: Tensors, static: Any) -> Any:
-        """The inputs are the problem's tensors."""
-        return self.fwd.records[0](*inputs, *static)
-
-    def wanted(self, problem: Any, needs: Sequence[bool], inputs: Any = None) -> Any:
+    def wanted(self, problem: Any, needs: Sequence[bool]) -> Any:
         """Both gradients or one."""
-        return self.fwd.records[1](*map(bool, needs[:2]))
+        return self.fwd.records[1](needs[0], needs[1])
 
     def both(self, wanted: Any, other: Any) -> Any:
         """Either."""

@@ -1,7 +1,7 @@
 """Problems as values: each op's NamedTuples, and the torch schema that is derived from them.
 
-An op is `fwd(problem, wanted)` and `hvp(problem, tangent, wanted)`. What these hold is said once, in
-the op's problem.py, and goes by name from there: into the schema, to the implementations, and to
+An op is `fwd(problem, wanted)` and `hvp(problem, tangent, wanted)`. What these hold is said once,
+in the op's problem.py, and goes by name from there: into the schema, to the implementations, and to
 the compiled module. Tensors come first among the fields of a problem.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from torch import Tensor
 
-Record = type[tuple[Any, ...]]
+Record = Any
 
 _TYPES = {
     Tensor: "Tensor",

@@ -142,7 +142,8 @@ void finish_values(const Pass<T>& pass) {
     }
   }
   pass.out.loss[layout.item] = T(loss);
-  std::copy(sums.begin(), sums.end(), pass.out.relation + layout.item * entries);
+  if (pass.out.relation)
+    std::copy(sums.begin(), sums.end(), pass.out.relation + layout.item * entries);
 }
 
 }  // namespace

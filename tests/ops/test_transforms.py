@@ -212,8 +212,11 @@ def test_a_third_derivative_raises_under_transforms_too(op):
 
 def test_the_registered_op_itself_is_differentiable():
     x, y = leaf(X[0]), leaf(Y)
-    rest = (None, None, None, None, [3.0], [1.0], 1 / ROWS, 1 / OTHERS, 1.0, 0, 0, False, False)
-    loss, *_ = torch.ops.cgm_fast.mmd_fwd(x, y, *rest, "auto")
+    n, m = len(x), len(y)
+    relations = [n**-2.0, -1 / (n * m), -1 / (n * m), m**-2.0]
+    problem = (x, y, None, None, None, [n, m], relations, [3.0], [1.0], "gaussian", True)
+    wanted = (0, 0, False, False, False)
+    loss, *_ = torch.ops.cgm_fast.mmd_fwd(*problem, *wanted, "auto")
     assert_the_same(
         torch.autograd.grad(loss, (x, y)), torch.autograd.grad(cgm_fast.mmd(x, y), (x, y))
     )
@@ -222,7 +225,7 @@ def test_the_registered_op_itself_is_differentiable():
 def test_a_gradient_in_the_noise_is_refused():
     with pytest.raises(ValueError, match="noise must not require a gradient"):
         cgm_fast.cgm_loss(X[0], Y, noise=leaf(NOISE))
-    numbers = (0.1, 0.1, 1.0, 1.0, 1.0, 1.0, [3.0], [1.0], False, False, False)
+    numbers = (0.1, 0.1, 1.0, 1.0, 1.0, 1.0, [3.0], [1.0], "gaussian", False, False, False)
     loss, *_ = torch.ops.cgm_fast.cgm_loss_fwd(X[0], Y, None, leaf(NOISE), *numbers, "auto")
     with pytest.raises(RuntimeError, match="no derivative in its constants"):
         loss.backward()

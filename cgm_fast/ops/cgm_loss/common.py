@@ -21,13 +21,15 @@ def fwd(mmd: ModuleType, prototype_margin: ModuleType, problem: Problem, wanted:
     with_prior = wanted.g and not problem.detach_prior
     begin = 0 if wanted.r or not with_prior else b
     end = 2 * b if with_prior else (b if wanted.r else begin)
-    value = mmd.fwd(
-        mmd_problem(problem, stacked), of_mmd.NOTHING._replace(row_begin=begin, row_end=end)
-    )
+    rows = of_mmd.NOTHING._replace(row_begin=begin, row_end=end)
+    value = mmd.fwd(mmd_problem(problem, stacked), rows)
     loss = problem.mmd_weight * value.loss + problem.margin_weight * margin.loss
-    grad_r, grad_g = problem.margin_weight * margin.r, problem.margin_weight * margin.g
+    grad_r = grad_g = None
     if wanted.r:
+        grad_r = problem.margin_weight * margin.r
         grad_r += problem.mmd_weight * value.z[:b]
+    if wanted.g:
+        grad_g = problem.margin_weight * margin.g
     if with_prior:
         of_prior = _sum_by_prototype(value.z[-b:], margin.assignment, g.shape[0])
         grad_g += problem.mmd_weight * of_prior
@@ -82,7 +84,7 @@ def mmd_problem(problem: Problem, z: Tensor) -> of_mmd.Problem:
     b = problem.r.shape[0]
     pair = 1.0 / (b * b)
     return of_mmd.Problem(
-        z, None, None, None, (b, b), (pair, -pair, -pair, pair), tuple(problem.variances),
+        z, None, None, None, None, (b, b), (pair, -pair, -pair, pair), tuple(problem.variances),
         tuple(problem.kernel_weights), problem.kernel, False,
     )  # fmt: skip
 

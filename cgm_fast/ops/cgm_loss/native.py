@@ -41,16 +41,15 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         like.new_empty(2),
         r.new_empty(r.shape[:1], dtype=torch.int64),
         like.new_empty(r.shape),
-        like.new_empty(r.shape if wanted.r else 0),
-        like.new_empty(g.shape if wanted.g else 0),
+        like.new_empty(r.shape) if wanted.r else None,
+        like.new_empty(g.shape) if wanted.g else None,
     )
     _native.cgm_loss_fwd(
         _plan(r.shape[0], g.shape[0], r.shape[1], dtype, tuple(static)),
         r=samples(r), g=samples(g), labels=address(labels), noise=samples(noise),
         value_loss=value.loss.data_ptr(), value_terms=value.terms.data_ptr(),
         value_assignment=value.assignment.data_ptr(), value_z=value.z.data_ptr(),
-        value_r=value.r.data_ptr() if wanted.r else 0,
-        value_g=value.g.data_ptr() if wanted.g else 0,
+        value_r=address(value.r), value_g=address(value.g),
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))

@@ -16,8 +16,8 @@ def _value_fake(problem: Problem, wanted: Wanted) -> Value:
         r.new_empty((2,), dtype=dtype),
         r.new_empty((r.shape[0],), dtype=torch.int64),
         r.new_empty(r.shape),
-        r.new_empty(r.shape if wanted.r else (0,), dtype=dtype),
-        r.new_empty(g.shape if wanted.g else (0,), dtype=dtype),
+        r.new_empty(r.shape, dtype=dtype) if wanted.r else None,
+        r.new_empty(g.shape, dtype=dtype) if wanted.g else None,
     )
 
 

@@ -12,9 +12,10 @@ __all__ = ["NOTHING", "Problem", "Product", "Tangent", "Value", "Wanted"]
 
 
 class Problem(NamedTuple):
-    """L = mmd_weight MMD²(z, z') + margin_weight L_D(r, g), z_i = r_i + σ e_i, z'_i = g_{k_i} + τ e'_i.
+    """L = mmd_weight MMD²(z, z') + margin_weight L_D(r, g).
 
-    MMD² is the biased one, L_D the mean of the prototype margin loss.
+    z_i = r_i + σ e_i, z'_i = g_{k_i} + τ e'_i. MMD² is the biased one, L_D a mean of the
+    prototype margin loss.
     """
 
     r: Tensor
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What `fwd` returns; empty tensors of shape [0] for what is not wanted."""
+    """What `fwd` returns; None for what is not wanted."""
 
     loss: Tensor
     """[]"""
@@ -55,9 +56,9 @@ class Value(NamedTuple):
     """[B] int64, k_i."""
     z: Tensor
     """[B, d], in r's dtype."""
-    r: Tensor
+    r: Tensor | None
     """[B, d], the gradient of the loss."""
-    g: Tensor
+    g: Tensor | None
     """[K, d]"""
 
 

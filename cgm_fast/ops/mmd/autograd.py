@@ -12,38 +12,27 @@ from cgm_fast.ops import derivatives
 from cgm_fast.ops.autograd import fused
 from cgm_fast.ops.formulas import Formula, Tensors
 from cgm_fast.ops.mmd.ops import mmd_fwd, mmd_hvp
-from cgm_fast.ops.mmd.problem import Problem, Wanted
+from cgm_fast.ops.mmd.problem import Problem, Tangent, Wanted
 
 
 class MMDFormula(Formula):
-    """A user's inputs are weights, relation, variance, and then the groups, or all stacked."""
+    """Variables are x, y, weights, relation and variance; the gradient has one part for x and y,
+    of the rows that are wanted."""
 
     fwd, hvp = mmd_fwd, mmd_hvp
-    variables = (0, 1, 2, 3)
+    variables = 5
     values = 1
 
-    def problem(self, inputs: Tensors, static: Any) -> Problem:
-        """Groups are stacked here, so that a constant one costs no gradient."""
-        weights, relation, variance, *groups = inputs
-        z = groups[0] if len(groups) == 1 else torch.cat(groups, -2)  # type: ignore[arg-type]
-        assert z is not None
-        return Problem(z, weights, relation, variance, *static)
+    def wanted(self, problem: Problem, needs: Sequence[bool]) -> Wanted:
+        """Of rows those of x, of y, or all."""
+        of_x, of_y, *others = needs
+        n, rows = problem.x.shape[-2], sum(problem.sizes)
+        begin = 0 if of_x or not of_y else n
+        return Wanted(begin, rows if of_y else n if of_x else 0, *others)
 
-    def needs(self, inputs: Tensors, needs: Sequence[bool]) -> tuple[bool, ...]:
-        """z needs one where a group does."""
-        return (any(needs[3:]), *needs[:3])
-
-    def wanted(self, problem: Problem, needs: Sequence[bool], inputs: Any = None) -> Wanted:
-        """Of z all rows; or, of inputs, those from the first group that needs it to the last."""
-        rows = problem.z.shape[-2]
-        begin, end = (0, rows) if needs[0] else (0, 0)
-        if needs[0] and inputs is not None and len(inputs) > 4:
-            begin, at = rows, 0
-            for group in inputs[3:]:
-                if group.requires_grad:
-                    begin, end = min(begin, at), at + group.shape[-2]
-                at += group.shape[-2]
-        return Wanted(begin, end, *needs[1:])
+    def everything(self, problem: Problem, parts: Sequence[bool]) -> Wanted:
+        """All rows or none."""
+        return Wanted(0, sum(problem.sizes) if parts[0] else 0, *parts[1:])
 
     def both(self, wanted: Wanted, other: Wanted) -> Wanted:
         """Rows from the first of either to the last."""
@@ -56,65 +45,68 @@ class MMDFormula(Formula):
         """Of z, weights, relation and variance."""
         return wanted.row_end > wanted.row_begin, *wanted[2:]
 
-    def whole(self, problem: Problem, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
-        """With zeros for rows beyond those wanted."""
-        of_z, *rest = parts
-        if of_z is not None and of_z.shape[-2] != problem.z.shape[-2]:
-            after = problem.z.shape[-2] - wanted.row_end
-            of_z = torch.nn.functional.pad(of_z, (0, 0, wanted.row_begin, after))
+    def split(self, problem: Problem, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
+        """The rows of x and those of y."""
+        of_z, *others = parts
+        n, (begin, end) = problem.x.shape[-2], wanted[:2]
+        if of_z is None:
+            return [None, None, *others]
+        if problem.y is None or end <= n:
+            return [_padded(of_z, begin, n - end), None, *others]
+        if begin >= n:
+            return [None, _padded(of_z, begin - n, sum(problem.sizes) - end), *others]
+        of_z = _padded(of_z, begin, sum(problem.sizes) - end)
+        return [*of_z.split_with_sizes((n, of_z.shape[-2] - n), -2), *others]
+
+    def tangent(self, problem: Problem, wanted: Wanted, parts: Tensors) -> Tangent:
+        """Zero for rows that are not wanted."""
+        of_z, *others = parts
+        if of_z is not None:
+            of_z = _padded(of_z, wanted.row_begin, sum(problem.sizes) - wanted.row_end)
+        return Tangent(of_z, *others)
+
+    def gathered(self, problem: Problem, tangents: Tensors) -> Tangent:
+        """Those of x and y, stacked."""
+        of_x, of_y, *others = tangents
+        if problem.y is not None and not (of_x is None and of_y is None):
+            pair = ((of_x, problem.x), (of_y, problem.y))
+            of_x = torch.cat([torch.zeros_like(z) if t is None else t for t, z in pair], -2)
+        return Tangent(of_x, *others)
+
+    def narrowed(self, wanted: Wanted, wide: Wanted, gradients: Tensors) -> list[Tensor | None]:
+        """Some rows of more."""
+        of_z, *rest = super().narrowed(wanted, wide, gradients)
+        if of_z is not None:
+            skip = wanted.row_begin - wide.row_begin
+            of_z = of_z.narrow(-2, skip, wanted.row_end - wanted.row_begin)
         return [of_z, *rest]
 
-    def narrowed(self, wanted: Wanted, wide: Wanted, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Some rows of more; the block sums are always there."""
-        of_z, of_weights, sums, of_variance = gradients
-        rows = wanted.row_end - wanted.row_begin
-        skip = wanted.row_begin - wide.row_begin if rows > 0 else 0
-        return [
-            of_z.narrow(-2, skip, max(0, rows)),
-            of_weights if wanted.weights else of_weights.new_empty(0),
-            sums,
-            of_variance if wanted.variance else of_variance.new_empty(0),
-        ]
-
-    def scaled(self, factor: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def scaled(self, factor: Tensor, gradients: Tensors) -> list[Tensor | None]:
         """Each item by its own factor."""
-        of_z, of_weights, of_relation, of_variance = gradients
         if not factor.dim():
-            return [factor * value if value.numel() else value for value in gradients]
+            return super().scaled(factor, gradients)
         per_row = factor[:, None]
-        per_entry = per_row.unsqueeze(-1)
-        return [
-            per_entry * of_z,
-            per_row * of_weights if of_weights.dim() > 1 else of_weights,
-            per_entry * of_relation if of_relation.dim() > 1 else of_relation,
-            per_row * of_variance if of_variance.dim() > 1 else of_variance,
-        ]
+        per_entry = per_row[:, None]
+        by = (per_entry, per_row, per_entry, per_row)
+        return [None if v is None else f * v for f, v in zip(by, gradients, strict=True)]
 
-    def dot(self, gradients: Sequence[Tensor], wanted: Wanted, tangents: Tensors) -> Tensor | None:
+    def dot(self, gradients: Tensors, wanted: Wanted, tangent: Tensors) -> Tensor | None:
         """For each item of a batch."""
         terms = []
-        has = self.has(wanted)
-        for i, (gradient, tangent) in enumerate(zip(gradients, tangents, strict=True)):
-            if not has[i] or tangent is None:
+        for i, (gradient, value) in enumerate(zip(gradients, tangent, strict=True)):
+            if gradient is None or value is None:
                 continue
             if i == 0:
-                tangent = tangent.narrow(-2, wanted.row_begin, wanted.row_end - wanted.row_begin)
-            terms.append((gradient * tangent).sum((-2, -1) if i in (0, 2) else -1))
+                value = value.narrow(-2, wanted.row_begin, wanted.row_end - wanted.row_begin)
+            terms.append((gradient * value).sum((-2, -1) if i in (0, 2) else -1))
         return sum(terms[1:], terms[0]) if terms else None
 
-    def split(self, inputs: Tensors, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
-        """The rows of each group."""
-        of_z, *rest = parts
-        groups = inputs[3:]
-        if of_z is None or len(groups) == 1:
-            return [*rest, of_z, *[None] * (len(groups) - 1)]
-        out, begin = [], -wanted.row_begin
-        for group in groups:
-            assert group is not None
-            rows, inside = group.shape[-2], 0 <= begin < of_z.shape[-2]
-            out.append(of_z.narrow(-2, begin, rows) if inside else None)
-            begin += rows
-        return [*rest, *out]
+
+def _padded(rows: Tensor, before: int, after: int) -> Tensor:
+    """With zeros for the rows before and after."""
+    if before == after == 0:
+        return rows
+    return torch.nn.functional.pad(rows, (0, 0, before, after))
 
 
 def _batched(op: Any) -> Any:
@@ -122,8 +114,8 @@ def _batched(op: Any) -> Any:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         size = info.batch_size
-        z, in_dim = args[0], in_dims[0]
-        inner = z.shape[:-2] if in_dim is None else z.movedim(in_dim, 0).shape[1:-2]
+        x, in_dim = args[0], in_dims[0]
+        inner = x.shape[:-2] if in_dim is None else x.movedim(in_dim, 0).shape[1:-2]
 
         def joined(arg: Any, dim: int | None) -> Any:
             if not isinstance(arg, Tensor):

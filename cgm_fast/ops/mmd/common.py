@@ -24,14 +24,14 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(problem: Problem, *rest: Any) -> Any:
-        if problem.z.dim() == 3:
+        if problem.x.dim() == 3:
             return function(problem, *rest)
         records = (
             type(record)(*(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in record))
             for record in (problem, *rest)
         )
         out = function(*records)
-        return type(out)(*(value if value.shape == (0,) else value.squeeze(0) for value in out))
+        return type(out)(*(None if value is None else value.squeeze(0) for value in out))
 
     return wrapped
 
@@ -49,7 +49,7 @@ def relation_of(problem: Problem, dtype: torch.dtype) -> Tensor:
     """Γ [b or 1, G, G] of a problem with a batch."""
     groups = len(problem.sizes)
     if problem.relation is None:
-        return constants(problem.relations, dtype, problem.z.device).view(1, groups, groups)
+        return constants(problem.relations, dtype, problem.x.device).view(1, groups, groups)
     return problem.relation.to(dtype)
 
 
@@ -62,7 +62,7 @@ def pair_masses(problem: Problem, dtype: torch.dtype) -> Tensor:
             for g, n in enumerate(sizes)
             for h, m in enumerate(sizes)
         )
-        return constants(tuple(counts), dtype, problem.z.device).view(1, groups, groups)
+        return constants(tuple(counts), dtype, problem.x.device).view(1, groups, groups)
     parts = problem.weights.to(dtype).split(sizes, -1)
     mass = torch.stack([part.sum(-1) for part in parts], -1)
     square = torch.stack([(part * part).sum(-1) for part in parts], -1)
@@ -87,8 +87,8 @@ class PairSums(NamedTuple):
     def close(self, problem: Problem, relation: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
         """L [b] and the block sums S [b, G, G], both of k − 1.
 
-        Whichever of near and far pairs weigh less are added up, for L with |Γ|: then nothing is lost
-        where all pairs are near, and where none is.
+        Whichever of near and far pairs weigh less are added up, for L with |Γ|: then nothing is
+        lost where all pairs are near, and where none is.
         """
         loss, sums = (relation * self.small).sum((-2, -1)), self.small
         size, total = relation.abs(), (relation * masses).sum((-2, -1))

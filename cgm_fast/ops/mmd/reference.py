@@ -22,7 +22,7 @@ from cgm_fast.ops.mmd.common import (
     relation_of,
 )
 from cgm_fast.ops.mmd.kernels import FAMILIES, Family
-from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
 
 
 @dataclass
@@ -45,8 +45,8 @@ class OfPairs:
 class Chunk:
     """All pairs of rows [i0, i1), which are of one group, with every row of z.
 
-    Of one slice of the batch. Shapes: z [b, M, d], rows [b, c, d], w [b, M], w_rows [b, c], relation
-    [b or 1, M], squared distances u [b, c, M]; a variance is a number or [b, 1, 1].
+    Of one slice of the batch. Shapes: z [b, M, d], rows [b, c, d], w [b, M], w_rows [b, c],
+    relation [b or 1, M], squared distances u [b, c, M]; a variance is a number or [b, 1, 1].
     """
 
     batch: slice
@@ -122,19 +122,19 @@ class Chunk:
 @batched
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
-    z, sizes = problem.z, problem.sizes
+    z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
     dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
     small = z.new_zeros((b, groups, groups), dtype=wide)
     near = z.new_zeros((b, groups, groups, scales), dtype=wide)
     far = torch.zeros_like(near)  # where rows have weights of their own
     grad_z = z.new_empty((b, wanted.row_end - wanted.row_begin, d), dtype=dtype)
-    grad_weights = z.new_empty((b, rows) if wanted.weights else (0,), dtype=dtype)
-    grad_variance = z.new_zeros((b, scales) if wanted.variance else (0,), dtype=wide)
+    grad_weights = z.new_empty((b, rows if wanted.weights else 0), dtype=dtype)
+    grad_variance = z.new_zeros((b, scales), dtype=wide)
     columns = [slice(*bounds) for bounds in bounds_of_groups(sizes)]
     weighted = problem.weights is not None
     with _no_autocast(z.device.type):
-        for chunk in _chunks(problem, 10 + 6 * scales):
+        for chunk in _chunks(problem, z, 10 + 6 * scales):
             c, g, i0, i1 = chunk.batch, chunk.group, chunk.i0, chunk.i1
             k = chunk.kernel(wanted)
             w = chunk.w.unsqueeze(1)
@@ -168,7 +168,13 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     if not weighted:
         far = masses[..., None] - near
     loss, sums = PairSums(small, near, far).close(problem, relation_of(problem, wide), masses)
-    return Value(loss.to(dtype), grad_z, grad_weights, sums, grad_variance.to(dtype))
+    return Value(
+        loss.to(dtype),
+        grad_z if wanted.row_end > wanted.row_begin else None,
+        grad_weights if wanted.weights else None,
+        sums if wanted.relation else None,
+        grad_variance.to(dtype) if wanted.variance else None,
+    )
 
 
 def _mass(pairs: Tensor, chunk: Chunk, columns: slice, weighted: bool) -> Tensor:
@@ -183,13 +189,13 @@ def _mass(pairs: Tensor, chunk: Chunk, columns: slice, weighted: bool) -> Tensor
 @batched
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian of L applied to a tangent: see `Product`."""
-    z, sizes = problem.z, problem.sizes
+    z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
     dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
     out_z = z.new_empty((b, wanted.row_end - wanted.row_begin, d), dtype=dtype)
-    out_weights = z.new_empty((b, rows) if wanted.weights else (0,), dtype=dtype)
-    out_relation = z.new_zeros((b, groups, groups) if wanted.relation else (0,), dtype=wide)
-    out_variance = z.new_zeros((b, scales) if wanted.variance else (0,), dtype=wide)
+    out_weights = z.new_empty((b, rows if wanted.weights else 0), dtype=dtype)
+    out_relation = z.new_zeros((b, groups, groups), dtype=wide)
+    out_variance = z.new_zeros((b, scales), dtype=wide)
     zero = z.new_zeros((), dtype=dtype)
     z_dot = zero.expand(b, rows, d) if tangent.z is None else tangent.z.to(dtype)
     w_dot = zero.expand(b, rows) if tangent.weights is None else tangent.weights.to(dtype)
@@ -197,7 +203,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     columns = [slice(*bounds) for bounds in bounds_of_groups(sizes)]
     everything = Wanted(0, 0, True, True, True)
     with _no_autocast(z.device.type):
-        for chunk in _chunks(problem, 20 + 8 * scales):
+        for chunk in _chunks(problem, z, 20 + 8 * scales):
             c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
             t, t_rows = z_dot[c], z_dot[c, i0:i1]
             w, w_rows = chunk.w.unsqueeze(1), chunk.w_rows.unsqueeze(2)
@@ -237,19 +243,24 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
                 out = _weighted_differences(weights_dot, chunk.rows[:, keep], chunk.z, sizes)
                 out = out + _weighted_differences(weights, t_rows[:, keep], t, sizes)
                 out_z[c, begin - wanted.row_begin : end - wanted.row_begin] = 4 * out
-    return Product(out_z, out_weights, out_relation, out_variance.to(dtype))
+    return Product(
+        out_z if wanted.row_end > wanted.row_begin else None,
+        out_weights if wanted.weights else None,
+        out_relation if wanted.relation else None,
+        out_variance.to(dtype) if wanted.variance else None,
+    )
 
 
-def _chunks(problem: Problem, temporaries: int) -> Iterator[Chunk]:
-    """Visit every ordered pair of rows once; a chunk's rows all come from one group.
+def _chunks(problem: Problem, z: Tensor, temporaries: int) -> Iterator[Chunk]:
+    """Visit every ordered pair of rows of z once; a chunk's rows all come from one group.
 
     A pair has so many temporaries of the dtype that is computed in.
     """
-    (b, rows, _), sizes = problem.z.shape, problem.sizes
-    dtype, device = torch.promote_types(problem.z.dtype, torch.float32), problem.z.device
+    (b, rows, _), sizes = z.shape, problem.sizes
+    dtype, device = torch.promote_types(z.dtype, torch.float32), z.device
     # The loss does not move when the origin does. |a|² + |b|² - 2ab loses what |a|² has over the
     # distance: so it is taken in float64, where there is one.
-    far = problem.z.to(_wide(problem.z))
+    far = z.to(_wide(z))
     far = far - far.mean(1, keepdim=True)
     squares = (far * far).sum(-1)
     z = far.to(dtype)

@@ -31,15 +31,14 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     value = Value(
         like.new_empty(()),
         r.new_empty(r.shape[:1], dtype=torch.int64),
-        like.new_empty(r.shape if wanted.r else 0),
-        like.new_empty(g.shape if wanted.g else 0),
+        like.new_empty(r.shape) if wanted.r else None,
+        like.new_empty(g.shape) if wanted.g else None,
     )
     _native.prototype_margin_fwd(
         plan_of(r.shape[0], g.shape[0], r.shape[1], dtype, *static),
         r=samples(r), g=samples(g), labels=address(labels),
         value_loss=value.loss.data_ptr(), value_assignment=value.assignment.data_ptr(),
-        value_r=value.r.data_ptr() if wanted.r else 0,
-        value_g=value.g.data_ptr() if wanted.g else 0,
+        value_r=address(value.r), value_g=address(value.g),
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return value

@@ -14,8 +14,8 @@ def _value_fake(problem: Problem, wanted: Wanted) -> Value:
     return Value(
         r.new_empty((), dtype=dtype),
         r.new_empty((r.shape[0],), dtype=torch.int64),
-        r.new_empty(r.shape if wanted.r else (0,), dtype=dtype),
-        r.new_empty(g.shape if wanted.g else (0,), dtype=dtype),
+        r.new_empty(r.shape, dtype=dtype) if wanted.r else None,
+        r.new_empty(g.shape, dtype=dtype) if wanted.g else None,
     )
 
 

@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class Problem(NamedTuple):
-    """L = scale Σ_i [d_{i,k_i} + negative_scale Σ_{k ≠ k_i} max(0, margin − d_ik)], d = |r_i − g_k|²."""
+    """L = scale Σ_i [d_{i,k_i} + negative_scale Σ_{k ≠ k_i} max(0, margin − d_ik)].
+
+    With d_ik = |r_i − g_k|².
+    """
 
     r: Tensor
     """[B, d] samples, any floating dtype and strides."""
@@ -40,20 +43,20 @@ class Tangent(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What `fwd` returns; empty tensors of shape [0] for what is not wanted."""
+    """What `fwd` returns; None for what is not wanted."""
 
     loss: Tensor
     """[]"""
     assignment: Tensor
     """[B] int64, k_i."""
-    r: Tensor
+    r: Tensor | None
     """[B, d], the gradient of the loss."""
-    g: Tensor
+    g: Tensor | None
     """[K, d]"""
 
 
 class Product(NamedTuple):
-    """What `hvp` returns, the Hessian of the loss times a tangent; the labels are the assignment."""
+    """What `hvp` returns, the Hessian times a tangent; the problem's labels are the assignment."""
 
     r: Tensor
     """[B, d]"""

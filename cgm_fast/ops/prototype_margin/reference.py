@@ -45,7 +45,12 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
                 grad_r[i] = 2 * scale * (a.sum(1, keepdim=True) * rows - a @ prototypes)
             if wanted.g:
                 grad_g += 2 * scale * (a.sum(0).unsqueeze(1) * prototypes - a.T @ rows)
-    return Value((scale * loss).to(dtype), assignment, grad_r, grad_g.to(dtype))
+    return Value(
+        (scale * loss).to(dtype),
+        assignment,
+        grad_r if wanted.r else None,
+        grad_g.to(dtype) if wanted.g else None,
+    )
 
 
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
