@@ -84,8 +84,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         like.new_empty(2),
         r.new_empty(b, dtype=torch.int64),
         torch.empty((b, d), dtype=r.dtype, device=r.device),
-        like.new_empty((b, d) if wanted.r else (0,)),
-        like.new_empty((k, d) if wanted.g else (0,)),
+        like.new_empty((b, d)) if wanted.r else None,
+        like.new_empty((k, d)) if wanted.g else None,
     )
     packed = plan.packed(like, b, d)
     variance = constants(tuple(problem.variances), dtype, r.device)
@@ -134,8 +134,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         **shared, kernel_weights=operands.kernel_weights, values=sums.values, nears=sums.nears,
         slopes=sums.slopes, weighted_sums=sums.weighted_sums,
         partials=r.new_empty((plan.row_blocks, 4), dtype=torch.float64),
-        loss=value.loss, terms=value.terms, grad_r=value.r if wanted.r else None,
-        grad_g=value.g if wanted.g else None,
+        loss=value.loss, terms=value.terms, grad_r=value.r, grad_g=value.g,
         splits=operands.splits.total, blocks=plan.row_blocks, chunks=chunks,
         scales=variance.shape[-1], PARTS=plan.held.parts, PRECISION=precision,
         BLOCKS=next_power_of_2(plan.row_blocks), OF_PRIOR=of_prior,

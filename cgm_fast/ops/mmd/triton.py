@@ -69,13 +69,13 @@ class Operands(NamedTuple):
 
 def _operands(kernel: str, problem: Problem, held: Numbers) -> Operands:
     """A problem with a batch, packed for the tile of a kernel of the table."""
-    z, dtype = problem.z, held.compute
+    x, y, dtype = problem.x, problem.y, held.compute
     variance = plain(problem.variance, dtype)
     if variance is None:
-        variance = constants(tuple(problem.variances), dtype, z.device)
-    blocks = choose(kernel, z.shape[-1], held.rows, z.device)
-    layout = layout_of(problem.sizes, blocks)
-    packed = pack((z,), plain(problem.weights, dtype), variance, layout, blocks, held)
+        variance = constants(tuple(problem.variances), dtype, x.device)
+    blocks = choose(kernel, x.shape[-1], held.rows, x.device)
+    layout, samples = layout_of(problem.sizes, blocks), (x,) if y is None else (x, y)
+    packed = pack(samples, plain(problem.weights, dtype), variance, layout, blocks, held)
     return Operands.of(packed, variance, problem.kernel_weights, blocks, held)
 
 
@@ -96,17 +96,16 @@ class Sums(NamedTuple):
 @batched
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
-    z, groups = problem.z, len(problem.sizes)
-    operands = _operands("mmd_fwd", problem, numbers(z.dtype))
-    p, dtype = operands.packed, operands.numbers.compute
-    b, n, _ = z.shape
-    scales, wide = len(problem.kernel_weights), torch.float64
+    x, rows, groups = problem.x, sum(problem.sizes), len(problem.sizes)
+    operands = _operands("mmd_fwd", problem, numbers(x.dtype))
+    p, wide = operands.packed, torch.float64
+    b, like, some = x.shape[0], p.weight, wanted.row_end - wanted.row_begin
     value = Value(
-        z.new_empty(b, dtype=dtype),
-        z.new_empty((b, wanted.row_end - wanted.row_begin, p.d), dtype=dtype),
-        z.new_empty((b, n) if wanted.weights else (0,), dtype=dtype),
-        z.new_empty((b, groups, groups), dtype=wide),
-        z.new_empty((b, scales) if wanted.variance else (0,), dtype=dtype),
+        like.new_empty(b),
+        like.new_empty((b, some, p.d)) if some > 0 else None,
+        like.new_empty((b, rows)) if wanted.weights else None,
+        like.new_empty((b, groups, groups), dtype=wide) if wanted.relation else None,
+        like.new_empty((b, len(problem.kernel_weights))) if wanted.variance else None,
     )
     sums = visit(problem, wanted, operands)
     relation = relation_of(problem, wide).contiguous()
@@ -116,12 +115,11 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         rows=p.rows, weight=p.weight, variance=operands.variance,
         kernel_weights=operands.kernel_weights, tiles=p.tiles,
         of_groups=operands.table(operands.splits.groups), relation=relation, masses=masses,
-        **sums._asdict(), partials=z.new_empty((b, groups, 3, blocks), dtype=wide),
+        **sums._asdict(), partials=like.new_empty((b, groups, 3, blocks), dtype=wide),
         counter=p.counter,
-        loss=value.loss, grad_z=value.z if wanted.row_end > wanted.row_begin else None,
-        grad_weights=value.weights if wanted.weights else None, block_sums=value.relation,
-        grad_variance=value.variance if wanted.variance else None,
-        n=n, d=p.d, unit=p.layout.unit, groups=groups, **operands.sizes(),
+        loss=value.loss, grad_z=value.z, grad_weights=value.weights, block_sums=value.relation,
+        grad_variance=value.variance,
+        n=rows, d=p.d, unit=p.layout.unit, groups=groups, **operands.sizes(),
         relation_item=item_stride(relation, 2), mass_item=item_stride(masses, 2),
         row_begin=wanted.row_begin, row_end=wanted.row_end,
         row_blocks=p.total // operands.blocks.rows,
@@ -134,14 +132,13 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
 def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
     """Every row against all columns; of the problem options and sizes are read alone."""
     p, blocks, held, splits = operands.packed, operands.blocks, operands.numbers, operands.splits
-    b, scales = p.rows.shape[0], operands.variance.shape[-1]
+    b, scales, family = p.rows.shape[0], operands.variance.shape[-1], FAMILIES[problem.kernel]
     gradient = wanted.row_end > wanted.row_begin
     ones = problem.weights is None and not wanted.weights
-    family = FAMILIES[problem.kernel]
     # Near pairs are counted for all bandwidths together: if these weigh differently all pairs are.
     near = family.vanishes and len(set(problem.kernel_weights)) == 1
-    several = scales > 1 or wanted.variance or problem.kernel_weights[0] != 1.0
-    several = several or problem.kernel != "gaussian"
+    plainest = problem.kernel == "gaussian" and problem.kernel_weights == (1.0,)
+    several = not plainest or wanted.variance
     if several:
         held = with_bandwidths(held, device_key(p.rows.device))
     of_rows, all_blocks = (b, splits.total, p.total), p.total // blocks.rows
@@ -185,11 +182,10 @@ def _block_ranges(p: Packed, rows: int, wanted: Wanted) -> list[tuple[int, int, 
 @batched
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian of L applied to a tangent: see `Product`."""
-    z, groups = problem.z, len(problem.sizes)
-    operands = _operands("mmd_hvp", problem, widened(z.dtype))
+    operands = _operands("mmd_hvp", problem, widened(problem.x.dtype))
     p, blocks, splits = operands.packed, operands.blocks, operands.splits
-    (b, _, d), dtype, wide = z.shape, p.rows.dtype, torch.float64
-    at, variance = p.layout.positions(z.device), operands.variance
+    (b, _, d), dtype, wide = problem.x.shape, p.rows.dtype, torch.float64
+    at, variance = p.layout.positions(p.rows.device), operands.variance
     scale = (1.4426950408889634 / variance[..., :1]).sqrt().reshape(-1, 1, 1)  # [b or 1, 1, 1]
     tangents = p.rows.new_zeros(p.rows.shape)
     weight_dot = p.weight.new_zeros(p.weight.shape)
@@ -205,9 +201,9 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     insides, z_sums, t_sums = (p.rows.new_empty(of_rows) for _ in range(3))
     weighted_sums = p.rows.new_empty((*of_rows, p.features))
     of_pairs = (b, splits.total, all_blocks)
-    block_sums = z.new_empty(of_pairs, dtype=wide) if wanted.relation else None
+    block_sums = p.rows.new_empty(of_pairs, dtype=wide) if wanted.relation else None
     of_scales = (*of_pairs, variance.shape[-1])
-    variance_sums = z.new_empty(of_scales, dtype=wide) if wanted.variance else None
+    variance_sums = p.rows.new_empty(of_scales, dtype=wide) if wanted.variance else None
     triton_hvp.mmd_hvp_kernel[b * all_blocks, splits.total](
         **p.operands(), tangents=tangents, along=(p.rows * tangents).sum(-1),
         weight_dot=weight_dot, variance=variance, variance_dot=variance_dot, relation=relation,
@@ -215,19 +211,20 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
         tiles=p.tiles, of_splits=operands.table(splits.bounds),
         insides=insides, z_sums=z_sums, t_sums=t_sums, weighted_sums=weighted_sums,
         block_sums=block_sums, variance_sums=variance_sums,
-        **operands.sizes(), unit=p.layout.unit, groups=groups,
-        relation_item=item_stride(relation, 2), KERNEL=problem.kernel,
-        **operands.tile(operands.numbers),
+        unit=p.layout.unit, groups=len(problem.sizes), relation_item=item_stride(relation, 2),
+        **operands.sizes(), KERNEL=problem.kernel, **operands.tile(operands.numbers),
     )  # fmt: skip
-    z_sum, t_sum = (sums.sum(1, dtype=wide).unsqueeze(-1) for sums in (z_sums, t_sums))
-    out = z_sum * p.rows + t_sum * tangents - weighted_sums.sum(1, dtype=wide)
-    out = out[:, at[wanted.row_begin : wanted.row_end], :d]
-    none = z.new_empty(0, dtype=dtype)
+    out = None
+    if wanted.row_end > wanted.row_begin:
+        z_sum, t_sum = (sums.sum(1, dtype=wide).unsqueeze(-1) for sums in (z_sums, t_sums))
+        out = z_sum * p.rows + t_sum * tangents - weighted_sums.sum(1, dtype=wide)
+        out = out[:, at[wanted.row_begin : wanted.row_end], :d]
+        out = (-2 / (variance[..., :1].reshape(-1, 1, 1) * scale) * out).to(dtype)
     return Product(
-        (-2 / (variance[..., :1].reshape(-1, 1, 1) * scale) * out).to(dtype),
-        (2 * insides.sum(1, dtype=wide)[:, at]).to(dtype) if wanted.weights else none,
-        none.to(wide) if block_sums is None else _by_groups(block_sums, operands),
-        none if variance_sums is None else variance_sums.sum((1, 2)).to(dtype),
+        out,
+        (2 * insides.sum(1, dtype=wide)[:, at]).to(dtype) if wanted.weights else None,
+        None if block_sums is None else _by_groups(block_sums, operands),
+        None if variance_sums is None else variance_sums.sum((1, 2)).to(dtype),
     )
 
 

@@ -351,7 +351,7 @@ def mmd_finish_kernel(
     if tl.atomic_add(counter + item, 1) == blocks - 1:
         value_all = _close(
             partials, relation, masses + item * mass_item, of_groups, of_kernel,
-            block_sums + item * groups * groups, blocks, unit // ROWS, groups, scales,
+            item, block_sums, blocks, unit // ROWS, groups, scales,
             fars is not None, BLOCKS,
         )  # fmt: skip
         tl.store(loss + item, value_all)
@@ -368,10 +368,10 @@ def mmd_finish_kernel(
 
 @triton.jit
 def _close(
-    partials, relation, masses, of_groups, of_kernel, block_sums, blocks, per_tile, groups, scales,
-    FARS: tl.constexpr, BLOCKS: tl.constexpr,
+    partials, relation, masses, of_groups, of_kernel, item, block_sums, blocks, per_tile, groups,
+    scales, FARS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The loss of one item, with its block sums stored: PairSums.close in common.py.
+    """The loss of one item, with its block sums stored if wanted: PairSums.close in common.py.
 
     Near pairs are counted in all bandwidths together, whose weights are alike, or all are near.
     """
@@ -403,8 +403,9 @@ def _close(
             far_size += tl.abs(r) * of_far
             every += r * mass
             size += tl.abs(r) * mass
-            of_block = of_small + of_kernel * less_all(of_near, of_far, of_near, of_far, mass)
-            tl.store(block_sums + g * groups + other, of_block)
+            if block_sums is not None:
+                of_block = of_small + of_kernel * less_all(of_near, of_far, of_near, of_far, mass)
+                tl.store(block_sums + (item * groups + g) * groups + other, of_block)
     # The unbiased estimator's terms cancel: their rounding is not to be left.
     every = tl.where(tl.abs(every) <= 1e-14 * size, 0.0, every)
     return loss + of_kernel * less_all(near_all, far_all, near_size, far_size, every)

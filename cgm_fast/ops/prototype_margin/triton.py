@@ -26,11 +26,10 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     value = Value(
         r.new_empty((), dtype=dtype),
         r.new_empty(r.shape[0], dtype=torch.int64),
-        r.new_empty(r.shape if wanted.r else (0,), dtype=dtype),
-        r.new_empty(g.shape if wanted.g else (0,), dtype=dtype),
+        r.new_empty(r.shape, dtype=dtype) if wanted.r else None,
+        r.new_empty(g.shape, dtype=dtype) if wanted.g else None,
     )
-    of_r, of_g = value.r if wanted.r else None, value.g if wanted.g else None
-    _run(problem, None, _Results(value.loss, value.assignment, of_r, of_g))
+    _run(problem, None, _Results(*value))
     return value
 
 
