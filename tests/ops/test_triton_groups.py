@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from cgm_fast.ops import backends
+from cgm_fast.ops.cgm_loss import problem as of_cgm
+from cgm_fast.ops.cgm_loss import reference as cgm_reference
 from cgm_fast.ops.mmd import reference
 from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.mmd.problem import NOTHING, Problem, Tangent, Wanted, stacked
@@ -17,6 +19,7 @@ from cgm_fast.testing import (
 if backends.availability()["triton"] is not None:
     pytest.skip(backends.availability()["triton"], allow_module_level=True)
 
+from cgm_fast.ops.cgm_loss import triton as cgm_loss
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.triton import pack
 from cgm_fast.ops.triton.tiles import Blocks
@@ -278,3 +281,18 @@ def test_where_rows_and_splits_lie(sizes, wanted):
 def test_packed_beyond_the_last_row():
     with pytest.raises(IndexError):
         pack.layout_of((3, 4), Blocks(64, 32, 16, 4, 1)).packed(7)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "laplacian"])
+def test_cgm_loss_takes_every_family(kernel, device):
+    r, g, noise = drawn(40, 5).float(), drawn(6, 5).float(), drawn(2, 40, 5).float()
+    problem = of_cgm.Problem(
+        r, g, None, noise, 0.1, 0.2, 1000.0, 1.0, 1.0, 1.0, (2.0,), (1.0,), kernel, False
+    )
+    wanted = of_cgm.Wanted(True, True)
+    found = moved(cgm_loss.fwd(moved(problem, device), wanted), "cpu")
+    truth = cgm_reference.fwd(moved(problem, "cpu", torch.float64), wanted)
+    assert torch.equal(found.assignment, truth.assignment)
+    assert torch.allclose(found.terms.double(), truth.terms, rtol=1e-5)
+    for value, wide in zip((found.r, found.g), (truth.r, truth.g), strict=True):
+        assert_gradient_close(value, wide, GRADIENT_TOLERANCE)
