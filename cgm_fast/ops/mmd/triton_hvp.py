@@ -10,8 +10,7 @@ from __future__ import annotations
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import split_columns
-from cgm_fast.ops.triton.math import add_to, kernel
-from cgm_fast.ops.triton.pack import group_of
+from cgm_fast.ops.triton.math import add_to, group_of, kernel
 from cgm_fast.ops.triton.radial import bounded, radial
 
 

@@ -21,12 +21,13 @@ from cgm_fast.ops.triton.math import (
     add_to,
     add_weighted,
     cut,
+    group_of,
     kernel,
     parts,
+    place,
     product,
     squared_distances,
 )
-from cgm_fast.ops.triton.pack import group_of, place
 from cgm_fast.ops.triton.radial import is_near, radial
 
 

@@ -74,6 +74,21 @@ def squared_distances(
 
 
 @triton.jit
+def group_of(tiles, unit, row):
+    """The group of a packed row; `tiles` is that of `Layout` in pack.py."""
+    return tl.load(tiles + 3 * (row // unit))
+
+
+@triton.jit
+def place(tiles, unit, first, SIZE: tl.constexpr):
+    """Of SIZE packed rows from `first` on, all of one tile: which stacked rows they are, and
+    whether they are any."""
+    tile = first // unit
+    offset = first - tile * unit + tl.arange(0, SIZE)
+    return tl.load(tiles + 3 * tile + 1) + offset, offset < tl.load(tiles + 3 * tile + 2)
+
+
+@triton.jit
 def cut(value):
     """The part of a float32 that a tensor core reads as tf32: 11 bits, the others zero."""
     bits = value.to(tl.int32, bitcast=True) & -8192

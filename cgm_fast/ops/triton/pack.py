@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cgm_fast.ops.gpu import constants
 from cgm_fast.ops.triton.launch import FUSED, Numbers, round_up
-from cgm_fast.ops.triton.math import kernel, nearest_tf32
+from cgm_fast.ops.triton.math import kernel, nearest_tf32, place
 from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks
 
 _SUM_ROWS, _SUM_PARTS = 64, 64  # of a block for the centre, and how many programs share them
@@ -57,21 +57,6 @@ def sum_kernel(
     tl.store(sums + (item * parts + part) * features + f, total)
     if (part == 0) & (tl.program_id(1) == 0):
         tl.store(largest + item, 0)
-
-
-@triton.jit
-def group_of(tiles, unit, row):
-    """The group of a packed row; `tiles` is that of `Layout`."""
-    return tl.load(tiles + 3 * (row // unit))
-
-
-@triton.jit
-def place(tiles, unit, first, SIZE: tl.constexpr):
-    """Of SIZE packed rows from `first` on, all of one tile: which stacked rows they are, and
-    whether they are any."""
-    tile = first // unit
-    offset = first - tile * unit + tl.arange(0, SIZE)
-    return tl.load(tiles + 3 * tile + 1) + offset, offset < tl.load(tiles + 3 * tile + 2)
 
 
 @kernel
