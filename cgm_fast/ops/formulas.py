@@ -53,9 +53,18 @@ class Formula:
         """Of which variables a record asks for the gradient."""
         raise NotImplementedError
 
-    def split(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
-        """Derivatives in parts as those in the variables."""
-        return list(parts)
+    def split(
+        self, inputs: Tensors, static: Any, wanted: Any, parts: list[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Derivatives in parts as those in the variables.
+
+        Args:
+            inputs: The problem's tensors.
+            static: Its other fields.
+            wanted: What the parts are of.
+            parts: One for each part of the gradient.
+        """
+        return parts
 
     def tangent(self, problem: Any, wanted: Any, parts: Tensors) -> Any:
         """A tangent of vectors over the gradient in parts."""
@@ -81,9 +90,9 @@ class Formula:
         """Tangents of values besides the loss, of those of the variables."""
         return {}
 
-    def reached(self, cotangents: Tensors) -> list[Tensor | None]:
-        """What values besides the loss give to the variables, of their cotangents."""
-        return [None] * len(cotangents)
+    def reached(self, cotangents: Tensors, count: int) -> list[Tensor | None]:
+        """What values besides the loss give to the parts of the gradient, of their cotangents."""
+        return [None] * count
 
     # What they have in common.
 
@@ -92,18 +101,20 @@ class Formula:
     ) -> list[Tensor | None]:
         """Derivatives in the variables, in parts: the gradient scaled by the loss's cotangent, the
         Hessian's product with those of the gradient, and what reached other values."""
-        parts: list[Tensor | None] = [None] * (len(results) - self.values)
-        if cotangents[0] is not None:
-            parts = self.scaled(cotangents[0], results[self.values :])
+        of_loss, *others = cotangents
+        gradient = results[self.values :]
+        parts: list[Tensor | None] = [None] * len(gradient)
+        if of_loss is not None:
+            parts = self.scaled(of_loss, gradient)
+        if others.count(None) == len(others):  # the usual call, and small ones are all overhead
+            return parts
         vectors = cotangents[self.values :]
-        if vectors and any(vector is not None for vector in vectors):
+        if any(vector is not None for vector in vectors):
             tangent = self.tangent(problem, wanted, vectors)
             product = hvp(self.second(problem, results), tangent, wanted, backend)
             parts = [_sum(*pair) for pair in zip(parts, product, strict=True)]
-        if self.values > 1:
-            reached = self.reached(cotangents[: self.values])
-            parts = [_sum(*pair) for pair in zip(parts, reached, strict=True)]
-        return parts
+        reached = self.reached(cotangents[: self.values], len(parts))
+        return [_sum(*pair) for pair in zip(parts, reached, strict=True)]
 
     def along(
         self,

@@ -45,18 +45,23 @@ class MMDFormula(Formula):
         """Of z, weights, relation and variance."""
         return wanted.row_end > wanted.row_begin, *wanted[2:]
 
-    def split(self, problem: Problem, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
+    def split(
+        self, inputs: Tensors, static: Any, wanted: Wanted, parts: list[Tensor | None]
+    ) -> list[Tensor | None]:
         """The rows of x and those of y."""
         of_z, *others = parts
-        n, (begin, end) = problem.x.shape[-2], wanted[:2]
         if of_z is None:
             return [None, None, *others]
-        if problem.y is None or end <= n:
+        begin, end, *_ = wanted
+        n, rows = inputs[0].shape[-2], sum(static[0])  # type: ignore[union-attr]
+        if end <= n:
             return [_padded(of_z, begin, n - end), None, *others]
         if begin >= n:
-            return [None, _padded(of_z, begin - n, sum(problem.sizes) - end), *others]
-        of_z = _padded(of_z, begin, sum(problem.sizes) - end)
-        return [*of_z.split_with_sizes((n, of_z.shape[-2] - n), -2), *others]
+            return [None, _padded(of_z, begin - n, rows - end), *others]
+        if begin > 0 or end < rows:
+            of_z = _padded(of_z, begin, rows - end)
+        of_x, of_y = of_z.split_with_sizes((n, rows - n), -2)
+        return [of_x, of_y, *others]
 
     def tangent(self, problem: Problem, wanted: Wanted, parts: Tensors) -> Tangent:
         """Zero for rows that are not wanted."""
