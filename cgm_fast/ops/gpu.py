@@ -94,15 +94,17 @@ def _allow_allocation() -> None:
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function with its first tensor's device as the current one, where kernels launch."""
+    """Run a function of a problem and other records with the device of its first tensor, where
+    kernels launch, as the current one."""
 
     @functools.wraps(function)
-    def wrapped(first: Tensor, *args: Any) -> Any:
-        for value in (first, *args):
-            if isinstance(value, Tensor) and value._is_zerotensor():
-                raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
-        with torch.cuda.device_of(first):
-            return function(first, *args)
+    def wrapped(problem: Any, *rest: Any) -> Any:
+        for record in (problem, *rest):
+            for value in record:
+                if isinstance(value, Tensor) and value._is_zerotensor():
+                    raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
+        with torch.cuda.device_of(problem[0]):
+            return function(problem, *rest)
 
     return wrapped
 
