@@ -24,15 +24,16 @@ def fwd(mmd: ModuleType, prototype_margin: ModuleType, problem: Problem, wanted:
     rows = of_mmd.NOTHING._replace(row_begin=begin, row_end=end)
     value = mmd.fwd(mmd_problem(problem, stacked), rows)
     loss = problem.mmd_weight * value.loss + problem.margin_weight * margin.loss
-    grad_r = grad_g = None
+    grad_r: Tensor | None = None
+    grad_g: Tensor | None = None
     if wanted.r:
         grad_r = problem.margin_weight * margin.r
         grad_r += problem.mmd_weight * value.z[:b]
     if wanted.g:
         grad_g = problem.margin_weight * margin.g
-    if with_prior:
-        of_prior = _sum_by_prototype(value.z[-b:], margin.assignment, g.shape[0])
-        grad_g += problem.mmd_weight * of_prior
+        if with_prior:
+            of_prior = _sum_by_prototype(value.z[-b:], margin.assignment, g.shape[0])
+            grad_g += problem.mmd_weight * of_prior
     z = stacked[:b].to(r.dtype).contiguous()  # as registered: whatever the layout of r
     terms = torch.stack((value.loss, margin.loss))
     return Value(loss, terms, margin.assignment, z, grad_r, grad_g)

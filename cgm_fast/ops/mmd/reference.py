@@ -163,8 +163,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         small, near, far = small * of_columns, near * of_columns[:, None], far * of_columns[:, None]
     small, near = _by_group(small, sizes), _by_group(near, sizes)
     far = _by_group(far, sizes) if weighted else masses[:, None] - near
-    sums = PairSums(small, near, far)
-    loss, block_sums = sums.close(problem, relation_of(problem, wide), masses)
+    pairs_of = PairSums(small, near, far)
+    loss, block_sums = pairs_of.close(problem, relation_of(problem, wide), masses)
     return Value(
         loss.to(dtype),
         grad_z if wanted.row_end > wanted.row_begin else None,
