@@ -1,5 +1,5 @@
 // The module as Python sees it, and the CPU's kernels in it; the GPU's are in bindings_cuda.cpp.
-#include "bindings.h"
+#include "bindings_ops.h"
 
 #include "cpu/isa.h"
 #include "cpu/probe.h"
@@ -33,77 +33,39 @@ struct Interruptible {
   cf::Polled polled{&raise_for_signals};
 };
 
-using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
+struct OnCpu {
+  using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
+  using Mmd = int;
+  using PrototypeMargin = int;
+  using CgmLoss = int;
+  static constexpr const char* suffix = "";
+  static constexpr const char* besides = "threads";
 
-// Calls body(T()) for the type that is computed in.
-template <typename Body>
-void in_dtype(bool float64, const Body& body) {
-  float64 ? body(double()) : body(float());
-}
-
-void mmd_fwd(const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
-             Address value_loss, Address value_z, Address value_weights, Address value_relation,
-             Address value_variance, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::mmd_fwd_cpu<T>(plan.problem<T>(z, weights, relation, variance),
-                       {plan.row_begin, plan.row_end, at<T>(value_loss), at<double>(value_relation),
-                        at<T>(value_z), at<T>(value_weights), at<T>(value_variance)},
-                       threads);
-  });
-}
-
-void mmd_hvp(const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
-             Address tangent_z, Address tangent_weights, Address tangent_relation,
-             Address tangent_variance, Address product_z, Address product_weights,
-             Address product_relation, Address product_variance, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::mmd_hvp_cpu<T>(plan.problem<T>(z, weights, relation, variance),
-                       {at<const T>(tangent_z), at<const T>(tangent_weights),
-                        at<const double>(tangent_relation), at<const T>(tangent_variance)},
-                       {plan.row_begin, plan.row_end, at<T>(product_z), at<T>(product_weights),
-                        at<double>(product_relation), at<T>(product_variance)},
-                       threads);
-  });
-}
-
-void prototype_margin_fwd(const PrototypeMarginPlan& plan, const PySamples& r, const PySamples& g,
-                          Address labels, Address value_loss, Address value_assignment,
-                          Address value_r, Address value_g, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::prototype_margin_fwd_cpu<T>(
-        plan.input<T>(r, g, labels),
-        {at<T>(value_loss), at<int64_t>(value_assignment), at<T>(value_r), at<T>(value_g)},
-        threads);
-  });
-}
-
-void prototype_margin_hvp(const PrototypeMarginPlan& plan, const PySamples& r, const PySamples& g,
-                          Address labels, Address tangent_r, Address tangent_g, Address product_r,
-                          Address product_g, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::prototype_margin_hvp_cpu<T>(plan.input<T>(r, g, 0),
-                                    {at<const int64_t>(labels), at<const T>(tangent_r),
-                                     at<const T>(tangent_g), at<T>(product_r), at<T>(product_g)},
-                                    threads);
-  });
-}
-
-void cgm_loss_fwd(const CgmLossPlan& plan, const PySamples& r, const PySamples& g, Address labels,
-                  const PySamples& noise, Address value_loss, Address value_terms,
-                  Address value_assignment, Address value_z, Address value_r, Address value_g,
-                  int threads) {
-  in_dtype(plan.of_margin.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::cgm_loss_fwd_cpu<T>(plan.input<T>(r, g, labels, noise),
-                            {at<T>(value_loss), at<T>(value_terms), at<int64_t>(value_assignment),
-                             at<T>(value_z), at<T>(value_r), at<T>(value_g)},
-                            threads);
-  });
-}
+  template <typename T>
+  static void mmd_fwd(const cf::MmdProblem<T>& in, const cf::MmdValue<T>& value, int threads) {
+    cf::mmd_fwd_cpu(in, value, threads);
+  }
+  template <typename T>
+  static void mmd_hvp(const cf::MmdProblem<T>& in, const cf::MmdTangent<T>& tangent,
+                      const cf::MmdProduct<T>& product, int threads) {
+    cf::mmd_hvp_cpu(in, tangent, product, threads);
+  }
+  template <typename T>
+  static void prototype_margin_fwd(const cf::PrototypeMarginInput<T>& in,
+                                   const cf::PrototypeMarginGradient<T>& value, int threads) {
+    cf::prototype_margin_fwd_cpu(in, value, threads);
+  }
+  template <typename T>
+  static void prototype_margin_hvp(const cf::PrototypeMarginInput<T>& in,
+                                   const cf::PrototypeMarginTangent<T>& tangent, int threads) {
+    cf::prototype_margin_hvp_cpu(in, tangent, threads);
+  }
+  template <typename T>
+  static void cgm_loss_fwd(const cf::CgmLossInput<T>& in, const cf::CgmLossGradient<T>& value,
+                           int threads) {
+    cf::cgm_loss_fwd_cpu(in, value, threads);
+  }
+};
 
 py::dict build_info() {
   py::dict info;
@@ -137,26 +99,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info);
   module.def("probe_float32", &probe_float32, py::call_guard<py::gil_scoped_release>());
 
-  using py::arg;
   bind_plans(module);
-  module.def("mmd_fwd", &mmd_fwd, Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"),
-             arg("relation"), arg("variance"), arg("value_loss"), arg("value_z"),
-             arg("value_weights"), arg("value_relation"), arg("value_variance"), arg("threads"));
-  module.def("mmd_hvp", &mmd_hvp, Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"),
-             arg("relation"), arg("variance"), arg("tangent_z"), arg("tangent_weights"),
-             arg("tangent_relation"), arg("tangent_variance"), arg("product_z"),
-             arg("product_weights"), arg("product_relation"), arg("product_variance"),
-             arg("threads"));
-  module.def("prototype_margin_fwd", &prototype_margin_fwd, Release(), arg("plan"), py::kw_only(),
-             arg("r"), arg("g"), arg("labels"), arg("value_loss"), arg("value_assignment"),
-             arg("value_r"), arg("value_g"), arg("threads"));
-  module.def("prototype_margin_hvp", &prototype_margin_hvp, Release(), arg("plan"), py::kw_only(),
-             arg("r"), arg("g"), arg("labels"), arg("tangent_r"), arg("tangent_g"),
-             arg("product_r"), arg("product_g"), arg("threads"));
-  module.def("cgm_loss_fwd", &cgm_loss_fwd, Release(), arg("plan"), py::kw_only(), arg("r"),
-             arg("g"), arg("labels"), arg("noise"), arg("value_loss"), arg("value_terms"),
-             arg("value_assignment"), arg("value_z"), arg("value_r"), arg("value_g"),
-             arg("threads"));
+  bind_ops<OnCpu>(module);
 
 #ifdef CGM_FAST_CUDA
   cf::bindings::bind_cuda(module);

@@ -1,6 +1,6 @@
 // How Python hands things over: plans of what does not change from call to call, and then addresses
 // by name. Kernels run without the GIL. Callers own every buffer and have checked shapes; an
-// address of 0 means "not given". Only bindings*.cpp include this, and only this includes pybind11.
+// address of 0 means "not given". Only bindings* include this, and only this includes pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>

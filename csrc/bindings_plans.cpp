@@ -26,14 +26,15 @@ PrototypeMarginPlan prototype_margin_plan(int64_t rows, int64_t k, int64_t d, bo
 
 void bind_plans(py::module_& module) {
   using py::arg;
-  py::class_<MmdPlan>(module, "MmdPlan")
+  const py::module_local here;  // tests have a second module of kernels, with plans of its own
+  py::class_<MmdPlan>(module, "MmdPlan", here)
       .def(py::init(&mmd_plan), py::kw_only(), arg("batch"), arg("d"), arg("dtype"), arg("float64"),
            arg("sizes"), arg("relations"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("row_begin"), arg("row_end"));
-  py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan")
+  py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan", here)
       .def(py::init(&prototype_margin_plan), py::kw_only(), arg("rows"), arg("k"), arg("d"),
            arg("float64"), arg("margin"), arg("negative_scale"), arg("scale"));
-  py::class_<CgmLossPlan>(module, "CgmLossPlan")
+  py::class_<CgmLossPlan>(module, "CgmLossPlan", here)
       .def(py::init([](const PrototypeMarginPlan& of_margin, double sigma, double prior_sigma,
                        double mmd_weight, double margin_weight, std::vector<double> variances,
                        std::vector<double> kernel_weights, const std::string& kernel,

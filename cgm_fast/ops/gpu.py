@@ -94,15 +94,19 @@ def _allow_allocation() -> None:
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function with its first tensor's device as the current one, where kernels launch."""
+    """Run an op's function of records with their device as the current one, where kernels launch.
+
+    The device is that of a problem's first tensor.
+    """
 
     @functools.wraps(function)
-    def wrapped(first: Tensor, *args: Any) -> Any:
-        for value in (first, *args):
-            if isinstance(value, Tensor) and value._is_zerotensor():
-                raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
-        with torch.cuda.device_of(first):
-            return function(first, *args)
+    def wrapped(problem: Any, *rest: Any) -> Any:
+        for record in (problem, *rest):
+            for value in record:
+                if isinstance(value, Tensor) and value._is_zerotensor():
+                    raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
+        with torch.cuda.device_of(problem[0]):
+            return function(problem, *rest)
 
     return wrapped
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor
 
 from cgm_fast.ops.cuda.launch import (
     MOST_FEATURES,
     ROWS,
     counters,
-    function,
+    kernels,
     rows_of_block,
     stream,
+    tiles,
 )
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
-from cgm_fast.ops.memory import address, compute_like, plain, samples
+from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
+from cgm_fast.ops.mmd.common import bounds_of_groups, room_for_derivatives
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 
 # Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
 # on it has fewer instructions than mmd_rows.cuh, and pairs for a multiprocessor that are worth its
@@ -25,120 +30,108 @@ WORKERS = 2
 
 
 @on_device
-def mmd_fwd(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    cross: Tensor | None,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    x_scale: float,
-    y_scale: float,
-    cross_scale: float,
-    row_begin: int,
-    row_end: int,
-    with_a: bool,
-    with_p: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
-    dtype, like = compute_like(x)
-    *batch, n, d = x.shape
-    m, s = y.shape[-2], len(kernel_weights)
-    b = batch[0] if batch else 1
-    loss = like.new_empty(batch)
-    grad_z = like.new_empty((*batch, row_end - row_begin, d))
-    grad_a = like.new_empty((*batch, n + m)) if with_a else like.new_empty(0)
-    grad_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
-    x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
-    cross = plain(cross, dtype)
-    workers = 0 if with_p else _workers(b, n, m, d, dtype, x.device)
-    if workers:
-        rows = TENSOR_ROWS
-    else:
-        rows = rows_of_block(b, n + m, x.device) if d <= MOST_FEATURES[dtype] else ROWS
-    variance, device, _workspace = _device(
-        b,
-        n + m,
-        d,
-        rows,
-        workers,
-        dtype,
-        variance,
-        variances,
-        kernel_weights,
-        x.device,
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """L and its derivatives: see `Value`."""
+    z, weights, relation, variance, *_ = problem = _contiguous(problem)
+    value = Value(
+        (like := compute_like(z)[1]).new_empty(z.shape[:-2]),
+        *room_for_derivatives(problem, wanted, like),
     )
-    function("mmd_fwd", dtype)(
-        row_begin, row_end,
-        loss.data_ptr(), grad_z.data_ptr(),
-        grad_a.data_ptr() if with_a else 0, grad_p.data_ptr() if with_p else 0,
-        device,
-        b, n, m, d, samples(x), samples(y),
-        address(x_weights), address(y_weights), x_scale, y_scale, address(cross), cross_scale,
-        variance.data_ptr(), variances, kernel_weights,
+    plan = _plan(z.shape, z.dtype, tuple(problem[4:]), wanted.row_begin, wanted.row_end)
+    device, _workspace = _device(problem, _shares(problem, wanted))
+    kernels().mmd_fwd_cuda(
+        plan,
+        z=begin(z), weights=address(weights), relation=address(relation),
+        variance=address(variance),
+        value_loss=value.loss.data_ptr(), value_z=address(value.z),
+        value_weights=address(value.weights), value_relation=address(value.relation),
+        value_variance=address(value.variance), device=device,
     )  # fmt: skip
-    return loss, grad_z, grad_a, grad_p
+    return value
 
 
 @on_device
-def mmd_hvp(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    cross: Tensor | None,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    x_scale: float,
-    y_scale: float,
-    cross_scale: float,
-    row_begin: int,
-    row_end: int,
-    with_a: bool,
-    with_p: bool,
-    tangent_z: Tensor | None,
-    tangent_a: Tensor | None,
-    tangent_p: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
-    dtype, like = compute_like(x)
-    *batch, n, d = x.shape
-    m, s = y.shape[-2], len(kernel_weights)
-    b = batch[0] if batch else 1
-    out_z = like.new_empty((*batch, row_end - row_begin, d))
-    out_a = like.new_empty((*batch, n + m)) if with_a else like.new_empty(0)
-    out_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
-    x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
-    cross = plain(cross, dtype)
-    tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
-    tangent_p = plain(tangent_p, dtype)
-    variance, device, _workspace = _device(
-        b, n + m, d, ROWS, 0, dtype, variance, variances, kernel_weights, x.device
+def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
+    """The Hessian of L applied to a tangent: see `Product`."""
+    z, weights, relation, variance, *_ = problem = _contiguous(problem)
+    dtype, like = compute_like(z)
+    of_relation = plain(tangent.relation, torch.float64)
+    of_z, of_weights, of_variance = (
+        plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
-    function("mmd_hvp", dtype)(
-        row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
-        out_z.data_ptr(),
-        out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,
-        device,
-        b, n, m, d, samples(x), samples(y),
-        address(x_weights), address(y_weights), x_scale, y_scale, address(cross), cross_scale,
-        variance.data_ptr(), variances, kernel_weights,
+    product = Product(*room_for_derivatives(problem, wanted, like))
+    plan = _plan(z.shape, z.dtype, tuple(problem[4:]), wanted.row_begin, wanted.row_end)
+    device, _workspace = _device(problem, _Shares(ROWS, 0, 0))
+    kernels().mmd_hvp_cuda(
+        plan,
+        z=begin(z), weights=address(weights), relation=address(relation),
+        variance=address(variance),
+        tangent_z=address(of_z), tangent_weights=address(of_weights),
+        tangent_relation=address(of_relation), tangent_variance=address(of_variance),
+        product_z=address(product.z), product_weights=address(product.weights),
+        product_relation=address(product.relation), product_variance=address(product.variance),
+        device=device,
     )  # fmt: skip
-    return out_z, out_a, out_p
+    return product
 
 
-def _workers(b: int, n: int, m: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
+def _contiguous(problem: Problem) -> Problem:
+    """Its tensors as kernels read them."""
+    dtype = compute_like(problem.z)[0]
+    return problem._replace(
+        z=problem.z.contiguous(),
+        weights=plain(problem.weights, dtype),
+        relation=plain(problem.relation, torch.float64),
+        variance=plain(problem.variance, dtype),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: torch.Size, dtype: torch.dtype, static: tuple[Any, ...], row_begin: int, row_end: int
+) -> Any:
+    """What does not change from call to call; made once."""
+    sizes, relations, variances, kernel_weights, kernel, _ = static
+    return kernels().MmdPlan(
+        batch=shape[0] if len(shape) == 3 else 1, d=shape[-1], dtype=DTYPES[dtype],
+        float64=dtype == torch.float64, sizes=sizes, relations=relations, variances=variances,
+        kernel_weights=kernel_weights, kernel=kernel, row_begin=row_begin, row_end=row_end,
+    )  # fmt: skip
+
+
+class _Shares(NamedTuple):
+    """How a launch's work is cut."""
+
+    rows: int
+    """Of a block."""
+    workers: int
     """The stream-K grid of the kernel on tensor cores (its blocks), or 0 to leave these out."""
-    total = n + m
+    tiles: int
+    """Of columns that these share for each block of rows."""
+
+
+def _shares(problem: Problem, wanted: Wanted) -> _Shares:
+    z, sizes = problem.z, problem.sizes
+    dtype, device, d = compute_like(z)[0], z.device, z.shape[-1]
+    b = z.shape[0] if z.dim() == 3 else 1
+    if problem.kernel != "gaussian":
+        return _Shares(ROWS, 0, 0)
+    if not wanted.variance and (workers := _workers(b, sizes, d, dtype, device)):
+        return _Shares(TENSOR_ROWS, workers, tiles(sizes, _columns(d)))
+    rows = rows_of_block(b, sizes, device) if d <= MOST_FEATURES[dtype] else ROWS
+    return _Shares(rows, 0, 0)
+
+
+def _workers(
+    b: int, sizes: tuple[int, ...], d: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Blocks of the kernel on tensor cores, or 0 where it is not worth its beginning."""
+    total = sum(sizes)
     if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
         return 0
     if b * total * total < LEAST_PAIRS * multiprocessors(device):
         return 0
-    columns = 2048 // _padded(d)
-    units = b * -(-total // TENSOR_ROWS) * (-(-n // columns) - (-m // columns))
+    units = b * tiles(sizes, TENSOR_ROWS) * tiles(sizes, _columns(d))
     return min(WORKERS * multiprocessors(device), units)
 
 
@@ -147,32 +140,36 @@ def _padded(d: int) -> int:
     return next(room for room in (16, 32, 64) if d <= room)
 
 
-def _device(
-    b: int,
-    total: int,
-    d: int,
-    rows: int,
-    workers: int,
-    dtype: torch.dtype,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    device: torch.device,
-) -> tuple[Tensor, tuple[int, ...], tuple[Tensor, ...]]:
-    """Variances [s] or [b, s]; what a launch needs besides; tensors to keep until it is made."""
-    if variance is None:
-        variance = constants(tuple(variances), dtype, device)
-    else:
-        variance = variance.to(dtype).contiguous()
-    of_kernel, s = constants(tuple(kernel_weights), dtype, device), len(kernel_weights)
-    partials = torch.empty((b, -(-total // rows), s + 8), dtype=torch.float64, device=device)
+def _columns(d: int) -> int:
+    """Columns of its tiles."""
+    return 2048 // _padded(d)
+
+
+def _device(problem: Problem, shares: _Shares) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """What a launch is given besides (csrc/mmd.h); tensors to keep until it is made."""
+    z, sizes, device = problem.z, problem.sizes, problem.z.device
+    dtype, b = compute_like(z)[0], z.shape[0] if z.dim() == 3 else 1
+    groups, scales = len(sizes), len(problem.kernel_weights)
+    rows, workers, columns = shares
+    blocks = tiles(sizes, rows)
+    begins = (0, *(end for _, end in bounds_of_groups(sizes)))
+    partials = torch.empty((b, blocks, 3 * groups + scales), dtype=torch.float64, device=device)
     of_blocks = counters(b + workers, device)
     slots = partials
-    if workers:  # as in csrc/mmd.h
-        room = (2 * workers, 768 + 128 * (_padded(d) // 2 + 2))
-        slots = torch.empty(room, dtype=torch.float64, device=device)
-    given = (
-        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, workers, tf32_allowed(),
-        slots.data_ptr(), partials.data_ptr(), of_blocks.data_ptr(), stream(device),
+    if workers:
+        room = 3 * groups + TENSOR_ROWS * (1 + _padded(z.shape[-1]) // 2 + 2)
+        slots = torch.empty((2 * workers, room), dtype=torch.float64, device=device)
+    fixed = (
+        constants(begins, torch.int64, device),
+        constants(problem.relations, torch.float64, device),
+        constants(problem.variances, dtype, device),
+        constants(problem.kernel_weights, dtype, device),
+    )
+    given = kernels().MmdDevice(
+        begins=fixed[0].data_ptr(), relations=fixed[1].data_ptr(), variances=fixed[2].data_ptr(),
+        kernel_weights=fixed[3].data_ptr(), weighted_kernel=problem.kernel_weights[0] != 1,
+        rows=rows, blocks=blocks, workers=workers, tiles=columns, tf32=tf32_allowed(),
+        slots=slots.data_ptr(), partials=partials.data_ptr(), counters=of_blocks.data_ptr(),
+        stream=stream(device),
     )  # fmt: skip
-    return variance, given, (partials, of_blocks, slots)
+    return given, (partials, of_blocks, slots, *fixed)

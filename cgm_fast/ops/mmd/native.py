@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cgm_fast import _native
 from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
+from cgm_fast.ops.mmd.common import room_for_derivatives
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 
 
@@ -35,7 +34,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     if weights is not None or relation is not None or variance is not None:
         weights, variance = plain(weights, dtype), plain(variance, dtype)
         relation = plain(relation, torch.float64)
-    value = Value(like.new_empty(z.shape[:-2]), *_derivatives(problem, wanted, like))
+    value = Value(like.new_empty(z.shape[:-2]), *room_for_derivatives(problem, wanted, like))
     _native.mmd_fwd(
         _plan(z.shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
         z=begin(z), weights=address(weights), relation=address(relation),
@@ -57,7 +56,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     of_z, of_weights, of_variance = (
         plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
-    product = Product(*_derivatives(problem, wanted, like))
+    product = Product(*room_for_derivatives(problem, wanted, like))
     _native.mmd_hvp(
         _plan(z.shape, z.dtype, tuple(static), wanted.row_begin, wanted.row_end),
         z=begin(z), weights=address(weights), relation=address(relation),
@@ -69,17 +68,3 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return product
-
-
-def _derivatives(problem: Problem, wanted: Wanted, like: Tensor) -> Iterator[Tensor | None]:
-    """Room for derivatives in z, weights, relation and variance."""
-    *batch, rows, d = problem.z.shape
-    begin, end, with_weights, with_relation, with_variance = wanted
-    yield like.new_empty((*batch, end - begin, d)) if end > begin else None
-    yield like.new_empty((*batch, rows)) if with_weights else None
-    if with_relation:
-        groups = len(problem.sizes)
-        yield like.new_empty((*batch, groups, groups), dtype=torch.float64)
-    else:
-        yield None
-    yield like.new_empty((*batch, len(problem.kernel_weights))) if with_variance else None
