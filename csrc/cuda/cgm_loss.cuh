@@ -14,8 +14,9 @@
 
 namespace cgm_fast::cuda {
 
-// The MMD's groups of rows: latents, and their prototypes'.
-enum { kLatents, kPriors, kGroups };
+// The MMD's groups of rows: latents, and their prototypes'. Blocks that come after these have a
+// prototype each.
+enum { kLatents, kPriors, kGroups, kPrototypes = kGroups };
 
 // What a block adds up: the parts of MMD², then the margin loss.
 constexpr int kMargin = kOfGroup * kGroups, kLossParts = kMargin + 1;
@@ -189,41 +190,39 @@ struct CgmLossBlock {
   const CgmLossTail<T>& tail;
   RowsMemory<T, kD>& memory;
 
-  // A prototype's gradient of the margin loss. It is one row, to which every thread brings its share
-  // of the samples.
-  __device__ void visit_prototype(int of_k) const {
-    margin_of<T, kD>(in.margin, Lane(1), true, of_k, tail.own, memory);
-    const int d = static_cast<int>(in.margin.d);
-    const double factor = 2 * in.margin.scale * in.margin_weight;
-#pragma unroll 1
-    for (int f = static_cast<int>(threadIdx.x); f < d; f += kThreads) {
-      out.grad_g[int64_t{of_k} * d + f] = static_cast<T>(factor * memory.sums[0][f]);
-    }
-  }
-
-  // The margin loss of samples, their gradients and their prototypes.
+  // The margin loss of samples and their gradients; or a prototype's, which is one row, to which
+  // every thread brings its share of the samples.
   __device__ void visit_margin(const BlockOfRows& rows, int rows_of_block) const {
     const PrototypeMarginInput<T>& of = in.margin;
-    const Lane lane(rows_of_block);
-    const int d = static_cast<int>(of.d), first = static_cast<int>(rows.first);
-    const T loss = margin_of<T, kD>(of, lane, false, first + lane.row, tail.own, memory);
-    const double sum = sum_of_block(loss, memory.scratch);
-    if (threadIdx.x == 0) tail.parts[kMargin] = sum;
-    if (out.grad_r) {
+    const bool of_prototype = rows.group == kPrototypes;
+    const Lane lane(of_prototype ? 1 : rows_of_block);
+    const int d = static_cast<int>(of.d), mine = static_cast<int>(rows.first) + lane.row;
+    T loss;
+    if constexpr (kD < 64) {
+      loss = margin_of<T, kD>(of, lane, of_prototype, mine, tail.own, memory);
+    } else if (of_prototype) {  // registers are too few for a choice
+      loss = margin_of<T, kD>(of, lane, true, mine, tail.own, memory);
+    } else {
+      loss = margin_of<T, kD>(of, lane, false, mine, tail.own, memory);
+    }
+    T* gradient = of_prototype ? out.grad_g : out.grad_r;
+    if (gradient) {
       const double factor = 2 * of.scale * in.margin_weight;
 #pragma unroll 1
       for (int place = static_cast<int>(threadIdx.x); place < rows.here * d; place += kThreads) {
-        out.grad_r[rows.first * d + place] =
+        gradient[rows.first * d + place] =
             static_cast<T>(factor * memory.sums[place / d][place % d]);
       }
     }
+    if (of_prototype) return;
+    const double sum = sum_of_block(loss, memory.scratch);
+    if (threadIdx.x == 0) tail.parts[kMargin] = sum;
 #pragma unroll 1
     for (int row = static_cast<int>(threadIdx.x); row < rows.here; row += kThreads) {
       const int64_t i = rows.first + row;
       out.assignment[i] = of.labels ? of.labels[i] : int64_t{tail.own[i]};
     }
-    sync_block();
-    clear_sums(memory, rows_of_block);
+    clear_sums(memory, rows_of_block);  // which were read before the barriers of the sum
   }
 
   // Rows of the MMD against all.
@@ -287,11 +286,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   assign_all<T, kD>(in.margin, tail.own);
 
   const CgmLossBlock<T, kD> block{in, out, tail, memory};
-  if (blockIdx.x >= row_blocks) {
-    block.visit_prototype(static_cast<int>(blockIdx.x - row_blocks));
-  } else {
-    const BlockOfRows rows = block_of_rows(call.in, blockIdx.x, device.rows);
-    if (rows.group == kLatents) block.visit_margin(rows, device.rows);
+  const BlockOfRows rows = blockIdx.x < row_blocks
+                               ? block_of_rows(call.in, blockIdx.x, device.rows)
+                               : BlockOfRows{kPrototypes, 1, int64_t{blockIdx.x - row_blocks}};
+  if (rows.group != kPriors) block.visit_margin(rows, device.rows);
+  if (rows.group != kPrototypes) {
     block.visit_mmd(call, rows, device.rows, of_prior, device.prior);
   }
 

@@ -214,23 +214,20 @@ struct HvpPass {
     begun = true;
   }
 
-  // The block's share of the product in one bandwidth.
-  __device__ double visit_bandwidth(int s) {
+  // A thread's share of the product in one bandwidth, times the variance, from a tile's pairs.
+  __device__ double visit_bandwidth(int s, const Relation& relation, int64_t first,
+                                    int here) const {
     double sum = 0;
-    each_tile(
-        [&](const Relation& relation, int64_t first, int here) {
 #pragma unroll 1
-          for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
-            const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(
-                in.kernel, memory.pairs[row][lane()], memory.pairs_dot[row][lane()],
-                tail.scales[s], tail.scales_dot[s]);
-            const Pair pair = pair_of(row, first, here);
-            sum += (relation.value * pair.dot() + relation.dot * pair.value()) * of.by_h +
-                   relation.value * pair.value() * of.by_h_dot;
-          }
-        },
-        [](int) {});
-    return sum_of_block(sum, memory.scratch) / tail.scales[s].variance;
+    for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
+      const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(
+          in.kernel, memory.pairs[row][lane()], memory.pairs_dot[row][lane()], tail.scales[s],
+          tail.scales_dot[s]);
+      const Pair pair = pair_of(row, first, here);
+      sum += (relation.value * pair.dot() + relation.dot * pair.value()) * of.by_h +
+             relation.value * pair.value() * of.by_h_dot;
+    }
+    return sum;
   }
 };
 
@@ -288,24 +285,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   sync_block();
 
   const bool of_rows = pass.own.wanted(out.row_begin, out.row_end);
-  double block_sum = 0;
-  pass.each_tile(
-      [&](const auto& relation, int64_t first, int here) {
-        pass.visit_pairs(relation, first, here, block_sum);
-        if (of_rows) pass.add_product(first, here);
-      },
-      [&](int group) {
-        block_sum = sum_of_block(block_sum, memory.scratch);
-        if (threadIdx.x == 0) tail.parts[group] = block_sum;
-        block_sum = 0;
-      });
+  // The first time for rows; then for each bandwidth whose product is wanted.
+#pragma unroll 1
+  for (int s = -1; s < (out.variance ? in.scales : 0); ++s) {
+    double sum = 0;  // of a group's columns, or of a bandwidth
+    pass.each_tile(
+        [&](const auto& relation, int64_t first, int here) {
+          if (s >= 0) {
+            sum += pass.visit_bandwidth(s, relation, first, here);
+            return;
+          }
+          pass.visit_pairs(relation, first, here, sum);
+          if (of_rows) pass.add_product(first, here);
+        },
+        [&](int group) {
+          if (s >= 0) return;
+          sum = sum_of_block(sum, memory.scratch);
+          if (threadIdx.x == 0) tail.parts[group] = sum;
+          sum = 0;
+        });
+    if (s < 0) continue;
+    sum = sum_of_block(sum, memory.scratch);
+    if (threadIdx.x == 0) tail.parts[in.groups + s] = sum / tail.scales[s].variance;
+  }
   if (out.weights && row < pass.own.here) {  // complete since the barriers of the last group
     out.weights[item * in.rows + pass.own.first + row] = static_cast<T>(2 * memory.of_weight[row]);
-  }
-#pragma unroll 1
-  for (int s = 0; out.variance && s < in.scales; ++s) {
-    const double sum = pass.visit_bandwidth(s);
-    if (threadIdx.x == 0) tail.parts[in.groups + s] = sum;
   }
   if (out.relation || out.variance) finish_hvp(call, out, item, block, tail, memory.scratch);
 }

@@ -161,26 +161,21 @@ struct WidePass {
     begun = true;
   }
 
-  // A thread's share of the sum over the block's rows i and all columns j of r_ij w_i w_j times
-  // -phi'(t) t, for one bandwidth.
-  __device__ double visit_bandwidth(T variance) {
+  // A thread's share of the sum over a tile's pairs of r_ij w_i w_j times -phi'(t) t, for one
+  // bandwidth.
+  __device__ double visit_bandwidth(T variance, int group, int64_t first, int here) const {
     double sum = 0;
-    each_tile(
-        [&](int group, int64_t first, int here) {
-          const double of_group = relation(group);
 #pragma unroll 1
-          for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
-            T of_row = 0;
+    for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
+      T of_row = 0;
 #pragma unroll 1
-            for (int j = lane(); j < here; j += kWarp) {
-              const T t = scaled(memory.pairs[row][j], variance);
-              of_row -= row_weight(in, item, first + j) * (t * radial<kGaussian>(in.kernel, t).first);
-            }
-            sum += of_group * weight_of_row(row) * of_row;
-          }
-        },
-        [](int) {});
-    return sum_of_block(sum, memory.scratch);
+      for (int j = lane(); j < here; j += kWarp) {
+        const T t = scaled(memory.pairs[row][j], variance);
+        of_row -= row_weight(in, item, first + j) * (t * radial<kGaussian>(in.kernel, t).first);
+      }
+      sum += static_cast<double>(weight_of_row(row)) * of_row;
+    }
+    return relation(group) * sum;
   }
 };
 
@@ -200,22 +195,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   sync_block();
 
   const bool gradient = pass.own.wanted(out.row_begin, out.row_end);
-  pass.each_tile(
-      [&](int group, int64_t first, int here) {
-        pass.visit_values(group, first, here);
-        if (gradient) pass.add_gradient(first, here);
-      },
-      [&](int group) {
-        add_to_group(pass.sums, group, tail.parts, memory.scratch);
-        for (double& sum : pass.sums) sum = 0;
-      });
+  // The first time for rows; then for each bandwidth whose derivative is wanted.
+#pragma unroll 1
+  for (int s = -1; s < (out.variance ? in.scales : 0); ++s) {
+    double of_scale = 0;
+    pass.each_tile(
+        [&](int group, int64_t first, int here) {
+          if (s >= 0) {
+            of_scale += pass.visit_bandwidth(tail.scales[s].variance, group, first, here);
+            return;
+          }
+          pass.visit_values(group, first, here);
+          if (gradient) pass.add_gradient(first, here);
+        },
+        [&](int group) {
+          if (s >= 0) return;
+          add_to_group(pass.sums, group, tail.parts, memory.scratch);
+          for (double& sum : pass.sums) sum = 0;
+        });
+    if (s < 0) continue;
+    of_scale = sum_of_block(of_scale, memory.scratch);
+    if (threadIdx.x == 0) tail.parts[kOfGroup * in.groups + s] = of_scale;
+  }
   if (out.weights && row < pass.own.here) {  // complete since the barriers of the last group
     out.weights[item * in.rows + pass.own.first + row] = static_cast<T>(2 * memory.of_weight[row]);
-  }
-#pragma unroll 1
-  for (int s = 0; out.variance && s < in.scales; ++s) {
-    const double sum = pass.visit_bandwidth(tail.scales[s].variance);
-    if (threadIdx.x == 0) tail.parts[kOfGroup * in.groups + s] = sum;
   }
   finish(call, out, item, block, tail, memory.scratch);
 }
