@@ -376,8 +376,9 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     while (true) {
       const bool rows_end = tiles_here == 1;
       if (!rows_end || left > 0) {
-        begin_copy(rows_end ? Tile::at(in, 0) : of.next(in),
-                   rows_end ? (block_of_all + 1) / blocks : item, (turn + 1) % 2);
+        const Tile next = rows_end ? Tile::at(in, 0) : of.next(in);
+        if (thread == 0) memory.next[turn % 2] = next;
+        begin_copy(next, rows_end ? (block_of_all + 1) / blocks : item, (turn + 1) % 2);
         copy_async_wait<1>();
       } else {
         copy_async_wait<0>();
@@ -424,11 +425,10 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       }
       sync_block();  // the tile has been read
       if (of.last || rows_end) end_group(in, item, own, of.group, tail, memory);
+      of = memory.next[(turn - 1) % 2];
       if (rows_end) break;
-      of = of.next(in);
       --tiles_here;
     }
-    of = Tile::at(in, 0);
 
     float numbers[kSums];
 #pragma unroll

@@ -16,6 +16,29 @@ namespace cgm_fast::cuda {
 
 constexpr int kTensorRows = 128, kRowsOfMma = 16;
 
+// A tile of columns, all of one group. The tiles of all groups stand in a line.
+template <int kColumns>
+struct TensorTile {
+  int group, here;
+  int64_t first;
+  bool last;  // of its group
+
+  __device__ static TensorTile at(const MmdProblem<float>& in, int tile) {
+    const BlockOfRows of = block_of_rows(in, static_cast<unsigned>(tile), kColumns);
+    return {of.group, of.here, of.first, of.first + of.here == in.begins[of.group + 1]};
+  }
+
+  // The one after it, which there has to be.
+  __device__ TensorTile next(const MmdProblem<float>& in) const {
+    const int64_t begin = first + here;
+    int of = group;
+#pragma unroll 1
+    while (begin >= in.begins[of + 1]) ++of;
+    const int64_t left = in.begins[of + 1] - begin;
+    return {of, static_cast<int>(left < kColumns ? left : kColumns), begin, left <= kColumns};
+  }
+};
+
 template <int kD, Numbers kOf>
 struct TensorMemory {
   static constexpr bool kHalf = kOf == Numbers::bfloat16 || kOf == Numbers::float16;
@@ -40,6 +63,7 @@ struct TensorMemory {
   StreamK stream_k;
   unsigned item, block;
   BlockOfRows own;
+  TensorTile<kColumns> next[2];  // of every other turn
   double sums[kTensorRows * kOfGroup];  // of every row, over the columns of a group
   double scratch[kScratch];
 };
@@ -118,29 +142,6 @@ __device__ Pack<float, 4> raw_chunk(const Word* ring, int j, int c) {
     return read_pack<4>(ring + ring_at<Memory::kWords, false>(j, c));
   }
 }
-
-// A tile of columns, all of one group. The tiles of all groups stand in a line.
-template <int kColumns>
-struct TensorTile {
-  int group, here;
-  int64_t first;
-  bool last;  // of its group
-
-  __device__ static TensorTile at(const MmdProblem<float>& in, int tile) {
-    const BlockOfRows of = block_of_rows(in, static_cast<unsigned>(tile), kColumns);
-    return {of.group, of.here, of.first, of.first + of.here == in.begins[of.group + 1]};
-  }
-
-  // The one after it, which there has to be.
-  __device__ TensorTile next(const MmdProblem<float>& in) const {
-    const int64_t begin = first + here;
-    int of = group;
-#pragma unroll 1
-    while (begin >= in.begins[of + 1]) ++of;
-    const int64_t left = in.begins[of + 1] - begin;
-    return {of, static_cast<int>(left < kColumns ? left : kColumns), begin, left <= kColumns};
-  }
-};
 
 // Whether rows can be copied by sixteen bytes, which are `numbers` numbers.
 __device__ inline bool aligned(const Samples& of, int64_t d, int numbers) {
