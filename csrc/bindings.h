@@ -31,10 +31,10 @@ inline Samples samples(const PySamples& given) {
           std::get<2>(given), std::get<3>(given), std::get<4>(given)};
 }
 
-// What of an MMD² problem is not a tensor, and its shape.
+// What of an MMD² problem is not a tensor, and the shapes of those.
 struct MmdPlan {
-  int64_t batch, rows, d;
-  int dtype;                    // of z, as its place in Dtype
+  int64_t batch, x_rows, d;
+  Samples x, y;                 // without addresses
   bool float64;                 // what is computed in; else float32
   std::vector<int64_t> begins;  // rows before each group, and all
   std::vector<double> relations, variances, kernel_weights;
@@ -43,14 +43,19 @@ struct MmdPlan {
 
   // `begins`, `relations` and `variances` are on the host here.
   template <typename T>
-  MmdProblem<T> problem(Address z, Address weights, Address relation, Address variance) const {
+  MmdProblem<T> problem(Address of_x, Address of_y, Address weights, Address relation,
+                        Address variance) const {
     MmdProblem<T> in;
     in.batch = batch;
-    in.rows = rows;
+    in.rows = begins.back();
     in.d = d;
     in.groups = static_cast<int64_t>(begins.size()) - 1;
     in.scales = static_cast<int64_t>(kernel_weights.size());
-    in.z = {at<const void>(z), static_cast<Dtype>(dtype), rows * d, d, 1};
+    in.x = x;
+    in.y = y;
+    in.x.data = at<const void>(of_x);
+    in.y.data = at<const void>(of_y);
+    in.x_rows = x_rows;
     in.begins = begins.data();
     in.weights = at<const T>(weights);
     in.relation = relation ? at<const double>(relation) : relations.data();

@@ -25,31 +25,31 @@ void bind_ops(pybind11::module_& module) {
 
   module.def(
       name("mmd_fwd").c_str(),
-      [](const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
-         Address value_loss, Address value_z, Address value_weights, Address value_relation,
+      [](const MmdPlan& plan, Address x, Address y, Address weights, Address relation,
+         Address variance, Address value_loss, Address value_z, Address value_weights, Address value_relation,
          Address value_variance, const typename On::Mmd& besides) {
         in_dtype(plan.float64, [&](auto number) {
           using T = decltype(number);
-          On::mmd_fwd(plan.problem<T>(z, weights, relation, variance),
+          On::mmd_fwd(plan.problem<T>(x, y, weights, relation, variance),
                       MmdValue<T>{plan.row_begin, plan.row_end, at<T>(value_loss),
                                   at<double>(value_relation), at<T>(value_z), at<T>(value_weights),
                                   at<T>(value_variance)},
                       besides);
         });
       },
-      Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"), arg("relation"),
+      Release(), arg("plan"), py::kw_only(), arg("x"), arg("y"), arg("weights"), arg("relation"),
       arg("variance"), arg("value_loss"), arg("value_z"), arg("value_weights"),
       arg("value_relation"), arg("value_variance"), arg(On::besides));
 
   module.def(
       name("mmd_hvp").c_str(),
-      [](const MmdPlan& plan, Address z, Address weights, Address relation, Address variance,
-         Address tangent_z, Address tangent_weights, Address tangent_relation,
+      [](const MmdPlan& plan, Address x, Address y, Address weights, Address relation,
+         Address variance, Address tangent_z, Address tangent_weights, Address tangent_relation,
          Address tangent_variance, Address product_z, Address product_weights,
          Address product_relation, Address product_variance, const typename On::Mmd& besides) {
         in_dtype(plan.float64, [&](auto number) {
           using T = decltype(number);
-          On::mmd_hvp(plan.problem<T>(z, weights, relation, variance),
+          On::mmd_hvp(plan.problem<T>(x, y, weights, relation, variance),
                       MmdTangent<T>{at<const T>(tangent_z), at<const T>(tangent_weights),
                                     at<const double>(tangent_relation),
                                     at<const T>(tangent_variance)},
@@ -59,7 +59,7 @@ void bind_ops(pybind11::module_& module) {
                       besides);
         });
       },
-      Release(), arg("plan"), py::kw_only(), arg("z"), arg("weights"), arg("relation"),
+      Release(), arg("plan"), py::kw_only(), arg("x"), arg("y"), arg("weights"), arg("relation"),
       arg("variance"), arg("tangent_z"), arg("tangent_weights"), arg("tangent_relation"),
       arg("tangent_variance"), arg("product_z"), arg("product_weights"), arg("product_relation"),
       arg("product_variance"), arg(On::besides));

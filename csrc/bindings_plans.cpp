@@ -6,15 +6,34 @@ namespace py = pybind11;
 namespace cgm_fast::bindings {
 namespace {
 
-MmdPlan mmd_plan(int64_t batch, int64_t d, int dtype, bool float64,
-                 const std::vector<int64_t>& sizes, const std::vector<double>& relations,
-                 const std::vector<double>& variances, const std::vector<double>& kernel_weights,
-                 const std::string& kernel, int64_t row_begin, int64_t row_end) {
+// Strides of item, row and feature, in elements.
+using Strides = std::tuple<int64_t, int64_t, int64_t>;
+
+Samples without_address(int dtype, const Strides& strides) {
+  return {nullptr, static_cast<Dtype>(dtype), std::get<0>(strides), std::get<1>(strides),
+          std::get<2>(strides)};
+}
+
+MmdPlan mmd_plan(int64_t batch, int64_t x_rows, int64_t d, int dtype, const Strides& x_strides,
+                 const Strides& y_strides, bool float64, const std::vector<int64_t>& sizes,
+                 const std::vector<double>& relations, const std::vector<double>& variances,
+                 const std::vector<double>& kernel_weights, const std::string& kernel,
+                 int64_t row_begin, int64_t row_end) {
   std::vector<int64_t> begins = {0};
   for (int64_t size : sizes) begins.push_back(begins.back() + size);
-  return {batch,     begins.back(), d,         dtype,          float64,
-          begins,    relations,     variances, kernel_weights, kernel_of(kernel),
-          row_begin, row_end};
+  return {batch,
+          x_rows,
+          d,
+          without_address(dtype, x_strides),
+          without_address(dtype, y_strides),
+          float64,
+          begins,
+          relations,
+          variances,
+          kernel_weights,
+          kernel_of(kernel),
+          row_begin,
+          row_end};
 }
 
 PrototypeMarginPlan prototype_margin_plan(int64_t rows, int64_t k, int64_t d, bool float64,
@@ -28,9 +47,10 @@ void bind_plans(py::module_& module) {
   using py::arg;
   const py::module_local here;  // tests have a second module of kernels, with plans of its own
   py::class_<MmdPlan>(module, "MmdPlan", here)
-      .def(py::init(&mmd_plan), py::kw_only(), arg("batch"), arg("d"), arg("dtype"), arg("float64"),
-           arg("sizes"), arg("relations"), arg("variances"), arg("kernel_weights"), arg("kernel"),
-           arg("row_begin"), arg("row_end"));
+      .def(py::init(&mmd_plan), py::kw_only(), arg("batch"), arg("x_rows"), arg("d"), arg("dtype"),
+           arg("x_strides"), arg("y_strides"), arg("float64"), arg("sizes"), arg("relations"),
+           arg("variances"), arg("kernel_weights"), arg("kernel"), arg("row_begin"),
+           arg("row_end"));
   py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan", here)
       .def(py::init(&prototype_margin_plan), py::kw_only(), arg("rows"), arg("k"), arg("d"),
            arg("float64"), arg("margin"), arg("negative_scale"), arg("scale"));

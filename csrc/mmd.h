@@ -1,8 +1,8 @@
 // MMD² as a sum over pairs of rows: what every implementation computes, as plain structs. No torch,
 // no Python. Their fields are those of Problem, Wanted and Tangent in cgm_fast/ops/mmd/problem.py.
 //
-// The rows of G groups are stacked in z. With row weights w and a symmetric relation [G, G] of the
-// groups,
+// The rows of G groups are stacked, z = [x; y]. With row weights w and a symmetric relation [G, G]
+// of the groups,
 //   L = sum_{i != j} relation[g_i, g_j] w_i w_j (k(z_i, z_j) - k(0)),
 //   k = sum_s kernel_weights[s] phi(|z_i - z_j|^2 / 2h_s).
 // Subtracting k(0) changes L only by a constant that the caller knows, and keeps small values
@@ -19,8 +19,9 @@ namespace cgm_fast {
 template <typename T>
 struct MmdProblem {
   int64_t batch, rows, d, groups, scales;
-  Samples z;               // [batch, rows, d]
-  const int64_t* begins;   // [groups + 1]: rows before each group, and all
+  Samples x, y;            // [batch, x_rows, d], and [batch, rows - x_rows, d]
+  int64_t x_rows;          // rows of z that are in x
+  const int64_t* begins;   // [groups + 1]: rows of z before each group, and all
   const T* weights;        // [batch, rows], or null for ones
   const double* relation;  // [batch, groups, groups]; or [groups, groups] where not `per_item`
   bool relation_per_item;
@@ -73,7 +74,7 @@ void mmd_hvp_cpu(const MmdProblem<T>& in, const MmdTangent<T>& tangent, const Mm
                  int threads);
 
 // What a GPU needs besides. There all pointers of the structs above are the device's, `variance` is
-// given, and `variances` and `kernel_weights` are not read.
+// given, and `variances` and `kernel_weights` are not read; no group has rows in x and in y.
 template <typename T>
 struct MmdDevice {
   const T* kernel_weights;  // [scales]

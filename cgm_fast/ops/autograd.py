@@ -23,20 +23,23 @@ def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
     computing anything, with all results; its `backward` is the Hessian-vector product.
     """
 
+    new_problem = formula.fwd.records[0]
+
     class Fused(torch.autograd.Function):
         """(static, backend, (wanted, results) if known, inputs...) -> values, or all results."""
 
         @staticmethod
         def forward(ctx: Any, static: Any, backend: str, known: Any, *inputs: Any) -> Any:
             if known is None:
-                problem, wanted = formula.prepare(inputs, static, ctx.needs_input_grad[3:])
+                problem = new_problem(*inputs, *static)
+                wanted = formula.wanted(problem, ctx.needs_input_grad[3:])
                 results = formula.fwd(problem, wanted, backend)
                 out = results[: formula.values]
             else:
                 wanted, results = known
                 out = results = tuple(None if v is None else v.detach() for v in results)
-            ctx.save_for_backward(*inputs, *results)
-            ctx.rest = static, backend, wanted, known is not None, len(inputs)
+            ctx.save_for_backward(*inputs, *results[1:])  # of the loss nothing is needed
+            ctx.rest = static, backend, wanted, known is not None
             if formula.constant:
                 ctx.mark_non_differentiable(*(out[i] for i in formula.constant))
             ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
@@ -44,27 +47,28 @@ def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Any) -> Any:
-            static, backend, wanted, whole, count = ctx.rest
+            static, backend, wanted, whole = ctx.rest
             saved = ctx.saved_tensors
-            inputs, results = saved[:count], saved[count:]
-            problem, differentiated = None, torch.is_grad_enabled()
-            if whole or (differentiated and composed(cotangents[0])):
-                problem, _ = formula.prepare(inputs, static, ctx.needs_input_grad[3:])
+            count = len(ctx.needs_input_grad) - 3
+            inputs, results = saved[:count], (None, *saved[count:])
+            problem, hvp = new_problem(*inputs, *static), formula.hvp
+            differentiated = torch.is_grad_enabled()
             if whole:
                 with torch.no_grad():
-                    parts = formula.backward(
-                        problem, wanted, backend, results, cotangents, formula.hvp
-                    )
+                    parts = formula.backward(problem, wanted, backend, results, cotangents, hvp)
             else:
-                if problem is not None:  # the gradients of a batch, together
+                if differentiated and composed(cotangents[0]):  # the gradients of a batch, together
                     results = formula.fwd.dispatched(problem, wanted, backend)
                 elif differentiated:
                     results = Fused.apply(static, backend, (wanted, results), *inputs)
-                parts = formula.backward(None, wanted, backend, results, cotangents, formula.hvp)
-            out = formula.split(inputs, wanted, parts)
+                parts = formula.backward(problem, wanted, backend, results, cotangents, hvp)
+            out = formula.split(problem, wanted, parts)
+            for i, value in enumerate(out):
+                if value is not None and value.dtype != inputs[i].dtype:
+                    out[i] = value.to(inputs[i].dtype)
             if whole and differentiated:
                 out = Last.apply(len(out), *out, *saved, *cotangents)
-            return (None, None, None, *out)
+            return (None, None, None, *out, *[None] * (count - len(out)))
 
     return Fused.apply
 

@@ -33,7 +33,7 @@ class OfValue:
     def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
         """The arguments with which the results hold what these arguments' derivatives need."""
         problem, wanted = rebuild(self.op.records, args)
-        needs = [i in needed for i in self.formula.variables]
+        needs = [i in needed for i in range(self.formula.variables)]
         wide = self.formula.both(wanted, self.formula.wanted(problem, needs))
         return flatten((problem, wide), args[-1])
 
@@ -56,15 +56,14 @@ class OfValue:
         self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
     ) -> dict[int, Tensor | None]:
         """Derivatives in the arguments needed."""
-        if needed - set(self.formula.variables):
+        if any(i >= self.formula.variables for i in needed):
             raise RuntimeError(f"{self.op.name} has no derivative in its constants; detach() them")
         problem, wanted = rebuild(self.op.records, args)
         parts = self.formula.backward(
             problem, wanted, args[-1], without_empty(results), cotangents,
             self.formula.hvp.dispatched,
         )  # fmt: skip
-        whole = self.formula.whole(problem, wanted, parts)
-        return dict(zip(self.formula.variables, whole, strict=True))
+        return dict(enumerate(self.formula.split(problem, wanted, parts)))
 
     def along(
         self,
@@ -74,10 +73,10 @@ class OfValue:
         asked: Sequence[bool],
     ) -> Sequence[Tensor | None]:
         """Derivatives of the results asked for along tangents of arguments."""
-        if tangents.keys() - set(self.formula.variables):
+        if any(i >= self.formula.variables for i in tangents):
             raise NotImplementedError(f"{self.op.name} has no derivative in its constants")
         problem, wanted = rebuild(self.op.records, args)
-        of_variables = [tangents.get(i) for i in self.formula.variables]
+        of_variables = [tangents.get(i) for i in range(self.formula.variables)]
         return self.formula.along(
             problem, wanted, args[-1], without_empty(results), of_variables,
             self.formula.hvp.dispatched if any(asked[self.formula.values :]) else None,
@@ -118,10 +117,9 @@ class OfProduct:
             raise RuntimeError(THIRD)
         problem, _, wanted = rebuild(self.op.records, args)
         vector = self.formula.tangent(problem, wanted, cotangents)
-        own = self.formula.wanted(problem, [i in needed for i in self.tangents])
+        own = self.formula.everything(problem, [i in needed for i in self.tangents])
         product = self.op.dispatched(problem, vector, own, args[-1])
-        whole = self.formula.whole(problem, own, list(product))
-        return dict(zip(self.tangents, whole, strict=True))
+        return dict(zip(self.tangents, product, strict=True))
 
     def along(
         self,

@@ -28,31 +28,22 @@ class Formula:
 
     fwd: Op
     hvp: Op
-    variables: tuple[int, ...]
-    """Which fields of the problem can have a gradient; results hold one of each, in this order."""
+    variables: int
+    """How many fields of the problem, its first ones, can have a gradient."""
     values: int
-    """How many results are values."""
+    """How many results are values; the others are parts of the gradient."""
     constant: tuple[int, ...] = ()
     """Values that have no derivative."""
 
     # What an op adds.
 
-    def prepare(self, inputs: Tensors, static: Any, needs: Sequence[bool]) -> tuple[Any, Any]:
-        """The problem of the tensors that a user has and of what is not a tensor, and what is
-        wanted where some of these inputs need a gradient."""
-        raise NotImplementedError
-
-    def split(self, inputs: Tensors, wanted: Any, parts: Tensors) -> list[Tensor | None]:
-        """Derivatives in variables, in parts, as those in the inputs, in their dtypes."""
-        out = [
-            value if value is None or value.dtype == like.dtype else value.to(like.dtype)
-            for value, like in zip(parts, inputs, strict=False)
-        ]
-        return [*out, *[None] * (len(inputs) - len(out))]
-
     def wanted(self, problem: Any, needs: Sequence[bool]) -> Any:
         """The record that asks for the gradient in some variables."""
         raise NotImplementedError
+
+    def everything(self, problem: Any, parts: Sequence[bool]) -> Any:
+        """The record that asks for some parts of the gradient, whole."""
+        return self.wanted(problem, parts)
 
     def both(self, wanted: Any, other: Any) -> Any:
         """A record that asks for all that two of them ask for."""
@@ -62,17 +53,21 @@ class Formula:
         """Of which variables a record asks for the gradient."""
         raise NotImplementedError
 
-    def whole(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
-        """Derivatives in parts, as large as the variables."""
+    def split(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
+        """Derivatives in parts as those in the variables."""
         return list(parts)
+
+    def tangent(self, problem: Any, wanted: Any, parts: Tensors) -> Any:
+        """A tangent of vectors over the gradient in parts."""
+        return self.hvp.records[1](*parts)
+
+    def gathered(self, problem: Any, tangents: Tensors) -> Any:
+        """A tangent of tangents of the variables."""
+        return self.hvp.records[1](*tangents)
 
     def narrowed(self, wanted: Any, wide: Any, gradients: Tensors) -> list[Tensor | None]:
         """Of gradients that a wide record asked for, those that another asks for."""
         return [v if yes else None for v, yes in zip(gradients, self.has(wanted), strict=True)]
-
-    def tangent(self, problem: Any, wanted: Any, parts: Tensors) -> Any:
-        """A tangent of vectors over gradients in parts."""
-        return self.hvp.records[1](*self.whole(problem, wanted, parts))
 
     def second(self, problem: Any, results: Any) -> Any:
         """The problem as the Hessian-vector product takes it."""
@@ -86,9 +81,9 @@ class Formula:
         """Tangents of values besides the loss, of those of the variables."""
         return {}
 
-    def reached(self, cotangents: Tensors) -> list[Tensor | None]:
-        """What values besides the loss give to the variables, of their cotangents."""
-        return [None] * len(self.variables)
+    def reached(self, cotangents: Tensors, count: int) -> list[Tensor | None]:
+        """What values besides the loss give to the parts of the gradient, of their cotangents."""
+        return [None] * count
 
     # What they have in common.
 
@@ -97,18 +92,20 @@ class Formula:
     ) -> list[Tensor | None]:
         """Derivatives in the variables, in parts: the gradient scaled by the loss's cotangent, the
         Hessian's product with those of the gradient, and what reached other values."""
-        parts: list[Tensor | None] = [None] * len(self.variables)
-        if cotangents[0] is not None:
-            parts = self.scaled(cotangents[0], results[self.values :])
+        of_loss, *others = cotangents
+        gradient = results[self.values :]
+        parts: list[Tensor | None] = [None] * len(gradient)
+        if of_loss is not None:
+            parts = self.scaled(of_loss, gradient)
+        if others.count(None) == len(others):  # the usual call, and small ones are all overhead
+            return parts
         vectors = cotangents[self.values :]
         if any(vector is not None for vector in vectors):
             tangent = self.tangent(problem, wanted, vectors)
             product = hvp(self.second(problem, results), tangent, wanted, backend)
             parts = [_sum(*pair) for pair in zip(parts, product, strict=True)]
-        if self.values > 1:
-            reached = self.reached(cotangents[: self.values])
-            parts = [_sum(*pair) for pair in zip(parts, reached, strict=True)]
-        return parts
+        reached = self.reached(cotangents[: self.values], len(parts))
+        return [_sum(*pair) for pair in zip(parts, reached, strict=True)]
 
     def along(
         self,
@@ -121,22 +118,21 @@ class Formula:
     ) -> list[Tensor | None]:
         """Derivatives of the results along tangents of the variables, in forward mode: of values
         alone where no `hvp` is given."""
-        gradients = results[self.values :]
+        tangent = self.gathered(problem, tangents)
         out: list[Tensor | None] = [None] * len(results)
-        out[0] = self.dot(gradients, wanted, tangents)
+        out[0] = self.dot(results[self.values :], wanted, tangent)
         for i, value in self.moved(tangents).items():
             out[i] = value
-        if hvp is not None and any(tangent is not None for tangent in tangents):
-            tangent = self.hvp.records[1](*tangents)
+        if hvp is not None and any(value is not None for value in tangent):
             out[self.values :] = hvp(self.second(problem, results), tangent, wanted, backend)
         return out
 
-    def dot(self, gradients: Tensors, wanted: Any, tangents: Tensors) -> Tensor | None:
-        """The derivative of the loss along tangents of the variables; None for zero."""
+    def dot(self, gradients: Tensors, wanted: Any, tangent: Tensors) -> Tensor | None:
+        """The derivative of the loss along a tangent; None for zero."""
         terms = [
-            (gradient * tangent).sum()
-            for gradient, tangent in zip(gradients, tangents, strict=True)
-            if gradient is not None and tangent is not None
+            (gradient * value).sum()
+            for gradient, value in zip(gradients, tangent, strict=True)
+            if gradient is not None and value is not None
         ]
         return sum(terms[1:], terms[0]) if terms else None
 
@@ -144,18 +140,13 @@ class Formula:
 class OfPair(Formula):
     """Of an op of samples r and prototypes g, the first two fields of its problem."""
 
-    variables = (0, 1)
+    variables = 2
     assignment: int
     """Which result that is; labels, the problem's third field, are replaced by it."""
 
-    def prepare(self, inputs: Tensors, static: Any, needs: Sequence[bool]) -> tuple[Any, Any]:
-        """The inputs are the problem's tensors."""
-        problem, wanted = self.fwd.records
-        return problem(*inputs, *static), wanted(needs[0], needs[1])
-
     def wanted(self, problem: Any, needs: Sequence[bool]) -> Any:
         """Both gradients or one."""
-        return self.fwd.records[1](*map(bool, needs[:2]))
+        return self.fwd.records[1](needs[0], needs[1])
 
     def both(self, wanted: Any, other: Any) -> Any:
         """Either."""

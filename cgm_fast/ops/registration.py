@@ -58,7 +58,7 @@ class Op:
         # Tensors that a plain call looks at; nothing but vectors of a second derivative comes in
         # the form that `legacy_batch` finds.
         self._tensors = tensor_fields(records[0])
-        self._hidden = watching.legacy_batch if step == "hvp" else _no
+        self._hidden = watching.legacy_batch if step == "hvp" else None
 
         def run(*args: Any) -> tuple[Any, ...]:
             return with_empty(self.run(*rebuild(records, args), args[-1]), args[0])
@@ -95,9 +95,8 @@ class Op:
         """Through torch's dispatcher."""
         return self.results(*without_empty(self.registered(*flatten(args[:-1], args[-1]))))
 
-    def __call__(self, *args: Any) -> Any:
-        """The results of the records and the backend's name."""
-        problem = args[0]
+    def __call__(self, problem: Any, *rest: Any) -> Any:
+        """The results of the problem, further records, and the backend's name."""
         first = problem[0]
         if (
             is_compiling()
@@ -111,18 +110,20 @@ class Op:
             or first.is_meta
             or first.is_neg()
         ):
-            return self.dispatched(*args)
+            return self.dispatched(problem, *rest)
         others = problem[1 : self._tensors]
-        for value in others if self.step == "fwd" else (*others, *args[1]):
+        for value in others if self._hidden is None else (*others, *rest[0]):
             # What has no address of its own, or not the address of its values, is dispatched.
             if value is not None and (
-                type(value) not in PLAIN or value.is_neg() or self._hidden(value)
+                type(value) not in PLAIN
+                or value.is_neg()
+                or (self._hidden is not None and self._hidden(value))
             ):
-                return self.dispatched(*args)
+                return self.dispatched(problem, *rest)
         try:
-            return self.run(*args)
+            return self.run(problem, *rest)
         except NoMemory:
-            return self.dispatched(*args)
+            return self.dispatched(problem, *rest)
 
 
 def with_empty(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
@@ -133,7 +134,3 @@ def with_empty(results: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, 
 def without_empty(results: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """The other way."""
     return tuple(None if value.shape == (0,) else value for value in results)
-
-
-def _no(_: Any) -> bool:
-    return False

@@ -53,11 +53,10 @@ void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, 
   T margin_loss, mmd;
   prototype_margin_fwd_cpu(in.margin, {&margin_loss, out.assignment, out.grad_r, out.grad_g},
                            threads);
-  const Buffer<T> stacked(2 * rows * d);  // z, then z'
+  const Buffer<T> prior(rows * d);
   const int helping = rows * d > 1 << 15 ? threads : 1;
   split_rows(rows, helping, [&](int, int64_t first, int64_t last) {
-    latents(in, out.assignment, first, last, stacked.data, stacked.data + rows * d);
-    std::copy(stacked.data + first * d, stacked.data + last * d, out.z + first * d);
+    latents(in, out.assignment, first, last, out.z, prior.data);
   });
 
   const bool of_prior = out.grad_g && !in.detach_prior;
@@ -74,7 +73,9 @@ void cgm_loss_fwd_cpu(const CgmLossInput<T>& in, const CgmLossGradient<T>& out, 
   problem.d = d;
   problem.groups = 2;
   problem.scales = in.scales;
-  problem.z = {stacked.data, kDtype<T>, 0, d, 1};
+  problem.x = {out.z, kDtype<T>, 0, d, 1};
+  problem.y = {prior.data, kDtype<T>, 0, d, 1};
+  problem.x_rows = rows;
   problem.begins = begins;
   problem.relation = relation;
   problem.variances = in.variances;

@@ -132,6 +132,11 @@ struct Layout {
                    [&](int i) { body(tiles[i], i); });
   }
 
+  void read_row_of_z(int64_t i, T* row) const {
+    const bool of_y = i >= in.x_rows;
+    read_row(of_y ? in.y : in.x, item, of_y ? i - in.x_rows : i, in.d, row);
+  }
+
   // Reads the rows; returns the sums of every tile, [tiles, d].
   std::vector<double> read() {
     std::vector<double> sums(tiles.size() * in.d, 0.0);
@@ -140,7 +145,7 @@ struct Layout {
       T* row = rows.data + tile.start * features;
       for (int64_t lane = 0; lane < tile.columns; ++lane, row += features) {
         if (lane < tile.rows)
-          read_row(in.z, item, tile.row + lane, in.d, row);
+          read_row_of_z(tile.row + lane, row);
         else
           std::fill_n(row, in.d, T(0));
         std::fill(row + in.d, row + features, T(0));

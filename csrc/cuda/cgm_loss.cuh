@@ -232,19 +232,22 @@ struct CgmLossBlock {
     const int d = static_cast<int>(in.margin.d);
     const Lane lane(opaque(rows_of_block));  // anew: all registers were needed above
     const T sigma = static_cast<T>(in.sigma), prior_sigma = static_cast<T>(in.prior_sigma);
-    const auto at = [&](int group, int64_t row, int f) {
-      const int64_t i = group == kPriors ? row - batch : row;
-      const T mean = group == kPriors ? load_plain<T>(in.margin.g, 0, tail.own[i], f)
-                                      : load_plain<T>(in.margin.r, 0, i, f);
-      return fma(group == kPriors ? prior_sigma : sigma, load_plain<T>(in.noise, group, i, f),
-                 mean);
+    const auto rows_at = [&](int group, int64_t first) {
+      return [&, group, first](int row, int f) {
+        const int64_t i = group == kPriors ? first + row - batch : first + row;
+        const T mean = group == kPriors ? load_plain<T>(in.margin.g, 0, tail.own[i], f)
+                                        : load_plain<T>(in.margin.r, 0, i, f);
+        return fma(group == kPriors ? prior_sigma : sigma, load_plain<T>(in.noise, group, i, f),
+                   mean);
+      };
     };
+    const auto at = rows_at(rows.group, rows.first);
     if (lane.group == 0) {
       const bool there = lane.row < rows.here;
       const int64_t i = rows.first + lane.row;
 #pragma unroll 1
       for (int f = 0; f < kD; ++f) {
-        const T z = there && f < d ? at(rows.group, i, f) : T(0);
+        const T z = there && f < d ? at(lane.row, f) : T(0);
         memory.rows[lane.row][f] = z;
         if (there && f < d && rows.group == kLatents) out.z[i * d + f] = z;
       }
@@ -253,10 +256,10 @@ struct CgmLossBlock {
     const View<T> view = view_of(call.in, tail.scales, rows.here, memory);
     const RowsPass<T> pass(call.in, 0, rows, tail);
     if (!(rows.group == kLatents ? out.grad_r != nullptr : of_prior)) {
-      visit<T, kD, true, false>(pass, lane, view, at, memory);
+      visit<T, kD, true, false>(pass, lane, view, rows_at, memory);
       return;
     }
-    visit<T, kD, true, true>(pass, lane, view, at, memory);
+    visit<T, kD, true, true>(pass, lane, view, rows_at, memory);
     const double factor = -2 * in.mmd_weight / tail.scales[0].variance;
 #pragma unroll 1
     for (int place = static_cast<int>(threadIdx.x); place < rows.here * d; place += kThreads) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "block_sums.h"
+#include "cuda/read.cuh"
 #include "cuda/reduce.cuh"
 #include "mmd.h"
 
@@ -42,6 +43,13 @@ __device__ BlockOfRows block_of_rows(const MmdProblem<T>& in, unsigned block, in
   }
   const int64_t left = size - first;
   return {group, static_cast<int>(left < rows ? left : rows), begin + first};
+}
+
+// Rows of z from `first` on, as far as its group goes: these are all x's or all y's.
+template <typename T>
+__device__ Samples rows_of(const MmdProblem<T>& in, int64_t item, int64_t first) {
+  return first < in.x_rows ? rows_from(in.x, item, first)
+                           : rows_from(in.y, item, first - in.x_rows);
 }
 
 // Of an item, [groups, groups].

@@ -10,7 +10,7 @@ template <Numbers kOf>
 void on_tensor_cores_of(const MmdCall<float>& call, const MmdValue<float>& out);
 
 void on_tensor_cores(const MmdCall<float>& call, const MmdValue<float>& out) {
-  const Dtype dtype = call.in.z.dtype;
+  const Dtype dtype = call.in.x.dtype;
   if (dtype == Dtype::bfloat16) return on_tensor_cores_of<Numbers::bfloat16>(call, out);
   if (dtype == Dtype::float16) return on_tensor_cores_of<Numbers::float16>(call, out);
   return call.device.tf32 ? on_tensor_cores_of<Numbers::tf32>(call, out)

@@ -90,7 +90,7 @@ struct HvpPass {
     return there && along.weights ? along.weights[item * in.rows + i] : T(0);
   }
   __device__ auto at(int64_t first) const {
-    return [this, first](int row, int f) { return load<T>(in.z, item, first + row, f); };
+    return [of = rows_of(in, item, first)](int row, int f) { return load<T>(of, row, f); };
   }
   __device__ auto tangent(int64_t first) const {
     return [this, first](int row, int f) {

@@ -170,9 +170,9 @@ struct RowsPass {
 // All columns for the block's rows, those of memory.rows: sums are added to memory's, and to the
 // parts. Without kOptions there is one bandwidth and no weights. Returns the lane's share of half
 // the derivative in its row's weight (kOptions).
-template <typename T, int kD, bool kOptions, bool kGradient, typename At>
+template <typename T, int kD, bool kOptions, bool kGradient, typename Rows>
 __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>& view,
-                        const At& at, RowsMemory<T, kD>& memory) {
+                        const Rows& rows, RowsMemory<T, kD>& memory) {
   const MmdProblem<T>& in = pass.in;
   const BlockOfRows& own = pass.own;
   const Scale<T>* scales = pass.tail.scales;
@@ -194,7 +194,7 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
     while (first < end) {
       const int here = pass.template here<kD>(first, end);
       sync_block();  // the tile before has been read
-      load_tile<T, kD>(in, weighted, pass.item, group, first, here, at, memory);
+      load_tile<T, kD>(in, weighted, pass.item, group, first, here, rows, memory);
       sync_block();
       // A row's pair with itself has to be at no distance, exactly: its rounding would be all there
       // is where all others are many bandwidths away.
@@ -244,8 +244,8 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
 
 // Sum over the block's rows i and all columns j of r_ij w_i w_j k t for one bandwidth, without its
 // weight; t = u / 2h.
-template <typename T, int kD, typename At>
-__device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T unit, const At& at,
+template <typename T, int kD, typename Rows>
+__device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T unit, const Rows& rows,
                                   RowsMemory<T, kD>& memory) {
   const MmdProblem<T>& in = pass.in;
   T z[kD];
@@ -260,7 +260,7 @@ __device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T u
     while (first < end) {
       const int here = pass.template here<kD>(first, end);
       sync_block();
-      load_tile<T, kD>(in, in.weights, pass.item, group, first, here, at, memory);
+      load_tile<T, kD>(in, in.weights, pass.item, group, first, here, rows, memory);
       sync_block();
       T sum = 0;
 #pragma unroll 2
@@ -312,11 +312,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
   const Lane lane(rows);
   const RowsPass<T> pass(in, item, block_of_rows(in, block, rows), tail);
   const BlockOfRows& own = pass.own;
-  const auto at = [&](int, int64_t row, int f) { return load<T>(in.z, item, row, f); };
+  const auto rows_at = [&](int, int64_t first) {
+    return [of = rows_of(in, item, first)](int row, int f) { return load<T>(of, row, f); };
+  };
+  const auto at = rows_at(own.group, own.first);
 #pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < rows * kD; place += kThreads) {
     const int row = place / kD, f = place % kD;
-    memory.rows[row][f] = row < own.here && f < d ? at(0, own.first + row, f) : T(0);
+    memory.rows[row][f] = row < own.here && f < d ? at(row, f) : T(0);
   }
   tail.load(call, item);
   clear_sums(memory, rows);
@@ -324,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
 
   double of_weight = 0;
   if (own.wanted(out.row_begin, out.row_end)) {
-    of_weight = visit<T, kD, kOptions, true>(pass, lane, view, at, memory);
+    of_weight = visit<T, kD, kOptions, true>(pass, lane, view, rows_at, memory);
     const double factor = -2.0 / tail.scales[0].variance;
 #pragma unroll 1
     for (int place = static_cast<int>(threadIdx.x); place < own.here * d; place += kThreads) {
@@ -336,14 +339,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
           static_cast<T>(factor * weight * memory.sums[place / d][f]);
     }
   } else {
-    of_weight = visit<T, kD, kOptions, false>(pass, lane, view, at, memory);
+    of_weight = visit<T, kD, kOptions, false>(pass, lane, view, rows_at, memory);
   }
   if constexpr (kOptions) {
     if (out.weights) write_weights(pass, lane, of_weight, out.weights, memory);
     if (out.variance) {
 #pragma unroll 1
       for (int s = 0; s < in.scales; ++s) {
-        const double sum = visit_bandwidth<T, kD>(pass, lane, tail.scales[s].unit, at, memory);
+        const double sum = visit_bandwidth<T, kD>(pass, lane, tail.scales[s].unit, rows_at, memory);
         if (threadIdx.x == 0) tail.parts[kOfGroup * in.groups + s] = sum;
       }
     }

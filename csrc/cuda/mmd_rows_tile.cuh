@@ -51,15 +51,16 @@ __device__ void clear_sums(RowsMemory<T, kD>& memory, int rows) {
   sync_block();
 }
 
-// Columns [first, first + here) of z, all of group `group`, from `at(group, column, feature)`.
-template <typename T, int kD, typename At>
+// Columns [first, first + here) of z, all of group `group`, from `rows(group, first)(j, feature)`.
+template <typename T, int kD, typename Rows>
 __device__ void load_tile(const MmdProblem<T>& in, bool weighted, int64_t item, int group,
-                          int64_t first, int here, const At& at, RowsMemory<T, kD>& memory) {
+                          int64_t first, int here, const Rows& rows, RowsMemory<T, kD>& memory) {
   const int d = static_cast<int>(in.d);
+  const auto at = rows(group, first);
 #pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
     const int j = place / kD, f = place % kD;
-    memory.tile[j][f] = f < d ? at(group, first + j, f) : T(0);
+    memory.tile[j][f] = f < d ? at(j, f) : T(0);
   }
   if (weighted) {
 #pragma unroll 1

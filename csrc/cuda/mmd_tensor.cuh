@@ -82,15 +82,16 @@ struct HalfLeftFactor {
 
   __device__ void load(const Memory&, const int (&rows)[2], int t, const MmdProblem<float>& in,
                        int64_t item, const BlockOfRows& own) {
+    const Samples of = rows_of(in, item, own.first);
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const int64_t row = own.first + rows[p % 2];
+        const int row = rows[p % 2];
         const int f = step / kOnce * 16 * kOnce + 4 * kOnce * t + step % kOnce * 4 + p / 2 * 2;
-        const bool there = rows[p % 2] < own.here;
-        words[step][p] = bits_at(in.z, item, row, f, there && f < in.d) |
-                         bits_at(in.z, item, row, f + 1, there && f + 1 < in.d) << 16;
+        const bool there = row < own.here;
+        words[step][p] = bits_at(of, row, f, there && f < in.d) |
+                         bits_at(of, row, f + 1, there && f + 1 < in.d) << 16;
       }
     }
   }
@@ -336,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
   unsigned block_of_all = static_cast<unsigned>(begin / tiles);
   int turn = 0;  // of the ring
   const auto begin_copy = [&](const Tile& of, unsigned item, int to) {
-    fetch<kD, kOf>(in.z, item, d, of.first, of.here, memory.ring[to]);
+    fetch<kD, kOf>(rows_of(in, item, of.first), d, of.here, memory.ring[to]);
   };
   Tile of = Tile::at(in, first_tile);
   begin_copy(of, block_of_all / blocks, 0);

@@ -146,20 +146,19 @@ __device__ Pack<float, 4> raw_chunk(const Word* ring, int j, int c) {
 // Whether rows can be copied by sixteen bytes, which are `numbers` numbers.
 __device__ inline bool aligned(const Samples& of, int64_t d, int numbers) {
   return of.feature_stride == 1 && d % numbers == 0 && of.row_stride % numbers == 0 &&
-         of.item_stride % numbers == 0 && reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
+         reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
 }
 
 // The bits of a half number, or 0.
-__device__ inline unsigned bits_at(const Samples& of, int64_t item, int64_t row, int f,
-                                   bool valid) {
-  const int64_t at = item * of.item_stride + row * of.row_stride + f * of.feature_stride;
+__device__ inline unsigned bits_at(const Samples& of, int row, int f, bool valid) {
+  const int64_t at = row * of.row_stride + f * of.feature_stride;
   return valid ? static_cast<const std::uint16_t*>(of.data)[at] : 0;
 }
 
-// Begin to copy a tile, with zeros beyond its rows and features. Half samples are of the type said,
-// others may be any that is computed in float32.
+// Begin to copy a tile, the first `here` of these rows, with zeros beyond them and their features.
+// Half samples are of the type said, others may be any that is computed in float32.
 template <int kD, Numbers kOf, typename Word>
-__device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, int here, Word* to) {
+__device__ void fetch(const Samples& from, int d, int here, Word* to) {
   using Memory = TensorMemory<kD, kOf>;
   constexpr int kWords = Memory::kWords, kOfWord = Memory::kHalf ? 2 : 1, kBytes = 4 / kOfWord;
   const int thread = static_cast<int>(threadIdx.x);
@@ -169,7 +168,7 @@ __device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, i
     for (int at = thread; at < Memory::kColumns * kWords / 4; at += kThreads) {
       const int j = at / (kWords / 4), c = at % (kWords / 4), f = c * 4 * kOfWord;
       const bool valid = j < here && f < d;
-      const int64_t row = item * from.item_stride + (first + (valid ? j : 0)) * from.row_stride;
+      const int64_t row = (valid ? j : 0) * from.row_stride;
       copy_async_16(to + ring_at<kWords, Memory::kHalf>(j, c),
                     data + (row + (valid ? f : 0)) * kBytes, valid);
     }
@@ -178,12 +177,12 @@ __device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, i
     for (int at = thread; at < Memory::kColumns * kWords; at += kThreads) {
       const int j = at / kWords, w = at % kWords, f = w * kOfWord;
       Word& word = to[ring_at<kWords, Memory::kHalf>(j, w / 4) + w % 4];
-      const int64_t row = first + (j < here ? j : 0);
+      const int row = j < here ? j : 0;
       if constexpr (Memory::kHalf) {
-        word = bits_at(from, item, row, f, j < here && f < d) |
-               bits_at(from, item, row, f + 1, j < here && f + 1 < d) << 16;
+        word = bits_at(from, row, f, j < here && f < d) |
+               bits_at(from, row, f + 1, j < here && f + 1 < d) << 16;
       } else {
-        word = j < here && f < d ? load<float>(from, item, row, f) : 0.f;
+        word = j < here && f < d ? load<float>(from, row, f) : 0.f;
       }
     }
   }
@@ -236,13 +235,14 @@ __device__ bool load_rows(const MmdProblem<float>& in, int64_t item, const Block
     memory.scale = scale;
     memory.widest = widest;
   }
+  const Samples of = rows_of(in, item, own.first);
   float sum[4] = {};
 #pragma unroll 1
   for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const bool there = row < here && 4 * c + q < d;
-      const float value = there ? load<float>(in.z, item, own.first + row, 4 * c + q) : 0.f;
+      const float value = there ? load<float>(of, row, 4 * c + q) : 0.f;
       memory.rows[row * kD + 4 * c + q] = value;
       sum[q] += value;
     }

@@ -79,10 +79,10 @@ struct WidePass {
     return static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
   }
   __device__ auto at_row() const {
-    return [this](int row, int f) { return load<T>(in.z, item, own.first + row, f); };
+    return at_column(own.first);
   }
   __device__ auto at_column(int64_t first) const {
-    return [this, first](int j, int f) { return load<T>(in.z, item, first + j, f); };
+    return [of = rows_of(in, item, first)](int j, int f) { return load<T>(of, j, f); };
   }
 
   // Calls `visit(group, first, here)` for every tile of columns, when its squared distances are in

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 def _help_texts(kind):
     """The string under each field of a dataclass and of those it inherits from."""
     texts = {}
-    for owner in kind.__mro__[:-1]:
+    for owner in filter(dataclasses.is_dataclass, kind.__mro__):
         body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0].body
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

@@ -78,6 +78,7 @@ int check(bool with_labels, bool detached, bool with_r, bool with_g, int threads
   const double one = 1;
   in.variances = &kVariance;
   in.kernel_weights = &one;
+  in.kernel = Kernel::gaussian;
   in.detach_prior = detached;
   float value = NAN, terms[2];
   std::vector<float> z(r.size()), grad_r(r.size(), NAN), grad_g(g.size(), NAN);

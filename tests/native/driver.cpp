@@ -54,7 +54,7 @@ void check_mmd(const MmdOptions& options, Random& random, bool with_hvp = true) 
     std::vector<Exact> exact;
     for (int64_t b = 0; b < options.batch; ++b)
       exact.push_back(
-          exact_mmd(problem.point(b), options.n, options.d, problem.kernel_weights, hvp));
+          exact_mmd(problem.point(b), problem.begins, options.d, problem.kernel_weights, hvp));
     check_threads([&] { return MmdResult<T>(problem, hvp); }, exact);
   }
 }
@@ -85,11 +85,18 @@ void check_mmd(uint64_t seed) {
   o.y_dtype = dtype();
   o.x_strides = strides();
   o.y_strides = strides();
-  for (bool* given : {&o.x_weights, &o.y_weights, &o.cross, &o.variance, &o.near, &o.grad_a,
-                      &o.grad_p, &o.tangent_a, &o.tangent_p})
+  for (bool* given : {&o.weights, &o.relation, &o.variance, &o.near, &o.of_weights, &o.of_relation,
+                      &o.of_variance, &o.tangent_weights, &o.tangent_relation, &o.tangent_variance})
     *given = random.chance(0.3);
-  o.grad_a &= o.x_weights || o.y_weights;  // without weights the kernel does not sum every row
-  o.tangent_z = !(o.tangent_a || o.tangent_p) || random.chance(0.7);
+  o.of_weights &= o.weights;  // without weights the kernel does not sum every row
+  o.tangent_z =
+      !(o.tangent_weights || o.tangent_relation || o.tangent_variance) || random.chance(0.7);
+  if (random.chance(0.4)) {  // groups that have nothing to do with where y begins
+    o.begins = {0};
+    while (o.begins.back() < o.n + o.m && o.begins.size() < 6)
+      o.begins.push_back(o.begins.back() + 1 + random.below(o.n + o.m - o.begins.back()));
+    if (o.begins.back() < o.n + o.m) o.begins.push_back(o.n + o.m);
+  }
   // From few bandwidths to many: the kernel has a formula for each. Not coincident rows many of
   // them from all others, whose gradient is nothing but rounding.
   o.width = random.pick({0.01, 1.0, 30.0});
@@ -127,7 +134,7 @@ void check_nan() {
     Random random{1};
     MmdOptions o{1, 20, 30, 3, 2};
     o.end = 50;
-    o.grad_a = o.grad_p = true;
+    o.of_weights = o.of_relation = o.of_variance = true;
     Mmd<float> problem(o, random);
     float* first = const_cast<float*>(static_cast<const float*>(problem.in.x.data));
     first[7] = float(value);

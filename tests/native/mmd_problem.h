@@ -12,39 +12,50 @@
 namespace checks {
 
 struct Point {  // what the loss of one batch item is a function of, and a direction
-  std::vector<Dual> z, a, h;
-  Dual cross;
+  std::vector<Dual> z, w, h, relation;
 };
 
 struct Exact {  // the loss and its derivatives, or all of their derivatives along the direction
-  Sums loss, z, a, p;
+  Sums loss, z, weights, relation, variance;
 };
 
-inline Exact exact_mmd(const Point& at, int64_t n, int64_t d, const Vector& kernel_weights,
-                       bool hvp) {
-  const int64_t rows = int64_t(at.a.size()), scales = int64_t(at.h.size());
-  Exact out{Sums(1), Sums(rows * d), Sums(rows), Sums(scales + 1)};
+inline Exact exact_mmd(const Point& at, const std::vector<int64_t>& begins, int64_t d,
+                       const Vector& kernel_weights, bool hvp) {
+  const int64_t rows = begins.back(), scales = int64_t(at.h.size());
+  const int64_t groups = int64_t(begins.size()) - 1;
+  Exact out{Sums(1), Sums(rows * d), Sums(rows), Sums(groups * groups), Sums(scales)};
+  const auto group_of = [&](int64_t i) {
+    return std::upper_bound(begins.begin(), begins.end(), i) - begins.begin() - 1;
+  };
   Vector centre(d);
   for (int64_t i = 0; i < rows * d; ++i) centre[i % d] += at.z[i].value / double(rows);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < i; ++j) {
       const Dual *z_i = &at.z[i * d], *z_j = &at.z[j * d];
-      const bool across = (i < n) != (j < n);
-      const Dual relation = across ? at.cross : Dual{1, 0}, pair = 2 * (at.a[i] * at.a[j]);
-      Dual u, minus_one, slope;
+      const int64_t g = group_of(i), h = group_of(j);
+      const Dual relation = at.relation[g * groups + h], ww = at.w[i] * at.w[j], pair = 2 * ww;
+      Dual u, less, slope;
+      double far = 0;  // |z|^2 / 2h, about the centre
+      for (int64_t f = 0; f < d; ++f)
+        for (const Dual* z : {z_i, z_j})
+          far += (z[f].value - centre[f]) * (z[f].value - centre[f]) / (2 * at.h[0].value);
       for (int64_t f = 0; f < d; ++f) u = u + (z_i[f] - z_j[f]) * (z_i[f] - z_j[f]);
       for (int64_t s = 0; s < scales; ++s) {
         const Dual t = 0.5 * (u / at.h[s]), k = kernel_weights[s] * exp(-1 * t);
-        minus_one = minus_one + kernel_weights[s] * expm1(-1 * t);
+        less = less + kernel_weights[s] * expm1(-1 * t);
         slope = slope - 0.5 * (k / at.h[s]);
-        out.p.add(s, pair * relation * k * t / at.h[s], hvp);
+        out.variance.add(s, pair * relation * k * t / at.h[s], hvp);
         // t is a rounded difference.
-        out.p.size[s] += std::fabs((pair * relation * k / at.h[s]).value);
+        out.variance.size[s] += std::fabs((pair * relation * k / at.h[s]).value);
       }
-      out.loss.add(0, pair * relation * minus_one, hvp);
-      if (across) out.p.add(scales, pair * minus_one, hvp);
-      out.a.add(i, 2 * (relation * at.a[j] * minus_one), hvp);
-      out.a.add(j, 2 * (relation * at.a[i] * minus_one), hvp);
+      out.loss.add(0, pair * relation * less, hvp);
+      for (int64_t entry : {g * groups + h, h * groups + g}) {
+        out.relation.add(entry, ww * less, hvp);
+        // A block may be all coincident rows, at the rounding of a product's distance.
+        out.relation.size[entry] += std::fabs(ww.value) * (1e-9 + 0.05 * far);
+      }
+      out.weights.add(i, 2 * (relation * at.w[j] * less), hvp);
+      out.weights.add(j, 2 * (relation * at.w[i] * less), hvp);
       for (int64_t f = 0; f < d; ++f) {
         const Dual part = 2 * (pair * relation * slope * (z_i[f] - z_j[f]));
         out.z.add(i * d + f, part, hvp);
@@ -61,21 +72,25 @@ inline Exact exact_mmd(const Point& at, int64_t n, int64_t d, const Vector& kern
 
 struct MmdOptions {
   int64_t batch, n, m, d, scales;
+  std::vector<int64_t> begins;  // of groups; empty: x and y
   Dtype x_dtype = Dtype::float32, y_dtype = Dtype::float32;
   Strides x_strides = Strides::contiguous, y_strides = Strides::contiguous;
-  bool x_weights = false, y_weights = false, cross = false, variance = false;  // given as arrays
-  double width = 1;                                                            // mean of |z|^2 / 2h
-  double offset = 0;           // of the data from the origin
+  bool weights = false, relation = false, variance = false;  // given as arrays
+  double width = 1;                                          // mean of |z|^2 / 2h
+  double offset = 0;                                         // of the data from the origin
   bool near = false;           // y beside x: coincident or close pairs
   int64_t begin = 0, end = 0;  // rows whose gradient is wanted
-  bool grad_a = false, grad_p = false;
-  bool tangent_z = true, tangent_a = false, tangent_p = false;
+  bool of_weights = false, of_relation = false, of_variance = false;  // derivatives that are
+  bool tangent_z = true, tangent_weights = false, tangent_relation = false,
+       tangent_variance = false;
 };
 
 template <typename T>
 struct Mmd {
-  Mmd(const MmdOptions& o, Random& random)
-      : o(o),
+  Mmd(const MmdOptions& options, Random& random)
+      : o(options),
+        begins(o.begins.empty() ? std::vector<int64_t>{0, o.n, o.n + o.m} : o.begins),
+        groups(int64_t(begins.size()) - 1),
         h(2.0),
         x(o.batch, o.n, o.d, o.x_dtype, o.x_strides,
           [&](int64_t, int64_t, int64_t) { return place(random); }),
@@ -84,78 +99,95 @@ struct Mmd {
             if (!o.near) return place(random);
             return x(b, j % o.n, f) + (j % 3 ? 0.5 * random.normal() / std::sqrt(double(o.d)) : 0);
           }),
-        x_weights(o.batch * o.n, o.x_weights),
-        y_weights(o.batch * o.m, o.y_weights),
-        cross(o.batch, o.cross),
+        weights(o.batch * (o.n + o.m), o.weights),
+        relation(o.batch * groups * groups, o.relation),
         variance(o.batch * o.scales, o.variance),
         tangent_z(o.batch * (o.n + o.m) * o.d, o.tangent_z),
-        tangent_a(o.batch * (o.n + o.m), o.tangent_a),
-        tangent_p(o.batch * (o.scales + 1), o.tangent_p) {
+        tangent_weights(o.batch * (o.n + o.m), o.tangent_weights),
+        tangent_relation(o.batch * groups * groups, o.tangent_relation),
+        tangent_variance(o.batch * o.scales, o.tangent_variance) {
     for (int64_t s = 0; s < o.scales; ++s) {
       variances.push_back(h * std::ldexp(1.0, int(s - o.scales / 2)));
       kernel_weights.push_back(o.scales == 1 && !o.variance ? 1.0 : 0.5 + random.uniform());
     }
-    for (Array<T>* values : {&x_weights, &y_weights, &cross})
-      for (int64_t i = 0; i < values->size; ++i) values->data[i] = T(0.5 + random.uniform());
+    for (int64_t g = 0; g < groups; ++g)  // a discrepancy of neighbours
+      for (int64_t k = 0; k < groups; ++k)
+        relations.push_back(((g + k) % 2 ? -1.0 : 1.0) / double(size_of(g) * size_of(k)));
+    for (int64_t i = 0; i < weights.size; ++i) weights.data[i] = T(0.5 + random.uniform());
+    for (Array<double>* table : {&relation, &tangent_relation}) {
+      for (int64_t b = 0; table->data && b < o.batch; ++b) {
+        for (int64_t g = 0; g < groups; ++g) {
+          for (int64_t k = 0; k <= g; ++k) {
+            double* entries = table->data + b * groups * groups;
+            entries[g * groups + k] = entries[k * groups + g] =
+                relations[g * groups + k] * (0.5 + random.uniform());
+          }
+        }
+      }
+    }
     for (int64_t i = 0; i < variance.size; ++i)
       variance.data[i] = T(variances[i % o.scales] * (1 + 0.3 * random.uniform()));
-    for (Array<T>* values : {&tangent_z, &tangent_p})
+    for (Array<T>* values : {&tangent_z, &tangent_weights, &tangent_variance})
       for (int64_t i = 0; i < values->size; ++i) values->data[i] = T(random.normal());
-    for (int64_t i = 0; i < tangent_a.size; ++i)
-      tangent_a.data[i] = T(random.normal() / double(o.n));
-    in = {o.batch,
-          o.n,
-          o.m,
-          o.d,
-          o.scales,
-          x.view,
-          y.view,
-          x_weights.data,
-          y_weights.data,
-          1.0 / double(o.n),
-          1.0 / double(o.m),
-          cross.data,
-          o.cross ? 0.75 : 1.0,
-          variance.data,
-          variances.data(),
-          kernel_weights.data()};
+    in.batch = o.batch;
+    in.rows = o.n + o.m;
+    in.d = o.d;
+    in.groups = groups;
+    in.scales = o.scales;
+    in.x = x.view;
+    in.y = y.view;
+    in.x_rows = o.n;
+    in.begins = begins.data();
+    in.weights = weights.data;
+    in.relation = o.relation ? relation.data : relations.data();
+    in.relation_per_item = o.relation;
+    in.variance = variance.data;
+    in.variances = variances.data();
+    in.kernel_weights = kernel_weights.data();
+    in.kernel = Kernel::gaussian;
   }
+
+  int64_t size_of(int64_t group) const { return begins[group + 1] - begins[group]; }
 
   double place(Random& random) const {
     return o.offset + random.normal() * std::sqrt(2 * h * o.width / double(o.d));
   }
 
   Point point(int64_t b) const {
-    const int64_t rows = o.n + o.m;
-    const auto dot = [](const Array<T>& tangent, int64_t i) {
+    const int64_t rows = o.n + o.m, entries = groups * groups;
+    const auto dot = [](const auto& tangent, int64_t i) {
       return tangent.data ? double(tangent.data[i]) : 0;
     };
     Point at;
     for (int64_t i = 0; i < rows; ++i) {
       const bool of_y = i >= o.n;
       const int64_t row = of_y ? i - o.n : i;
-      const T* given = of_y ? y_weights.data : x_weights.data;
-      const double unit = of_y ? -in.y_scale : in.x_scale;
-      at.a.push_back({unit * (given ? double(given[b * (of_y ? o.m : o.n) + row]) : 1.0),
-                      dot(tangent_a, b * rows + i)});
+      at.w.push_back({weights.data ? double(weights.data[b * rows + i]) : 1.0,
+                      dot(tangent_weights, b * rows + i)});
       for (int64_t f = 0; f < o.d; ++f)
         at.z.push_back(
             {of_y ? y(b, row, f) : x(b, row, f), dot(tangent_z, (b * rows + i) * o.d + f)});
     }
     for (int64_t s = 0; s < o.scales; ++s)
       at.h.push_back({variance.data ? double(variance.data[b * o.scales + s]) : variances[s],
-                      dot(tangent_p, b * (o.scales + 1) + s)});
-    at.cross = {in.cross_scale * (cross.data ? double(cross.data[b]) : 1.0),
-                dot(tangent_p, b * (o.scales + 1) + o.scales)};
+                      dot(tangent_variance, b * o.scales + s)});
+    for (int64_t q = 0; q < entries; ++q)
+      at.relation.push_back({in.relation_of(b)[q], dot(tangent_relation, b * entries + q)});
     return at;
   }
 
   const MmdOptions o;
+  const std::vector<int64_t> begins;
+  const int64_t groups;
   const double h;
   Sample x, y;
-  Vector variances, kernel_weights;
-  Array<T> x_weights, y_weights, cross, variance, tangent_z, tangent_a, tangent_p;
-  MmdInput<T> in;
+  Vector variances, kernel_weights, relations;
+  Array<T> weights;
+  Array<double> relation;
+  Array<T> variance, tangent_z, tangent_weights;
+  Array<double> tangent_relation;
+  Array<T> tangent_variance;
+  MmdProblem<T> in;
 };
 
 // Loss and gradient, or with `hvp` the Hessian-vector product along the problem's direction.
@@ -166,22 +198,28 @@ struct MmdResult {
         hvp(hvp),
         loss(of.o.batch),
         z(of.o.batch * (of.o.end - of.o.begin) * of.o.d),
-        a(of.o.batch * (of.o.n + of.o.m), of.o.grad_a),
-        p(of.o.batch * (of.o.scales + 1), of.o.grad_p) {}
+        weights(of.o.batch * (of.o.n + of.o.m), of.o.of_weights),
+        relation(of.o.batch * of.groups * of.groups, of.o.of_relation),
+        variance(of.o.batch * of.o.scales, of.o.of_variance) {}
 
   void compute(int threads) {
     if (hvp) {
       mmd_hvp_cpu<T>(of.in,
-                     {of.o.begin, of.o.end, of.tangent_z.data, of.tangent_a.data, of.tangent_p.data,
-                      z.data, a.data, p.data},
+                     {of.tangent_z.data, of.tangent_weights.data, of.tangent_relation.data,
+                      of.tangent_variance.data},
+                     {of.o.begin, of.o.end, z.data, weights.data, relation.data, variance.data},
                      threads);
     } else {
-      mmd_fwd_cpu<T>(of.in, {of.o.begin, of.o.end, loss.data, z.data, a.data, p.data}, threads);
+      mmd_fwd_cpu<T>(
+          of.in,
+          {of.o.begin, of.o.end, loss.data, relation.data, z.data, weights.data, variance.data},
+          threads);
     }
   }
 
   bool operator==(const MmdResult& other) const {
-    return (hvp || loss == other.loss) && z == other.z && a == other.a && p == other.p;
+    return (hvp || loss == other.loss) && z == other.z && weights == other.weights &&
+           relation == other.relation && variance == other.variance;
   }
 
   void check(const std::vector<Exact>& exact) const {
@@ -189,20 +227,27 @@ struct MmdResult {
     const double tolerance =
         (sizeof(T) == 4 ? 1e-5 : 1e-12) * std::max(hvp ? 5 : 1.0, of.o.width / 3);
     const int64_t d = of.o.d, rows = of.o.n + of.o.m, wanted = of.o.end - of.o.begin;
+    const int64_t entries = of.groups * of.groups;
     for (int64_t b = 0; b < of.o.batch; ++b) {
       const Exact& e = exact[b];
       if (!hvp) expect_near("loss", loss.data + b, e.loss, 0, 1, tolerance);
       expect_near(hvp ? "hvp z" : "grad z", z.data + b * wanted * d, e.z, of.o.begin * d,
                   wanted * d, tolerance);
-      if (a.data) expect_near("grad_a", a.data + b * rows, e.a, 0, rows, tolerance);
-      for (int64_t s = 0; p.data && s <= of.o.scales; ++s)
-        expect_near("grad_p", p.data + b * (of.o.scales + 1) + s, e.p, s, 1, tolerance);
+      if (weights.data)
+        expect_near("of weights", weights.data + b * rows, e.weights, 0, rows, tolerance);
+      for (int64_t q = 0; relation.data && q < entries; ++q)
+        expect_near("of relation", relation.data + b * entries + q, e.relation, q, 1, tolerance);
+      for (int64_t s = 0; variance.data && s < of.o.scales; ++s)
+        expect_near("of variance", variance.data + b * of.o.scales + s, e.variance, s, 1,
+                    tolerance);
     }
   }
 
   const Mmd<T>& of;
   const bool hvp;
-  Array<T> loss, z, a, p;
+  Array<T> loss, z, weights;
+  Array<double> relation;
+  Array<T> variance;
 };
 
 }  // namespace checks

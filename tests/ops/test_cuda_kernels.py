@@ -109,7 +109,7 @@ def problem_of(z, sizes, sigma, **options):
     scales = [1 / size for size in sizes]
     relations = [a * b * (1 if i == j else -1) for i, a in enumerate(scales)
                  for j, b in enumerate(scales)]  # fmt: skip
-    plain = Problem(z, None, None, None, tuple(sizes), tuple(relations), (sigma**2,), (1.0,),
+    plain = Problem(z, None, None, None, None, tuple(sizes), tuple(relations), (sigma**2,), (1.0,),
                     "gaussian", False)  # fmt: skip
     return plain._replace(**options)
 
@@ -238,7 +238,7 @@ def assert_value_close(problem, allowed, wanted=None):
     """Value, block sums and gradients, against the reference in float64."""
     if wanted is None:
         given = problem.weights is not None
-        wanted = Wanted(0, problem.z.shape[-2], given, True, given)
+        wanted = Wanted(0, problem.x.shape[-2], given, True, given)
     found, expected = mmd.fwd(problem, wanted), reference.fwd(wide(problem), wanted)
     # Nothing is to be lost but what terms of either sign lose.
     sizes = reference.fwd(wide(problem._replace(relation=problem.relation.abs())), wanted).loss
@@ -279,7 +279,7 @@ def test_groups_on_tensor_cores(sizes, workers, options, monkeypatch, device):
     problem = problem_with(sizes, 24, options=options, device=device)
     wanted = Wanted(0, sum(sizes), options, True, False)
     assert_value_close(problem, 1e-6, wanted)
-    assert not launch.counters(1 + workers, problem.z.device).any()
+    assert not launch.counters(1 + workers, problem.x.device).any()
 
 
 def test_groups_of_a_batch_on_tensor_cores(monkeypatch, device):
@@ -311,7 +311,7 @@ def test_block_sums_of_a_narrow_kernel(d, monkeypatch, device):
 def test_products_with_the_hessian_of_groups(sizes, options, device):
     problem = problem_with(sizes, 10, options=options, device=device)
     direction = Tangent(
-        torch.randn_like(problem.z),
+        torch.randn_like(problem.x),
         torch.randn_like(problem.weights) if options else None,
         symmetric(len(sizes), device=device) if options else None,
         torch.randn_like(problem.variance) if options else None,
@@ -333,8 +333,8 @@ SMOOTH = [name for name in OTHERS if FAMILIES[name].order == 2]
 def test_families_of_kernels(kernel, dtype, options, device):
     problem = problem_with((30, 1, 20), 4, dtype=dtype, options=options, device=device,
                            kernel=kernel)  # fmt: skip
-    problem.z[5] = problem.z[3]  # rows that coincide, of one group and of two
-    problem.z[40] = problem.z[3]
+    problem.x[5] = problem.x[3]  # rows that coincide, of one group and of two
+    problem.x[40] = problem.x[3]
     assert_value_close(problem, ALLOWED[dtype])
 
 
@@ -343,7 +343,7 @@ def test_families_of_kernels(kernel, dtype, options, device):
 def test_families_near_and_far(kernel, size, device):
     """Where terms of φ - φ(0) cancel, and where φ has vanished."""
     problem = problem_with((30, 20), 4, options=False, device=device, kernel=kernel)
-    problem = problem._replace(z=problem.z * size, relation=problem.relation.abs())
+    problem = problem._replace(x=problem.x * size, relation=problem.relation.abs())
     assert_value_close(problem, 1e-6)
 
 
@@ -351,9 +351,9 @@ def test_families_near_and_far(kernel, size, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_with_the_hessian_of_families(kernel, dtype, device):
     problem = problem_with((30, 1, 20), 4, dtype=dtype, device=device, kernel=kernel)
-    problem.z[40] = problem.z[3]
+    problem.x[40] = problem.x[3]
     direction = Tangent(
-        torch.randn_like(problem.z), torch.randn_like(problem.weights),
+        torch.randn_like(problem.x), torch.randn_like(problem.weights),
         symmetric(3, device=device), torch.randn_like(problem.variance),
     )  # fmt: skip
     wanted = Wanted(0, 51, True, True, True)
@@ -366,7 +366,7 @@ def test_products_with_the_hessian_of_families(kernel, dtype, device):
 @pytest.mark.parametrize("kernel", [name for name in OTHERS if name not in SMOOTH])
 def test_a_kernel_with_a_kink_has_no_hessian(kernel, device):
     problem = problem_with((3, 2), 4, device=device, kernel=kernel)
-    direction = Tangent(torch.randn_like(problem.z), None, None, None)
+    direction = Tangent(torch.randn_like(problem.x), None, None, None)
     with pytest.raises(ValueError, match="no second derivative"):
         mmd.hvp(problem, direction, Wanted(0, 5, False, False, False))
 
@@ -374,7 +374,7 @@ def test_a_kernel_with_a_kink_has_no_hessian(kernel, device):
 @pytest.mark.parametrize("kernel", ["gaussian", "energy"])
 def test_what_is_not_a_number_reaches_the_block_sums(kernel, device):
     problem = problem_with((20, 10, 15), 4, device=device, kernel=kernel)
-    problem.z[22, 1] = math.nan
+    problem.x[22, 1] = math.nan
     value = mmd.fwd(problem, NOTHING._replace(relation=True))
     met = torch.tensor([False, True, False], device=value.loss.device)
     assert value.loss.isnan()

@@ -13,7 +13,7 @@ from cgm_fast.cgm.evaluation.denoising import denoise, psnr, ssim
 from cgm_fast.cgm.experiments.distance import Judge
 from cgm_fast.cgm.experiments.study import RATE_NOTE, Study, Trained, rate_columns
 from cgm_fast.cgm.training import drawing
-from cgm_fast.cgm.training.config import ConfigError
+from cgm_fast.cgm.training.limits import ConfigError
 from cgm_fast.cgm.training.workers import pick_device
 
 COLUMNS = 10
@@ -65,7 +65,6 @@ def fig3(study: Study) -> None:
     for name, settings in systems.items():
         trained = study.train(f"{name.lower()}-2d", data="mnist", latent_dim=2, **settings)
         model, config, images = trained.load(pick_device(study.base.device))
-        assert config.binarization is not None
         assert images.test_labels is not None
         own = images.test_labels if model.sees_labels else None
         r = encode_images(model, images.test, config.binarization, config.seed, own)

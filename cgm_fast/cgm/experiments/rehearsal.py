@@ -111,7 +111,6 @@ def _write(
 def _accuracy(run: Trained, whole: ImageData, seen: int, device: str) -> tuple[float, float]:
     """By the nearest of the first `seen` prototypes, on digits below that, and on 0 and 1."""
     model, config, _ = run.load(pick_device(device))
-    assert config.binarization is not None
     assert whole.test_labels is not None
     r = encode_images(model, whole.test, config.binarization, config.seed).cpu()
     nearest = torch.cdist(r, model.prototypes[:seen].detach().cpu()).argmin(1)

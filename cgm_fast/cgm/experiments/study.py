@@ -24,7 +24,8 @@ from cgm_fast.cgm.extras import require
 from cgm_fast.cgm.files import RunError, locked, write_whole
 from cgm_fast.cgm.models import LatentModel
 from cgm_fast.cgm.training import pipeline, runs
-from cgm_fast.cgm.training.config import RunConfig, TrainConfig, resolve, to_dict
+from cgm_fast.cgm.training.config import RunConfig, TrainConfig, to_dict
+from cgm_fast.cgm.training.presets import resolve
 from cgm_fast.cgm.training.trainer import Report
 from cgm_fast.cgm.training.workers import pick_device
 
@@ -63,7 +64,6 @@ class Trained:
     def epochs(self) -> str:
         """Passes over the training images, as far as it went, to three digits."""
         batch_size = runs.read_config(self.path).batch_size
-        assert batch_size is not None
         return f"{self.steps * batch_size / self.evaluation['train_images']:.3g}"
 
     def data(self) -> ImageData:

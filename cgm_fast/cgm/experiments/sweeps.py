@@ -13,7 +13,7 @@ from cgm_fast.cgm.data import ImageData, load
 from cgm_fast.cgm.evaluation.codes import encode_images
 from cgm_fast.cgm.experiments.study import RATE_NOTE, RATES, Study, Trained, interval, rate_columns
 from cgm_fast.cgm.experiments.tables import nll
-from cgm_fast.cgm.training.config import PRESETS
+from cgm_fast.cgm.training.presets import PRESETS
 from cgm_fast.cgm.training.workers import pick_device
 
 COLUMNS = (
@@ -189,7 +189,6 @@ def _write(path: Any, whole: ImageData, classes: int) -> None:
 def _episodes(run: Trained, whole: ImageData, device: str) -> dict[int, float]:
     """Mean accuracy by the number of shots."""
     model, config, _ = run.load(pick_device(device))
-    assert config.binarization is not None
     assert whole.test_labels is not None
     r = encode_images(model, whole.test, config.binarization, config.seed).cpu()
     codes = [r[whole.test_labels == k] for k in range(5, 10)]

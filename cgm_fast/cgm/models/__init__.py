@@ -3,6 +3,7 @@
 from cgm_fast.cgm.models.base import LatentModel, Output
 from cgm_fast.cgm.models.baselines import VAE
 from cgm_fast.cgm.models.cgm import CGM
+from cgm_fast.cgm.models.config import CGMConfig, VAEConfig
 from cgm_fast.cgm.models.descriptor import Descriptor, make_descriptor
 from cgm_fast.cgm.models.likelihoods import Likelihood, make_likelihood
 from cgm_fast.cgm.models.networks.autoregressive import AutoregressiveDecoder
@@ -15,6 +16,7 @@ from cgm_fast.cgm.models.prior import FullMixturePrior, Mixture, MixturePrior
 __all__ = [
     "CGM",
     "AutoregressiveDecoder",
+    "CGMConfig",
     "DCGANDecoder",
     "DCGANEncoder",
     "Descriptor",
@@ -29,6 +31,7 @@ __all__ = [
     "ResNetDecoder",
     "ResNetEncoder",
     "VAE",
+    "VAEConfig",
     "make_descriptor",
     "make_likelihood",
 ]

@@ -8,20 +8,18 @@ Kleijn, "Bounded information rate variational autoencoders", 2018. All have the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cgm_fast import mmd
 from cgm_fast.cgm.models.base import LatentModel, Output
-from cgm_fast.cgm.models.latent import resolve_latent_dim
-from cgm_fast.cgm.models.likelihoods import Likelihood
+from cgm_fast.cgm.models.config import VAEConfig, decide
+from cgm_fast.cgm.models.options import own_parts
 from cgm_fast.cgm.models.precision import apply, check_codes, codes_of
 from cgm_fast.cgm.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
-from cgm_fast.ops.checks import check_choice, check_number
-
-MODELS = ("vae", "cvae", "infovae", "bir-vae")
+from cgm_fast.ops.checks import check_choice
 
 
 class VAE(LatentModel):
@@ -31,35 +29,26 @@ class VAE(LatentModel):
         encoder: Images [B, c, h, w] to [B, 2 N]: means and log-variances; [B, N] with a fixed
             variance; with `classes`, images have that many channels more.
         decoder: Latents [B, N] to the likelihood's parameters; with `classes`, [B, N + classes].
-        latent_dim: N; None for what the encoder says of itself, else 10.
-        likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
-        sigma2: A fixed variance of q; None for a learned one.
-        kl_weight: Of the KL divergence: 1, or 0.
-        mmd_weight: λ, of MMD² between encoded samples and ones of N(0, I).
-        bandwidth: Of its kernel: "paper" (σ_k² = N), "infovae", a number or several.
-        classes: 0, or how many labels encoder and decoder see (CVAE).
-        backend: Implementation of the MMD, "auto" or a name.
+        config: The options; None for those given by name.
+        **options: In place of config, options of `VAEConfig` by name; what is left out is as there.
+            latent_dim is by default what the encoder says of itself, else 10. likelihood may be a
+            `Likelihood`, also beside a config.
 
     Raises:
-        ValueError: an argument is out of range.
+        TypeError: an option is unknown, or is given beside a config.
+        ValueError: an option is out of range.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         decoder: nn.Module,
-        *,
-        latent_dim: int | None = None,
-        likelihood: str | Likelihood = "bernoulli",
-        sigma2: float | None = None,
-        kl_weight: float = 1.0,
-        mmd_weight: float = 0.0,
-        bandwidth: str | float | Sequence[float] = "paper",
-        classes: int = 0,
-        backend: str = "auto",
+        config: VAEConfig | None = None,
+        **options: Any,
     ) -> None:
-        sigma2 = None if sigma2 is None else check_number("sigma2", sigma2, above=0)
-        per_dimension = 2 if sigma2 is None else 1
+        own = own_parts(options, ("likelihood",))
+        fixed = (config.sigma2 if config is not None else options.get("sigma2")) is not None
+        per_dimension = 1 if fixed else 2
         known = codes_of(encoder)
         if known is not None and known % per_dimension:
             raise ValueError(
@@ -67,13 +56,14 @@ class VAE(LatentModel):
                 "numbers"
             )
         known = None if known is None else known // per_dimension
-        latent_dim = resolve_latent_dim(latent_dim, known)
-        super().__init__(decoder, latent_dim, max(classes, 1), likelihood)
-        self.sees_labels = classes > 0
+        config = decide(VAEConfig, config, options, known)
+        likelihood = own.get("likelihood", config.likelihood)
+        super().__init__(decoder, config.latent_dim, max(config.classes, 1), likelihood)
+        self.config = config
+        self.sees_labels = config.classes > 0
         self.encoder = encoder
-        self.sigma2 = sigma2
-        self.kl_weight, self.mmd_weight = kl_weight, mmd_weight
-        self.bandwidth, self.classes, self.backend = bandwidth, classes, backend
+        self.sigma2 = config.sigma2
+        self.kl_weight, self.mmd_weight = config.kl_weight, config.mmd.mmd_weight
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -91,7 +81,7 @@ class VAE(LatentModel):
 
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance [B, N] of q(z given x), or q(z given x, label)."""
-        if self.classes:
+        if self.config.classes:
             one_hot = self._one_hot(labels).to(x.dtype)
             x = torch.cat((x, one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])), 1)
         found = apply(self.encoder, x).flatten(1)
@@ -103,14 +93,14 @@ class VAE(LatentModel):
 
     def decoder_input(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """z, and a CVAE's labels as [B, classes] ones and zeros."""
-        if not self.classes:
+        if not self.config.classes:
             return z
         return torch.cat((z, self._one_hot(labels).to(z.dtype)), 1)
 
     def _one_hot(self, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise ValueError("a CVAE needs labels, got none")
-        return nn.functional.one_hot(labels, self.classes)
+        return nn.functional.one_hot(labels, self.config.classes)
 
     def forward(
         self,
@@ -139,14 +129,16 @@ class VAE(LatentModel):
         if self.kl_weight:
             kl = 0.5 * (mean.square() + variance - variance.log() - 1).sum(1).mean()
         if self.mmd_weight:
-            value = mmd(z, noise[1], bandwidth=self.bandwidth, backend=self.backend)
+            value = mmd(
+                z, noise[1], bandwidth=self.config.mmd.bandwidth, backend=self.config.backend
+            )
         return Output(
             reconstruction + self.kl_weight * kl + self.mmd_weight * value,
             reconstruction.detach(),
             value.detach(),
             zero,
             kl.detach(),
-            self.assign(mean, labels if self.classes else None),
+            self.assign(mean, labels if self.config.classes else None),
             mean.detach(),
             variance.detach(),
         )

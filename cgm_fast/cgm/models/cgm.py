@@ -8,17 +8,19 @@ z' = g_{k(x)} + τe' and k(x) the nearest prototype (CGM1) or the label (CGM2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cgm_fast import CGMLoss, CGMLossResult, PrototypeMarginResult, prototype_margin
 from cgm_fast.cgm.models.base import LatentModel, Output
+from cgm_fast.cgm.models.config import CGMConfig, decide
 from cgm_fast.cgm.models.descriptor import Descriptor, category_counts, make_descriptor
-from cgm_fast.cgm.models.divergence import Divergence, OfSamples
-from cgm_fast.cgm.models.latent import UnitPower, resolve_latent_dim, resolve_sigma2
-from cgm_fast.cgm.models.likelihoods import Likelihood
+from cgm_fast.cgm.models.divergence import Divergence
+from cgm_fast.cgm.models.latent import UnitPower
+from cgm_fast.cgm.models.options import own_parts
 from cgm_fast.cgm.models.precision import apply, check_codes, codes_of, share
 from cgm_fast.cgm.models.prior import PRIORS, FullMixturePrior, Mixture, MixturePrior
 from cgm_fast.ops.checks import check_choice
@@ -35,48 +37,33 @@ def _dot(r: Tensor, g: Tensor) -> Tensor:
 
 
 SIMILARITIES: dict[str, Similarity] = {"cosine": _cosine, "dot": _dot}
-ASSIGNMENTS = ("euclidean", *SIMILARITIES)
+
+# Options for which a user's own object may be given in place of a word.
+OWN = ("likelihood", "descriptor", "assignment", "divergence")
 
 
 class CGM(LatentModel):
     """An autoencoder whose prior is a mixture of K learned prototypes.
 
+        CGM(encoder, decoder, num_prototypes=20, rate_bits=15)
+        CGM(encoder, decoder, CGMConfig.of(latent_dim=10, num_prototypes=20, rate_bits=15))
+
     Args:
         encoder: Images [B, c, h, w] to [B, N] (further axes are flattened).
         decoder: Latents [B, N] to the likelihood's parameters, or an `AutoregressiveDecoder`.
-        latent_dim: N; None for what the encoder says of itself (an attribute `latent_dim`, or a
-            linear last layer), else 10.
-        num_prototypes: K, at least 2.
-        likelihood: A name of `likelihoods.LIKELIHOODS`, or a `Likelihood`.
-        descriptor: A name of `descriptor.DESCRIPTORS`, or a `Descriptor`.
-        assignment: What an image without a label is closest by: "euclidean" distance, or a
-            similarity, "cosine", "dot" or a function of r [B, N] and g [K, N] to [B, K].
-        divergence: L_M: "mmd2" (eq. 5), "mmd" (its root), "energy" (the energy distance), or a
-            function of encoded and prior samples, both [B, N], to [].
-        prior_sampling: A prior sample is drawn around its image's prototype ("assigned"), or
-            around any at random ("iid").
-        estimator: Of MMD², "biased" or, with prior_sampling "iid", "unbiased".
-        conditional: MMD² of each category's samples, averaged by their shares of the batch.
-        negatives: "sum" over the other prototypes in the margin loss, or their "mean".
-        normalize: Scale codes and prototypes to unit length for the margin loss and the nearest
-            prototype.
+        config: The options; None for those given by name.
         mapper: Applied to both codes and prototypes before the noise; None for the identity.
-        sigma2: Variance of the encoder's noise. Give this or `rate_bits`; neither means 0.02.
-        rate_bits: Nominal rate I in bits per image, σ² = 4^(−I/N).
-        prior_sigma2: τ², variance of a prior component; None for σ².
-        mmd_weight: λ.
-        margin_weight: β.
-        margin: m, on the squared distance; prototypes begin √m times as far apart as for 1.
-        bandwidth: Of the kernel: "paper" (σ_k² = N), "infovae", a number or several.
-        power: "free", or "unit" to standardise codes to variance 1 − σ² (see `UnitPower`).
-        detach_prior: Keep the MMD from moving the prototypes.
-        reseed_dead: After how many steps without a member a prototype moves to a code of the
-            batch; 0 for never.
-        backend: Implementation of the loss, "auto" or a name.
+        **options: In place of config, options by name: those of `CGMConfig` and of its parts say
+            what there is, and what is left out is as there. latent_dim is by default what the
+            encoder says of itself (an attribute `latent_dim`, or a linear last layer), else 10.
+            Beside a config or in place of a word, one's own: a `Likelihood` as likelihood, a
+            `Descriptor` as descriptor, as assignment a similarity of r [B, N] and g [K, N] to
+            [B, K], as divergence a function of encoded and prior samples, both [B, N], to [].
 
     Raises:
-        ValueError: an argument is out of range, both sigma2 and rate_bits are given, or an option
-            does not go with another (see `divergence.Divergence`).
+        TypeError: an option is unknown, or is given beside a config.
+        ValueError: an option is out of range, both sigma2 and rate_bits are given, or an option
+            does not go with another (see `config.check_divergence`).
     """
 
     idle_steps: Tensor
@@ -85,81 +72,54 @@ class CGM(LatentModel):
         self,
         encoder: nn.Module,
         decoder: nn.Module,
+        config: CGMConfig | None = None,
         *,
-        latent_dim: int | None = None,
-        num_prototypes: int = 10,
-        likelihood: str | Likelihood = "bernoulli",
-        descriptor: str | Descriptor = "learned",
-        assignment: str | Similarity = "euclidean",
-        divergence: str | OfSamples = "mmd2",
-        prior_sampling: str = "assigned",
-        estimator: str = "biased",
-        conditional: bool = False,
-        negatives: str = "sum",
-        normalize: bool = False,
         mapper: nn.Module | None = None,
-        sigma2: float | None = None,
-        rate_bits: float | None = None,
-        prior_sigma2: float | None = None,
-        mmd_weight: float = 1000.0,
-        margin_weight: float = 1.0,
-        margin: float = 1.0,
-        bandwidth: str | float | Sequence[float] = "paper",
-        power: str = "free",
-        detach_prior: bool = False,
-        reseed_dead: int = 0,
-        backend: str = "auto",
+        **options: Any,
     ) -> None:
-        latent_dim = resolve_latent_dim(latent_dim, codes_of(encoder))
-        if num_prototypes < 2:
-            raise ValueError(f"num_prototypes must be at least 2, got {num_prototypes}")
-        if reseed_dead < 0:
-            raise ValueError(f"reseed_dead must be at least 0, got {reseed_dead}")
-        check_choice("power", power, ("free", "unit"))
-        if isinstance(assignment, str):
-            check_choice("assignment", assignment, ASSIGNMENTS)
-        super().__init__(decoder, latent_dim, num_prototypes, likelihood)
-        self.sigma2 = resolve_sigma2(sigma2, rate_bits, latent_dim)
-        self.reseed_dead = reseed_dead
-        self.similarity = (
-            SIMILARITIES.get(assignment) if isinstance(assignment, str) else assignment
+        own = own_parts(options, OWN)
+        config = decide(CGMConfig, config, options, codes_of(encoder))
+        latent_dim, k = config.latent_dim, config.prototypes.num_prototypes
+        super().__init__(decoder, latent_dim, k, own.get("likelihood", config.likelihood))
+        self.config = config
+        self.sigma2 = config.noise.sigma2
+        self.similarity: Similarity | None = own.get(
+            "assignment", SIMILARITIES.get(config.prototypes.assignment)
         )
-        self.divergence = Divergence(
-            divergence, prior_sampling, estimator, conditional, bandwidth, backend
-        )
-        self.normalize = normalize
+        self.divergence = Divergence(config.mmd, config.backend, own.get("divergence"))
         self.encoder = encoder
-        self.head = UnitPower(latent_dim, self.sigma2) if power == "unit" else nn.Identity()
+        unit = config.noise.power == "unit"
+        self.head = UnitPower(latent_dim, self.sigma2) if unit else nn.Identity()
         self.mapper = nn.Identity() if mapper is None else mapper
         self.maps_codes = not isinstance(self.mapper, nn.Identity)
-        self.descriptor = (
-            make_descriptor(descriptor, num_prototypes, latent_dim)
-            if isinstance(descriptor, str)
-            else descriptor
-        )
-        if isinstance(descriptor, str) and margin > 1:
-            # Xavier's prototypes are two margins of 1 apart, in squares, where N = K. Closer than
-            # a margin they would have to be pushed apart first, and every code with them.
-            with torch.no_grad():
-                self.prototypes.mul_(margin**0.5)
-        if list(self.prototypes.shape) != [num_prototypes, latent_dim]:
+        loss = config.margin_loss
+        if "descriptor" in own:
+            self.descriptor: Descriptor = own["descriptor"]
+        else:
+            self.descriptor = make_descriptor(config.prototypes.descriptor, k, latent_dim)
+            if loss.margin > 1:
+                # Xavier's prototypes are two margins of 1 apart, in squares, where N = K. Closer
+                # than a margin they would have to be pushed apart first, and every code with them.
+                with torch.no_grad():
+                    self.prototypes.mul_(loss.margin**0.5)
+        if list(self.prototypes.shape) != [k, latent_dim]:
             raise ValueError(
-                f"the descriptor's prototypes must be [{num_prototypes}, {latent_dim}], got "
+                f"the descriptor's prototypes must be [{k}, {latent_dim}], got "
                 f"{list(self.prototypes.shape)}"
             )
         self.latent_loss = CGMLoss(
-            self.sigma2,
-            prior_sigma2=prior_sigma2,
-            mmd_weight=mmd_weight,
-            margin_weight=margin_weight,
-            margin=margin,
-            bandwidth=bandwidth,
-            negatives=negatives,
-            detach_prior=detach_prior,
-            backend=backend,
+            config.noise.sigma2,
+            prior_sigma2=config.noise.prior_sigma2,
+            mmd_weight=config.mmd.mmd_weight,
+            margin_weight=loss.margin_weight,
+            margin=loss.margin,
+            bandwidth=config.mmd.bandwidth,
+            negatives=loss.negatives,
+            detach_prior=config.mmd.detach_prior,
+            backend=config.backend,
         )
         # For how many steps each category has not occurred.
-        self.register_buffer("idle_steps", torch.zeros(num_prototypes, dtype=torch.int64))
+        self.register_buffer("idle_steps", torch.zeros(k, dtype=torch.int64))
 
     @property
     def prototypes(self) -> Tensor:
@@ -238,19 +198,18 @@ class CGM(LatentModel):
     def _latent(
         self, r: Tensor, g: Tensor, labels: Tensor | None, generator: torch.Generator | None
     ) -> CGMLossResult:
-        if not self.maps_codes and not self.normalize and self.divergence.plain:
-            return self.latent_loss(r, g, labels, generator=generator)
+        config, options = self.config, self.latent_loss
+        if not self.maps_codes and not config.margin_loss.normalize and self.divergence.plain:
+            return options(r, g, labels, generator=generator)
         # The margin loss acts on codes, the divergence on what the mapper makes of them.
-        options = self.latent_loss
         pull, assignment = self._margin(r, g, labels)
         noise = torch.randn((2, *r.shape), device=r.device, dtype=r.dtype, generator=generator)
-        tau2 = self.sigma2 if options.prior_sigma2 is None else options.prior_sigma2
         centres = assignment
-        if self.divergence.prior_sampling == "iid":
+        if config.mmd.prior_sampling == "iid":
             k = self.num_prototypes
             centres = torch.randint(k, assignment.shape, device=r.device, generator=generator)
         z = apply(self.mapper, r) + self.sigma2**0.5 * noise[0]
-        prior = apply(self.mapper, g)[centres] + tau2**0.5 * noise[1]
+        prior = apply(self.mapper, g)[centres] + config.noise.prior_sigma2**0.5 * noise[1]
         prior = prior.detach() if options.detach_prior else prior
         value = self.divergence(z, prior, assignment, self.num_prototypes)
         loss = options.mmd_weight * value + options.margin_weight * pull
@@ -258,7 +217,7 @@ class CGM(LatentModel):
 
     def _margin(self, r: Tensor, g: Tensor, labels: Tensor | None) -> PrototypeMarginResult:
         """The margin loss of codes r [B, N] and prototypes g [K, N], and the nearest of these."""
-        if self.normalize:
+        if self.config.margin_loss.normalize:
             r, g = nn.functional.normalize(r), nn.functional.normalize(g)
         options = self.latent_loss
         return prototype_margin(
@@ -282,9 +241,10 @@ class CGM(LatentModel):
         counts = category_counts(output.assignment, self.num_prototypes)
         self.descriptor.update(output.r, output.assignment)
         self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
-        if not self.reseed_dead:
+        after = self.config.prototypes.reseed_dead
+        if not after:
             return
-        for k in (self.idle_steps >= self.reseed_dead).nonzero().flatten().tolist():
+        for k in (self.idle_steps >= after).nonzero().flatten().tolist():
             chosen = torch.randint(len(output.r), (), device=output.r.device)
             self.descriptor.move(k, output.r[chosen].to(self.prototypes.dtype))
             self.idle_steps[k] = 0
@@ -300,9 +260,8 @@ class CGM(LatentModel):
             ValueError: `mixing` is neither.
         """
         check_choice("mixing", mixing, PRIORS)
-        tau2 = self.latent_loss.prior_sigma2
         paper = MixturePrior.paper(
-            apply(self.mapper, self.prototypes), self.sigma2 if tau2 is None else tau2
+            apply(self.mapper, self.prototypes), self.config.noise.prior_sigma2
         )
         weights = paper.weights if mixing == "uniform" else share(self.usage, paper.means)
         return MixturePrior(paper.means, weights, paper.variances)

@@ -14,21 +14,6 @@ from torch import Tensor, nn
 from cgm_fast.ops.checks import check_number
 
 DEFAULT_SIGMA2 = 0.02
-DEFAULT_LATENT_DIM = 10
-
-
-def resolve_latent_dim(given: int | None, encoder: int | None) -> int:
-    """N from the argument, or else from what the encoder says of itself; 10 from neither.
-
-    Raises:
-        ValueError: it is under 1, or they differ.
-    """
-    found = next((n for n in (given, encoder) if n is not None), DEFAULT_LATENT_DIM)
-    if found < 1:
-        raise ValueError(f"latent_dim must be at least 1, got {found}")
-    if encoder not in (None, found):
-        raise ValueError(f"latent_dim must be the encoder's {encoder}, got {given}")
-    return found
 
 
 def sigma2_of_rate(rate_bits: float, latent_dim: int) -> float:
@@ -83,6 +68,12 @@ def resolve_sigma2(sigma2: float | None, rate_bits: float | None, latent_dim: in
     return found
 
 
+def check_power(sigma2: float) -> None:
+    """Raise ValueError if noise leaves no power to a signal beside it, of one in all."""
+    if sigma2 > 1:
+        raise ValueError(f"power=unit needs sigma2 <= 1, got {sigma2}")
+
+
 class UnitPower(nn.Module):
     """Encoder head for which z = μ + noise has unit variance in every dimension.
 
@@ -99,8 +90,7 @@ class UnitPower(nn.Module):
 
     def __init__(self, latent_dim: int, sigma2: float) -> None:
         super().__init__()
-        if sigma2 > 1:
-            raise ValueError(f"power='unit' needs sigma2 <= 1, got {sigma2}")
+        check_power(sigma2)
         self.norm = nn.BatchNorm1d(latent_dim, affine=False)
         self.scale = math.sqrt(1 - sigma2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cgm_fast.cgm.files import RunError
 from cgm_fast.cgm.models import (
     CGM,
     VAE,
+    CGMConfig,
     DCGANDecoder,
     DCGANEncoder,
     GatedPixelCNN,
@@ -19,10 +21,12 @@ from cgm_fast.cgm.models import (
     PixelSNAIL,
     ResNetDecoder,
     ResNetEncoder,
+    VAEConfig,
     make_likelihood,
 )
 from cgm_fast.cgm.models.latent import resolve_sigma2
-from cgm_fast.cgm.training.config import ConfigError, RunConfig
+from cgm_fast.cgm.training.config import RunConfig
+from cgm_fast.cgm.training.limits import ConfigError
 
 
 def outline(config: RunConfig, source: Path | None = None) -> LatentModel:
@@ -69,74 +73,45 @@ def _memory() -> int | None:
         return None
 
 
-def build_model(config: RunConfig) -> LatentModel:
-    """The model that resolved settings describe, with fresh weights."""
-    channels, *sides = config.image_shape
-    latent_dim = config.latent_dim
-    assert latent_dim is not None
-    assert config.num_prototypes is not None
-    assert config.likelihood is not None
-    assert config.mmd_weight is not None
-    assert config.margin_weight is not None
-    assert config.margin is not None
-    likelihood = make_likelihood(config.likelihood)
-    classes = config.num_prototypes if config.model == "cvae" else 0
-    fixed = config.model in ("infovae", "bir-vae") and (
-        config.sigma2 is not None or config.rate_bits is not None
-    )
-    outputs = latent_dim if config.model == "cgm" or fixed else 2 * latent_dim
-    encoder = _encoder(config, (channels + classes, sides[0], sides[1]), outputs)
-    decoder = _decoder(config, latent_dim + classes, likelihood.channels(channels))
+def model_config(config: RunConfig) -> CGMConfig | VAEConfig:
+    """What settings say of the model alone, all of it decided."""
+    options = dataclasses.asdict(config)
     if config.model == "cgm":
-        return CGM(
-            encoder,
-            decoder,
-            latent_dim=latent_dim,
-            num_prototypes=config.num_prototypes,
-            likelihood=likelihood,
-            descriptor=config.descriptor,
-            assignment=config.assignment,
-            divergence=config.divergence,
-            prior_sampling=config.prior_sampling,
-            estimator=config.estimator,
-            conditional=config.conditional,
-            detach_prior=config.detach_prior,
-            negatives=config.negatives,
-            normalize=config.normalize,
-            sigma2=config.sigma2,
-            rate_bits=config.rate_bits,
-            prior_sigma2=config.prior_sigma2,
-            mmd_weight=config.mmd_weight,
-            margin_weight=config.margin_weight,
-            margin=config.margin,
-            bandwidth=config.bandwidth,
-            power=config.power,
-            reseed_dead=config.reseed_dead,
-            backend=config.backend,
-        )
+        return CGMConfig.taken_from(options)
     by_mmd = config.model in ("infovae", "bir-vae")
-    return VAE(
-        encoder,
-        decoder,
-        latent_dim=latent_dim,
-        likelihood=likelihood,
-        sigma2=resolve_sigma2(config.sigma2, config.rate_bits, latent_dim) if fixed else None,
-        kl_weight=0.0 if by_mmd else 1.0,
-        mmd_weight=config.mmd_weight if by_mmd else 0.0,
-        bandwidth=config.bandwidth,
-        classes=classes,
-        backend=config.backend,
-    )
+    fixed = by_mmd and (config.sigma2 is not None or config.rate_bits is not None)
+    noise = resolve_sigma2(config.sigma2, config.rate_bits, config.latent_dim) if fixed else None
+    options |= {
+        "sigma2": noise,
+        "kl_weight": 0.0 if by_mmd else 1.0,
+        "mmd_weight": config.mmd_weight if by_mmd else 0.0,
+        "classes": config.num_prototypes if config.model == "cvae" else 0,
+    }
+    return VAEConfig.taken_from(options)
+
+
+def build_model(config: RunConfig) -> LatentModel:
+    """The model that settings describe, with fresh weights."""
+    options = model_config(config)
+    channels, *sides = config.image_shape
+    latent_dim = options.latent_dim
+    learned = isinstance(options, VAEConfig) and options.sigma2 is None
+    classes = options.classes if isinstance(options, VAEConfig) else 0
+    outputs = 2 * latent_dim if learned else latent_dim
+    encoder = _encoder(config, (channels + classes, sides[0], sides[1]), outputs)
+    of_pixel = make_likelihood(options.likelihood).channels(channels)
+    decoder = _decoder(config, latent_dim + classes, of_pixel)
+    if isinstance(options, CGMConfig):
+        return CGM(encoder, decoder, options)
+    return VAE(encoder, decoder, options)
 
 
 def _encoder(config: RunConfig, shape: tuple[int, int, int], outputs: int) -> nn.Module:
-    assert config.width is not None
     make = ResNetEncoder if config.network == "resnet" else DCGANEncoder
     return make(shape, outputs, config.width)
 
 
 def _decoder(config: RunConfig, inputs: int, channels: int) -> nn.Module:
-    assert config.width is not None
     _, height, width = config.image_shape
     if config.decoder == "pixelcnn":
         return GatedPixelCNN(inputs, config.image_shape, channels, config.width)

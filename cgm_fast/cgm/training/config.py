@@ -1,38 +1,42 @@
-"""What a run is told, and what is filled in for it: the paper's settings per data set.
+"""What a run is told: settings as a user gives them, and with everything filled in.
 
-`TrainConfig` is what a user gives: None means "the data set's own setting". `resolve` fills
-those in and checks the rest, so that a run's config.json holds every number that was used.
+Both are `Settings`: those of the models, which inherit what `cgm_fast.cgm.models.config` says of
+each, and those of data and training, which stand here. `TrainConfig` is what a user gives, where
+None means "the data set's own setting"; the command line takes its flags and help from it.
+`presets.resolve` makes a `RunConfig` of it, which config.json holds, one name beside the other; so
+the names of settings are the format of that file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NoReturn
 
-from torch import Tensor
-
-from cgm_fast.cgm.data import UNLABELLED, ImageData, Noise
-from cgm_fast.cgm.models.divergence import Divergence
-from cgm_fast.cgm.models.latent import DEFAULT_SIGMA2, resolve_sigma2
+from cgm_fast.cgm.data import Noise
+from cgm_fast.cgm.models.config import (
+    DivergenceConfig,
+    MarginConfig,
+    MMDConfig,
+    ModelConfig,
+    NoiseConfig,
+    PrototypeConfig,
+    check_divergence,
+)
+from cgm_fast.cgm.models.latent import check_power
+from cgm_fast.cgm.models.options import Option, Options, Unset, option, options_of, undecided
 from cgm_fast.cgm.training.limits import ConfigError, check_path, check_range
-from cgm_fast.ops.backends import AUTO, check_name
+from cgm_fast.ops.backends import check_name
 from cgm_fast.ops.checks import check_number
+
+LEAST_SIDE = 8  # of images, in pixels; what the networks take
+LARGEST_SIDE = 2**14  # of images in a config, so that nobody's file makes a picture of gigabytes
+MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a CGM, or a model that it is compared with, and evaluate it.
-
-    Leaves a run folder with config.json, metrics.csv, TensorBoard events, model.safetensors,
-    checkpoint.pt, evaluation.json and pictures. An interrupted run goes on with --resume.
-
-    Where the default below is None it depends on the data. digits, mnist, fashion-mnist: N = 10,
-    K = 10, batches of 64, Bernoulli pixels; λ = 100 (the paper's 1000: preset). cifar10: N = 300,
-    K = 10, batches of 100, Gaussian pixels; λ = 1100. Adam's rate is 1e-4 over 200 epochs; on
-    digits 1e-3 over 100. The run folder's config.json tells every setting that was used.
-    """
+class DataSettings(Options):
+    """Which images."""
 
     data: str = "digits"
     """Data set: digits (embedded, 8 x 8), mnist, fashion-mnist, cifar10, the path of an npz with
@@ -44,12 +48,17 @@ class TrainConfig:
     """Download a torchvision data set that is not in data_root."""
     test_data: str | None = None
     """A second npz or folder to test on; without it a tenth is held out."""
-    image_size: int | None = None
+    image_size: int | None = option(at_least=LEAST_SIDE)
     """Side in pixels to which the images of a folder are resized; default: the first image's."""
     channels: Literal[1, 3] | None = None
     """Of a folder's images: 1 makes them grey, 3 coloured; default: grey if all of them are."""
     skip_broken: bool = False
     """Leave out images of a folder that cannot be read."""
+
+
+@dataclass(frozen=True)
+class KindSettings(Options):
+    """Which model, and where its options come from."""
 
     model: Literal["cgm", "vae", "cvae", "infovae", "bir-vae"] = "cgm"
     """What to train: the paper's model, or one that it is compared with, whose prior is N(0, I):
@@ -58,68 +67,47 @@ class TrainConfig:
     supervised: bool = False
     """CGM2: an image's category is its label, or its nearest prototype where the label is -1.
     Otherwise CGM1: its nearest prototype."""
-    latent_dim: int | None = None
-    """N, the number of latent dimensions."""
-    num_prototypes: int | None = None
-    """K, the number of prototypes (at least 2)."""
     preset: Literal["tuned", "paper-text", "paper-rate"] = "tuned"
     """The objective's settings where none are given. paper-text: those that the paper prints, with
     noise of variance 0.02. paper-rate: the same, with the rate that it names for the data set.
     tuned: what was found to work better on grey images (docs/cgm/paper.md): λ = 100 for every model
     with an MMD, β = 1; with supervised m = 5 N and τ² = 1, else m = 0.3 N and τ² = 0.3. On others
     it is paper-text."""
-    sigma2: float | None = None
-    """Variance of the encoder's noise. Give this or rate_bits, not both."""
-    rate_bits: float | None = None
-    """Nominal rate I in bits per image; the noise variance is 4^(-I/N)."""
-    prior_sigma2: float | None = None
-    """τ², variance of a prior component; default: the preset's, where tuned, else the noise's."""
-    mmd_weight: float | None = None
-    """λ, the weight of MMD² against nats per image."""
-    margin_weight: float | None = None
-    """β, the weight of the prototype margin loss."""
-    margin: float | None = None
-    """m, the margin on the squared distance to other prototypes."""
+
+
+# Bases in the order of the help, the last first.
+@dataclass(frozen=True)
+class Settings(
+    MarginConfig[Unset],
+    DivergenceConfig[Unset],
+    PrototypeConfig[Unset],
+    NoiseConfig[None],
+    ModelConfig[Unset],
+    KindSettings,
+    DataSettings,
+    Generic[Unset],
+):
+    """Settings of a run: of its data, of the model of whichever kind, and of the training.
+
+    `Settings[None]` are as given or filled in, `Settings[NoReturn]` filled in. The noise stays as
+    given, by its variance or by a rate, for some models learn it: `build.model_config` decides it.
+    """
+
     bandwidth: Literal["paper", "infovae"] | float = "paper"
     """σ of the kernel: paper (σ² = N), infovae (2σ² = N²), or a number."""
-    descriptor: Literal["learned", "ema", "batch_mean", "attention"] = "learned"
-    """How prototypes are made: parameters, running means, batch means, weighted batch means."""
-    assignment: Literal["euclidean", "cosine", "dot"] = "euclidean"
-    """What an image is nearest to a prototype by, without labels: distance, or a similarity."""
-    prior_sampling: Literal["assigned", "iid"] = "assigned"
-    """Where the MMD's prior samples are: around their images' prototypes, or any at random."""
-    divergence: Literal["mmd2", "mmd", "energy"] = "mmd2"
-    """What λ weighs: MMD², its root, or the energy distance; λ is of another scale for each."""
-    estimator: Literal["biased", "unbiased"] = "biased"
-    """Of MMD²; unbiased goes with prior_sampling iid."""
-    conditional: bool = False
-    """MMD² of each category's own samples, instead of all together."""
-    detach_prior: bool = False
-    """Keep the MMD from moving the prototypes."""
-    negatives: Literal["sum", "mean"] = "sum"
-    """What the margin loss makes of the other prototypes' parts."""
-    normalize: bool = False
-    """Scale codes and prototypes to unit length for the margin loss."""
-    prototype_init: Literal["xavier", "kmeans++"] | None = None
+    prototype_init: Literal["xavier", "kmeans++"] | Unset = option()
     """Where prototypes start: at random (xavier; default with supervised), or at codes of training
     images chosen by k-means++ (default without: fewer prototypes then die)."""
-    reseed_dead: int = 0
-    """Steps without a member after which a prototype moves to a code; 0: never."""
-    power: Literal["free", "unit"] = "free"
-    """unit: standardise codes so that the nominal rate is the rate of a Gaussian code."""
 
     network: Literal["dcgan", "resnet"] = "dcgan"
     """Encoder and decoder: strided convolutions, or pre-activation residual blocks."""
     decoder: Literal["same", "pixelcnn", "pixelsnail"] = "same"
     """Another decoder, which is autoregressive: every pixel is told by z and those before it."""
-    width: int | None = None
+    width: int | Unset = option(at_least=1)
     """Channels of the networks' outermost layer; they double inwards."""
-    likelihood: Literal["bernoulli", "gaussian", "gaussian-fixed", "logistic-mixture"] | None = None
-    """p(x given z): Bernoulli pixels, Gaussian ones with a learned or a fixed scale, or a mixture
-    of discretised logistic distributions over 256 levels."""
-    binarization: Literal["none", "dynamic", "static", "threshold"] | None = None
+    binarization: Literal["none", "dynamic", "static", "threshold"] | Unset = option()
     """How grey pixels become binary: not, drawn anew at every visit, drawn once, or at half."""
-    denoise_variance: float = 0.0
+    denoise_variance: float = option(0.0, at_least=0)
     """Variance of Gaussian noise added to what the encoder sees; the clean image is the target."""
     denoise_range: Literal["unit", "signed"] = "unit"
     """Which range of the images that variance is for: [0, 1], or [-1, 1], where it is a quarter."""
@@ -128,25 +116,23 @@ class TrainConfig:
 
     init: str | None = None
     """Folder of a finished run of the same networks, whose weights to begin with."""
-    epochs: int | None = None
+    epochs: int | Unset = option(at_least=1)
     """Passes over the training images."""
-    max_steps: int | None = None
+    max_steps: int | None = option(at_least=1)
     """Stop after this many steps, whatever the epochs."""
-    batch_size: int | None = None
+    batch_size: int | Unset = option(at_least=2)
     """Images per step (and per process)."""
-    lr: float | None = None
+    lr: float | Unset = option(above=0)
     """Learning rate of Adam."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: from lr to none over the whole run, by half a period of a cosine."""
-    clip_grad_norm: float | None = None
+    clip_grad_norm: float | None = option(above=0)
     """Largest norm of the gradient; default: no clipping."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: networks under autocast; losses stay in float32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    backend: str = AUTO
-    """Implementation of the losses: auto, or a name shown by `cgm-fast doctor`."""
-    seed: int = 0
+    seed: int = option(0, at_least=0)
     """Of weights, order and noise."""
 
     out: str | None = None
@@ -156,9 +142,9 @@ class TrainConfig:
     clip_grad_norm and what is logged and evaluated may be given anew, others must not differ."""
     overwrite: bool = False
     """Replace the run in the folder."""
-    log_every: int = 50
+    log_every: int = option(50, at_least=1)
     """Steps between rows of metrics.csv."""
-    checkpoint_every: int | None = None
+    checkpoint_every: int | None = option(at_least=1)
     """Steps between checkpoints; default: an epoch."""
     probes: bool = True
     """Whether an evaluation fits classifiers on codes, which takes most of its time."""
@@ -166,10 +152,16 @@ class TrainConfig:
     """Whether an evaluation draws images, which an autoregressive decoder takes long for."""
     evaluate: bool = True
     """Whether to evaluate and draw when training ends; --no-evaluate leaves that to `evaluate`."""
-    nll_images: int = 1000
+    nll_images: int = option(1000, at_least=1)
     """Test images for the importance-sampled likelihood."""
-    nll_samples: int = 128
+    nll_samples: int = option(128, at_least=2)
     """Latents per image for it (at least 2)."""
+
+    def __post_init__(self) -> None:
+        """Nothing: `check` does it, with an error of its own class, once all that counts is there.
+
+        The command line makes one of defaults before it has read anything.
+        """
 
     @property
     def noise(self) -> Noise:
@@ -178,189 +170,58 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig(TrainConfig):
-    """Settings with everything filled in: what config.json holds."""
+class TrainConfig(Settings[None]):
+    """Train a CGM, or a model that it is compared with, and evaluate it.
+
+    Leaves a run folder with config.json, metrics.csv, TensorBoard events, model.safetensors,
+    checkpoint.pt, evaluation.json and pictures. An interrupted run goes on with --resume.
+
+    Where the default below is None it depends on the data. digits, mnist, fashion-mnist: N = 10,
+    K = 10, batches of 64, Bernoulli pixels; λ = 100 (the paper's 1000: preset). cifar10: N = 300,
+    K = 10, batches of 100, Gaussian pixels; λ = 1100. Adam's rate is 1e-4 over 200 epochs; on
+    digits 1e-3 over 100. The run folder's config.json tells every setting that was used.
+    """
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings[NoReturn]):
+    """Settings with everything filled in: what config.json holds.
+
+    Raises:
+        ConfigError: something is not.
+    """
 
     image_shape: tuple[int, int, int] = (1, 0, 0)
     """(c, h, w) of the data."""
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings for a kind of data; section 1.3 of the paper's tables where it names them."""
-
-    latent_dim: int
-    num_prototypes: int
-    mmd_weight: float
-    batch_size: int
-    rate_bits: float
-    epochs: int
-    lr: float
-    width: int
-    likelihood: str
-    binarization: str
+    def __post_init__(self) -> None:
+        of_noise = options_of(NoiseConfig)
+        absent = [name for name in undecided(self) if name not in of_noise]
+        if self.model in ("cgm", "bir-vae") and self.sigma2 is None and self.rate_bits is None:
+            absent.append("sigma2 or rate_bits")
+        if absent:
+            raise ConfigError(f"config lacks values of {', '.join(absent)}")
 
 
-# A rate is one of two ways to give the noise, and λ goes with β and m: not filled in like others.
-PRESET_SETTINGS = tuple(
-    f.name for f in dataclasses.fields(Preset) if f.name not in ("rate_bits", "mmd_weight")
-)
-
-_MNIST = Preset(10, 10, 1000.0, 64, 15.0, 200, 1e-4, 64, "bernoulli", "dynamic")
-PRESETS = {
-    # Small images, little data: ten times the paper's step, so that a minute is enough.
-    "digits": Preset(10, 10, 1000.0, 64, 15.0, 100, 1e-3, 32, "bernoulli", "none"),
-    "mnist": _MNIST,
-    "fashion-mnist": _MNIST,
-    "cifar10": Preset(300, 10, 1100.0, 100, 120.0, 200, 1e-4, 64, "gaussian", "none"),
-}
-# An npz or a folder: the paper's settings for ImageNet 64 x 64, with fewer prototypes and
-# dimensions, which suit collections that are smaller than ImageNet.
-GREY = dataclasses.replace(_MNIST, binarization="none")
-COLOUR = Preset(128, 10, 1100.0, 64, 120.0, 200, 1e-4, 64, "gaussian", "none")
+SETTINGS = options_of(Settings)
+PATHS = ("data", "data_root", "test_data", "init", "out")  # settings that are, or may be, paths
 
 
-def preset_for(data: ImageData) -> Preset:
-    """The preset of a data set by name, or by its number of channels."""
-    return PRESETS.get(data.name, GREY if data.image_shape[0] == 1 else COLOUR)
+def _of_cgm() -> list[Option]:
+    """Settings of the mixture of prototypes, which other models lack."""
+    parts = (NoiseConfig, PrototypeConfig, DivergenceConfig, MarginConfig)
+    found = [each for part in parts for each in options_of(part).values()]
+    shared = options_of(MMDConfig)
+    return [each for each in found if not (each.unset or each.optional or each.name in shared)]
 
 
-def resolve(config: TrainConfig, data: ImageData) -> RunConfig:
-    """Fill in what was left to the data set, and check what was given.
-
-    Raises:
-        ConfigError: a setting is out of range or contradicts another or the data.
-    """
-    check(config)
-    preset = preset_for(data)
-    filled: dict[str, Any] = {
-        name: getattr(preset, name) for name in PRESET_SETTINGS if getattr(config, name) is None
-    }
-    if config.prototype_init is None:
-        random = config.supervised or config.model != "cgm"
-        filled["prototype_init"] = "xavier" if random else "kmeans++"
-    for name, value in _of_objective(config, preset, _sigma2(config, preset)).items():
-        if getattr(config, name) is None:
-            filled[name] = value
-    noise_given = config.sigma2 is not None or config.rate_bits is not None
-    if not noise_given and config.model in ("cgm", "bir-vae"):
-        if config.preset == "paper-rate" or config.model == "bir-vae":
-            filled["rate_bits"] = preset.rate_bits
-        else:
-            filled["sigma2"] = DEFAULT_SIGMA2
-    if config.binarization is None and config.likelihood not in (None, preset.likelihood):
-        filled["binarization"] = "none"
-    given = dataclasses.asdict(config)
-    resolved = RunConfig(**{**given, **filled, "image_shape": data.image_shape})
-    assert resolved.latent_dim is not None
-    assert resolved.num_prototypes is not None
-    assert resolved.batch_size is not None
-    if min(data.image_shape[1:]) < LEAST_SIDE:
-        raise ConfigError(
-            f"data must hold images of at least {LEAST_SIDE} x {LEAST_SIDE} pixels, got "
-            f"{data.image_shape[1]} x {data.image_shape[2]}"
-        )
-    if resolved.model == "cvae" and (lacking := _unlabelled(data.test, data.test_labels)):
-        raise ConfigError(
-            f"model cvae needs labels of the test images too, and {lacking} of those of "
-            f"{config.test_data or data.name} have none"
-        )
-    if resolved.supervised:
-        if data.train_labels is None:
-            raise ConfigError(f"supervised needs labels, and {data.name} has none")
-        lacking = _unlabelled(data.train, data.train_labels)
-        if lacking and resolved.model == "cvae":
-            raise ConfigError(
-                f"model cvae needs a label for each image, and {lacking} of those of {data.name} "
-                "have none"
-            )
-        classes = int(data.train_labels.max()) + 1
-        if classes > resolved.num_prototypes:
-            raise ConfigError(
-                f"num_prototypes must be at least the number of classes {classes} with "
-                f"supervised, got {resolved.num_prototypes}"
-            )
-    if resolved.batch_size > len(data.train):
-        raise ConfigError(
-            f"batch_size must be at most the {len(data.train)} training images, "
-            f"got {resolved.batch_size}"
-        )
-    if resolved.prototype_init == "kmeans++" and resolved.num_prototypes > len(data.train):
-        raise ConfigError(
-            f"num_prototypes must be at most the {len(data.train)} training images with "
-            f"prototype_init kmeans++, got {resolved.num_prototypes}"
-        )
-    if resolved.likelihood != "bernoulli" and resolved.binarization != "none":
-        raise ConfigError(
-            f"binarization must be none with the {resolved.likelihood} likelihood, "
-            f"got {resolved.binarization}"
-        )
-    return resolved
+OF_CGM = _of_cgm()
 
 
-def _unlabelled(images: Tensor, labels: Tensor | None) -> int:
-    """How many images have no label."""
-    return len(images) if labels is None else int((labels == UNLABELLED).sum())
-
-
-def _sigma2(config: TrainConfig, preset: Preset) -> float:
-    """σ², from either way to give it."""
-    try:
-        return resolve_sigma2(
-            config.sigma2, config.rate_bits, config.latent_dim or preset.latent_dim
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _of_objective(config: TrainConfig, preset: Preset, sigma2: float) -> dict[str, float]:
-    """λ, β, m and τ² where they are not given."""
-    if config.preset != "tuned" or preset.likelihood != "bernoulli":
-        return {"mmd_weight": preset.mmd_weight, "margin_weight": 1.0, "margin": 1.0}
-    objective = {"mmd_weight": 100.0, "margin_weight": 1.0, "margin": 1.0}
-    if config.model == "cgm":
-        latent_dim = float(config.latent_dim or preset.latent_dim)
-        # Where prototypes choose their own images, those that push hard end with all of them.
-        objective["margin"] = (5.0 if config.supervised else 0.3) * latent_dim
-        objective["prior_sigma2"] = max(1.0 if config.supervised else 0.3, sigma2)
-    return objective
-
-
-LEAST_SIDE = 8  # of images, in pixels; what the networks take
-LARGEST_SIDE = 2**14  # of images in a config, so that nobody's file makes a picture of gigabytes
-MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
-
-# Setting: the least value allowed, and whether that value itself is allowed.
-_BOUNDS: dict[str, tuple[float, bool]] = {
-    "image_size": (LEAST_SIDE, True),
-    "latent_dim": (1, True),
-    "num_prototypes": (2, True),
-    "sigma2": (0, False),
-    "rate_bits": (0, True),
-    "prior_sigma2": (0, False),
-    "mmd_weight": (0, True),
-    "margin_weight": (0, True),
-    "margin": (0, True),
-    "reseed_dead": (0, True),
-    "width": (1, True),
-    "denoise_variance": (0, True),
-    "epochs": (1, True),
-    "max_steps": (1, True),
-    "batch_size": (2, True),
-    "lr": (0, False),
-    "clip_grad_norm": (0, False),
-    "seed": (0, True),
-    "log_every": (1, True),
-    "checkpoint_every": (1, True),
-    "nll_images": (1, True),
-    "nll_samples": (2, True),
-}
-
-
-def check(config: TrainConfig) -> None:
+def check(config: Settings[None]) -> None:
     """Check what can be checked without the data; raise ConfigError."""
-    for name, hint in get_type_hints(TrainConfig).items():
-        _check_type(name, getattr(config, name), hint)
+    for each in SETTINGS.values():
+        _check_type(each, getattr(config, each.name))
     if config.sigma2 is not None and config.rate_bits is not None:
         raise ConfigError(
             f"give sigma2 or rate_bits, not both; got sigma2={config.sigma2} and "
@@ -381,68 +242,50 @@ def check(config: TrainConfig) -> None:
             f"got {str(config.supervised).lower()}"
         )
     if config.model != "cgm":
-        given = [name for name, default in OF_CGM.items() if getattr(config, name) != default]
+        given = [each.name for each in OF_CGM if getattr(config, each.name) != each.default]
         if config.prototype_init == "kmeans++":
             given.append("prototype_init")
         if given:
             raise ConfigError(f"{given[0]} must be left out with model {config.model}")
     try:
-        for name, (bound, included) in _BOUNDS.items():
-            value = getattr(config, name)
-            if value is not None:
-                limit = {"at_least": bound} if included else {"above": bound}
-                check_number(name, value, **limit)
-                check_range(name, value)
+        for each in SETTINGS.values():
+            value = getattr(config, each.name)
+            if value is not None and each.bounds:
+                check_number(each.name, value, **each.bounds)
+                check_range(each.name, value)
+        if config.prior_sigma2 is not None:  # which in a run has a density, to be evaluated
+            check_number("prior_sigma2", config.prior_sigma2, above=0)
         if not isinstance(config.bandwidth, str):
             check_number("bandwidth", config.bandwidth, above=0)
             check_range("bandwidth", config.bandwidth)
         for name in PATHS:
             check_path(name, getattr(config, name))
         check_name(config.backend)
-        Divergence(config.divergence, config.prior_sampling, config.estimator, config.conditional)
+        check_divergence(config)
+        if config.power == "unit" and config.sigma2 is not None:
+            check_power(config.sigma2)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.seed > MAX_SEED:
         raise ConfigError(f"seed must be at most {MAX_SEED}, got {config.seed}")
-    if config.power == "unit" and config.sigma2 is not None and config.sigma2 > 1:
-        raise ConfigError(f"power=unit needs sigma2 <= 1, got {config.sigma2}")
 
 
-PATHS = ("data", "data_root", "test_data", "init", "out")  # settings that are, or may be, paths
-
-# Settings of the mixture of prototypes, which other models lack.
-OF_CGM = {
-    field.name: field.default
-    for field in dataclasses.fields(TrainConfig)
-    if field.name
-    in (
-        "descriptor", "assignment", "prior_sampling", "divergence", "estimator", "conditional",
-        "detach_prior", "negatives", "normalize", "reseed_dead", "power",
-    )
-}  # fmt: skip
-
-_WORDS = {
-    str: "a string",
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    NoneType: "none",
-}
+_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
-def _check_type(name: str, value: object, hint: Any) -> None:
+def _check_type(known: Option, value: object) -> None:
     """Raise ConfigError unless a value is what its annotation says."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    types = [kind for kind in kinds if get_origin(kind) is not Literal]
-    accepted = (*types, *((int,) if float in types else ()))
-    if value in choices or (
-        isinstance(value, accepted) and isinstance(value, bool) == (bool in types)
+    none = known.unset or known.optional
+    accepted = (*known.types, *((int,) if float in known.types else ()))
+    if (
+        (none and value is None)
+        or value in known.choices
+        or (isinstance(value, accepted) and isinstance(value, bool) == (bool in known.types))
     ):
         return
-    words = [*choices, *(_WORDS[kind] for kind in types)]
+    words = [*known.choices, *(_WORDS[kind] for kind in known.types), *(["none"] if none else [])]
     listed = " or ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
-    raise ConfigError(f"{name} must be {listed}, got {value!r}")
+    raise ConfigError(f"{known.name} must be {listed}, got {value!r}")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -467,12 +310,6 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(f"config holds unknown settings: {', '.join(unknown)}")
     config = RunConfig(**{**values, "image_shape": tuple(values["image_shape"])})
     check(config)
-    needed = (*PRESET_SETTINGS, "prototype_init", "mmd_weight", "margin_weight", "margin")
-    absent = [name for name in needed if getattr(config, name) is None]
-    if config.model in ("cgm", "bir-vae") and config.sigma2 is None and config.rate_bits is None:
-        absent.append("sigma2 or rate_bits")
-    if absent:
-        raise ConfigError(f"config lacks values of {', '.join(absent)}")
     shape = config.image_shape
     whole = len(shape) == 3 and all(isinstance(size, int) for size in shape)
     if not whole or shape[0] < 1 or min(shape[1:]) < LEAST_SIDE or max(shape) > LARGEST_SIDE:

@@ -37,7 +37,6 @@ def draw(model: LatentModel, data: ImageData, config: RunConfig, path: Path) -> 
 
 def test_batch(model: LatentModel, images: Tensor, config: RunConfig) -> Tensor:
     """Test images as the model takes them, on its device; the same at every call."""
-    assert config.binarization is not None
     generator = torch.Generator().manual_seed(config.seed)
     x = prepare(images, config.binarization, model.likelihood.continuous, generator)
     return x.to(model.usage.device)
@@ -108,7 +107,6 @@ def generated_arrays(model: LatentModel, count: int, **options: Any) -> dict[str
 
 def fitted_prior(model: LatentModel, images: Tensor, config: RunConfig) -> Mixture:
     """The prior with weights, means and covariances of the latents of training images."""
-    assert config.binarization is not None
     r, _, variance = codes_and_posteriors(model, images, config.binarization, config.seed)
     return model.fitted_priors(r, variance.mean(0))["full"]
 
@@ -149,7 +147,6 @@ def category_names(
 
 def draw_latents(model: LatentModel, data: ImageData, config: RunConfig, path: Path) -> None:
     """Codes of test images, coloured by label, or by nearest prototype where there are none."""
-    assert config.binarization is not None
     own = data.test_labels[:5000] if model.sees_labels and data.test_labels is not None else None
     r = encode_images(model, data.test[:5000], config.binarization, config.seed, own)
     labelled = data.test_labels is not None
@@ -179,7 +176,6 @@ def draw_denoised(
 
 def latent_arrays(model: LatentModel, data: ImageData, config: RunConfig) -> dict[str, Any]:
     """Codes, categories, labels (if any) and prototypes of the test images, as numpy arrays."""
-    assert config.binarization is not None
     own = data.test_labels if model.sees_labels else None
     r = encode_images(model, data.test, config.binarization, config.seed, own)
     assignment = model.assign(r, None if own is None else own.to(r.device))

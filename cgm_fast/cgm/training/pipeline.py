@@ -17,8 +17,10 @@ from cgm_fast.cgm.files import RunError, locked
 from cgm_fast.cgm.models import LatentModel
 from cgm_fast.cgm.training import runs
 from cgm_fast.cgm.training.build import build_model, check_memory
-from cgm_fast.cgm.training.config import ConfigError, RunConfig, TrainConfig, check, resolve
+from cgm_fast.cgm.training.config import RunConfig, Settings, TrainConfig, check
 from cgm_fast.cgm.training.drawing import draw
+from cgm_fast.cgm.training.limits import ConfigError
+from cgm_fast.cgm.training.presets import resolve
 from cgm_fast.cgm.training.trainer import Report, Trainer
 from cgm_fast.cgm.training.workers import Workers, pick_device
 from cgm_fast.ops.backends import choose
@@ -43,7 +45,7 @@ class TrainResult(NamedTuple):
     """What evaluation.json holds, in the first process, if the run was evaluated."""
 
 
-def load_data(config: TrainConfig) -> ImageData:
+def load_data(config: Settings[None]) -> ImageData:
     """The data set that settings name; a folder's as grey or coloured as a run's images were."""
     channels = config.image_shape[0] if isinstance(config, RunConfig) else config.channels
     data = load(
@@ -146,7 +148,7 @@ def _held(path: Path, workers: Workers) -> Iterator[None]:
         yield
 
 
-def _check_unchanged(now: tuple[Path, TrainConfig], path: Path, before: TrainConfig) -> None:
+def _check_unchanged(now: tuple[Path, Settings[None]], path: Path, before: Settings[None]) -> None:
     if now != (path, before):
         raise RunError(f"another process changed {path} while this run was being prepared")
 
@@ -156,7 +158,6 @@ def _too_close(model: LatentModel, config: RunConfig) -> str | None:
     placed = config.prototype_init == "xavier" and config.init is None and not config.resume
     if config.model != "cgm" or config.descriptor not in ("learned", "ema") or not placed:
         return None
-    assert config.margin is not None
     distance = float(torch.pdist(model.prototypes.detach()).square().mean())
     if config.normalize or distance >= config.margin:
         return None
@@ -216,7 +217,6 @@ def evaluate_model(
     Raises:
         UnsavedError: they could not be written.
     """
-    assert config.binarization is not None
     if model.usage.device.type == "mps":  # which has no float64
         model = model.cpu()
     report = evaluate(

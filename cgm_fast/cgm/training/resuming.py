@@ -8,7 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cgm_fast.cgm.training.config import PRESETS, ConfigError, RunConfig, TrainConfig
+from cgm_fast.cgm.training.config import SETTINGS, RunConfig, Settings
+from cgm_fast.cgm.training.limits import ConfigError
+from cgm_fast.cgm.training.presets import PRESETS
 
 # Settings that may be given anew with resume: they change how far and how a run goes, or what is
 # logged and looked at, and not what the weights mean.
@@ -22,7 +24,7 @@ OF_CALL = ("out", "resume", "overwrite", "download", "device")
 
 
 def differences(
-    saved: RunConfig, config: TrainConfig, given: Collection[str] | None = None
+    saved: RunConfig, config: Settings[None], given: Collection[str] | None = None
 ) -> dict[str, Any]:
     """What a resumed run takes from the settings that were given beside `resume`.
 
@@ -38,15 +40,16 @@ def differences(
     Raises:
         ConfigError: another setting differs from the run's.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     if given is None:
-        given = [name for name in defaults if getattr(config, name) != defaults[name]]
+        given = [name for name, it in SETTINGS.items() if getattr(config, name) != it.default]
     config = absolute(config)
     changes: dict[str, Any] = {}
-    for name in defaults:
+    for name, known in SETTINGS.items():
         if name not in given or name in OF_CALL:
             continue
         old, new = getattr(saved, name), getattr(config, name)
+        if new is None and known.unset and name in MAY_CHANGE:
+            continue  # left to the data: the run has it
         if name in MAY_CHANGE or (name in ("data", "test_data") and old is not None):
             changes[name] = new
         elif name == "init" and None not in (old, new) and Path(old).name == Path(new).name:
@@ -63,7 +66,7 @@ def _option(value: object) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def absolute(config: TrainConfig) -> TrainConfig:
+def absolute(config: Settings[None]) -> Settings[None]:
     """The same with whole paths, which mean the same from wherever the run is looked at later."""
     found: dict[str, Any] = {"data_root": os.path.abspath(config.data_root)}
     for name in ("data", "test_data", "init"):

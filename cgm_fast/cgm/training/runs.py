@@ -17,7 +17,7 @@ from cgm_fast import __version__
 from cgm_fast.cgm.files import LOCK, RunError, leftovers, reason, write_whole
 from cgm_fast.cgm.models import LatentModel
 from cgm_fast.cgm.training.build import build_model, outline
-from cgm_fast.cgm.training.config import RunConfig, TrainConfig, from_dict, to_dict
+from cgm_fast.cgm.training.config import RunConfig, Settings, from_dict, to_dict
 from cgm_fast.cgm.training.resuming import absolute, differences
 from cgm_fast.cgm.training.states import (
     CHECKPOINT,
@@ -46,14 +46,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def default_out(config: TrainConfig) -> Path:
+def default_out(config: Settings[None]) -> Path:
     """runs/<data>-<cgm1, cgm2 or another model>."""
     cgm = "cgm2" if config.supervised else "cgm1"
     kind = cgm if config.model == "cgm" else config.model
     return Path("runs") / f"{Path(config.data).stem or 'data'}-{kind}"
 
 
-def open_run(config: TrainConfig, given: Collection[str] | None = None) -> tuple[Path, TrainConfig]:
+def open_run(
+    config: Settings[None], given: Collection[str] | None = None
+) -> tuple[Path, Settings[None]]:
     """Decide on the run folder before anything is written to it.
 
     Args:

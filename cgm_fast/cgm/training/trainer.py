@@ -20,7 +20,8 @@ from cgm_fast.cgm.data import ImageData, fingerprint, prepare
 from cgm_fast.cgm.files import RunError
 from cgm_fast.cgm.models.base import LatentModel, Output
 from cgm_fast.cgm.models.cgm import CGM
-from cgm_fast.cgm.training.config import ConfigError, RunConfig
+from cgm_fast.cgm.training.config import RunConfig
+from cgm_fast.cgm.training.limits import ConfigError
 from cgm_fast.cgm.training.metrics import MetricsLog, Window, all_finite
 from cgm_fast.cgm.training.runs import create, reopen
 from cgm_fast.cgm.training.signals import BROKEN_PIPE, StopSignals
@@ -69,9 +70,6 @@ class Trainer:
         report: Report | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        assert config.batch_size is not None
-        assert config.lr is not None
-        assert config.epochs is not None
         self.config, self.path, self.workers, self.report = config, path, workers, report
         self.warn = warn
         # Convolutions take up to a fifth less time where channels come last.
@@ -174,7 +172,6 @@ class Trainer:
 
     def _set_rate(self) -> None:
         """The learning rate of the coming step, a function of its number alone."""
-        assert self.config.lr is not None
         rate = self.config.lr
         if self.config.lr_schedule == "cosine":
             rate *= 0.5 + 0.5 * math.cos(math.pi * self.step / self.total_steps)
@@ -183,7 +180,6 @@ class Trainer:
 
     @property
     def _batch(self) -> int:
-        assert self.config.batch_size is not None
         return self.config.batch_size
 
     def _order(self, epoch: int) -> Tensor:
@@ -228,7 +224,6 @@ class Trainer:
 
     def _prepare(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder sees and what the decoder must explain."""
-        assert self.config.binarization is not None
         target = prepare(images, self.config.binarization, self.model.likelihood.continuous)
         noise = self.config.noise
         return (noise.add(target) if noise.variance else target), target
@@ -284,7 +279,7 @@ class Trainer:
         chosen = order[:count].sort().values
         images = self.images[chosen.to(self.images.device)]
         self.model.eval()
-        r = encode_images(self.model, images, self.config.binarization or "none")
+        r = encode_images(self.model, images, self.config.binarization)
         centres, _ = cluster.kmeans_plusplus(
             r.cpu().double().numpy(), self.model.num_prototypes, random_state=self.config.seed
         )

@@ -20,7 +20,7 @@ class CGMLossFormula(OfPair):
         """z = r + σ e."""
         return {3: tangents[0]}
 
-    def reached(self, cotangents: Tensors) -> list[Tensor | None]:
+    def reached(self, cotangents: Tensors, count: int) -> list[Tensor | None]:
         """What reached z is r's."""
         return [cotangents[3], None]
 

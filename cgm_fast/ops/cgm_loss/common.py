@@ -84,7 +84,7 @@ def mmd_problem(problem: Problem, z: Tensor) -> of_mmd.Problem:
     b = problem.r.shape[0]
     pair = 1.0 / (b * b)
     return of_mmd.Problem(
-        z, None, None, None, (b, b), (pair, -pair, -pair, pair), tuple(problem.variances),
+        z, None, None, None, None, (b, b), (pair, -pair, -pair, pair), tuple(problem.variances),
         tuple(problem.kernel_weights), problem.kernel, False,
     )  # fmt: skip
 

@@ -119,7 +119,7 @@ def mmd(
             relation = _unbiased_relation(of_x, of_y)
         difference = of_x.scale * of_x.mass - of_y.scale * of_y.mass
 
-    inputs = (weights, relation, variance)
+    inputs = (x, y, weights, relation, variance)
     if (
         torch.is_grad_enabled()
         and (
@@ -130,9 +130,9 @@ def mmd(
         )
         and differentiates_itself()
     ):
-        (loss,) = mmd_value(static, backend, None, *inputs, x, y)
+        (loss,) = mmd_value(static, backend, None, *inputs)
     else:
-        loss = mmd_fwd(Problem(torch.cat((x, y), -2), *inputs, *static), NOTHING, backend).loss
+        loss = mmd_fwd(Problem(*inputs, *static), NOTHING, backend).loss
     if difference is not None:
         # The op sums k - k(0); what that leaves out vanishes when both samples have the same mass.
         loss = loss + (sum(static[KERNEL_WEIGHTS]) * difference * difference).to(loss.dtype)

@@ -12,37 +12,27 @@ from cgm_fast.ops import derivatives
 from cgm_fast.ops.autograd import fused
 from cgm_fast.ops.formulas import Formula, Tensors
 from cgm_fast.ops.mmd.ops import mmd_fwd, mmd_hvp
-from cgm_fast.ops.mmd.problem import Problem, Wanted
+from cgm_fast.ops.mmd.problem import Problem, Tangent, Wanted
 
 
 class MMDFormula(Formula):
-    """A user's inputs are weights, relation, variance, and then the groups, or all stacked."""
+    """Variables are x, y, weights, relation and variance; the gradient has one part for x and y,
+    of the rows that are wanted."""
 
     fwd, hvp = mmd_fwd, mmd_hvp
-    variables = (0, 1, 2, 3)
+    variables = 5
     values = 1
 
-    def prepare(
-        self, inputs: Tensors, static: Any, needs: Sequence[bool]
-    ) -> tuple[Problem, Wanted]:
-        """Groups are stacked here, so that one that is a constant costs no gradient: of rows those
-        from the first group that needs it to the last are wanted."""
-        weights, relation, variance, *groups = inputs
-        begin = end = at = 0
-        for group, need in zip(groups, needs[3:], strict=True):
-            rows = group.shape[-2]  # type: ignore[union-attr]
-            if need:
-                begin, end = begin if end else at, at + rows
-            at += rows
-        z: Any = groups[0] if len(groups) == 1 else torch.cat(groups, -2)  # type: ignore[arg-type]
-        return (
-            Problem(z, weights, relation, variance, *static),
-            Wanted(begin, end, needs[0], needs[1], needs[2]),
-        )
-
     def wanted(self, problem: Problem, needs: Sequence[bool]) -> Wanted:
-        """Of z all rows."""
-        return Wanted(0, problem.z.shape[-2] if needs[0] else 0, *needs[1:])
+        """Of rows those of x, of y, or all."""
+        of_x, of_y, *others = needs
+        n, rows = problem.x.shape[-2], sum(problem.sizes)
+        begin = 0 if of_x or not of_y else n
+        return Wanted(begin, rows if of_y else n if of_x else 0, *others)
+
+    def everything(self, problem: Problem, parts: Sequence[bool]) -> Wanted:
+        """All rows or none."""
+        return Wanted(0, sum(problem.sizes) if parts[0] else 0, *parts[1:])
 
     def both(self, wanted: Wanted, other: Wanted) -> Wanted:
         """Rows from the first of either to the last."""
@@ -55,13 +45,36 @@ class MMDFormula(Formula):
         """Of z, weights, relation and variance."""
         return wanted.row_end > wanted.row_begin, *wanted[2:]
 
-    def whole(self, problem: Problem, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
-        """With zeros for rows beyond those wanted."""
-        of_z, *rest = parts
-        if of_z is not None and of_z.shape[-2] != problem.z.shape[-2]:
-            after = problem.z.shape[-2] - wanted.row_end
-            of_z = torch.nn.functional.pad(of_z, (0, 0, wanted.row_begin, after))
-        return [of_z, *rest]
+    def split(self, problem: Problem, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
+        """The rows of x and those of y."""
+        of_z, *others = parts
+        if of_z is None:
+            return [None, None, *others]
+        begin, end, *_ = wanted
+        n, rows = problem.x.shape[-2], sum(problem.sizes)
+        if end <= n:
+            return [_padded(of_z, begin, n - end), None, *others]
+        if begin >= n:
+            return [None, _padded(of_z, begin - n, rows - end), *others]
+        if begin > 0 or end < rows:
+            of_z = _padded(of_z, begin, rows - end)
+        of_x, of_y = of_z.split_with_sizes((n, rows - n), -2)
+        return [of_x, of_y, *others]
+
+    def tangent(self, problem: Problem, wanted: Wanted, parts: Tensors) -> Tangent:
+        """Zero for rows that are not wanted."""
+        of_z, *others = parts
+        if of_z is not None:
+            of_z = _padded(of_z, wanted.row_begin, sum(problem.sizes) - wanted.row_end)
+        return Tangent(of_z, *others)
+
+    def gathered(self, problem: Problem, tangents: Tensors) -> Tangent:
+        """Those of x and y, stacked."""
+        of_x, of_y, *others = tangents
+        if problem.y is not None and not (of_x is None and of_y is None):
+            pair = ((of_x, problem.x), (of_y, problem.y))
+            of_x = torch.cat([torch.zeros_like(z) if t is None else t for t, z in pair], -2)
+        return Tangent(of_x, *others)
 
     def narrowed(self, wanted: Wanted, wide: Wanted, gradients: Tensors) -> list[Tensor | None]:
         """Some rows of more."""
@@ -80,35 +93,23 @@ class MMDFormula(Formula):
         by = (per_entry, per_row, per_entry, per_row)
         return [None if v is None else f * v for f, v in zip(by, gradients, strict=True)]
 
-    def dot(self, gradients: Tensors, wanted: Wanted, tangents: Tensors) -> Tensor | None:
+    def dot(self, gradients: Tensors, wanted: Wanted, tangent: Tensors) -> Tensor | None:
         """For each item of a batch."""
         terms = []
-        for i, (gradient, tangent) in enumerate(zip(gradients, tangents, strict=True)):
-            if gradient is None or tangent is None:
+        for i, (gradient, value) in enumerate(zip(gradients, tangent, strict=True)):
+            if gradient is None or value is None:
                 continue
             if i == 0:
-                tangent = tangent.narrow(-2, wanted.row_begin, wanted.row_end - wanted.row_begin)
-            terms.append((gradient * tangent).sum((-2, -1) if i in (0, 2) else -1))
+                value = value.narrow(-2, wanted.row_begin, wanted.row_end - wanted.row_begin)
+            terms.append((gradient * value).sum((-2, -1) if i in (0, 2) else -1))
         return sum(terms[1:], terms[0]) if terms else None
 
-    def split(self, inputs: Tensors, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
-        """The rows of each group, in its dtype."""
-        of_z, *rest = (
-            value if value is None or value.dtype == like.dtype else value.to(like.dtype)
-            for value, like in zip(parts, (inputs[3], *inputs[:3]), strict=True)
-        )
-        groups = inputs[3:]
-        if of_z is None:
-            return [*rest, *[None] * len(groups)]
-        sizes = [group.shape[-2] for group in groups]  # type: ignore[union-attr]
-        if wanted.row_begin == 0 and wanted.row_end == sum(sizes):
-            return [*rest, *of_z.split_with_sizes(sizes, -2)]
-        out, begin = [], -wanted.row_begin
-        for rows in sizes:
-            inside = 0 <= begin < of_z.shape[-2]
-            out.append(of_z.narrow(-2, begin, rows) if inside else None)
-            begin += rows
-        return [*rest, *out]
+
+def _padded(rows: Tensor, before: int, after: int) -> Tensor:
+    """With zeros for the rows before and after."""
+    if before == after == 0:
+        return rows
+    return torch.nn.functional.pad(rows, (0, 0, before, after))
 
 
 def _batched(op: Any) -> Any:
@@ -116,8 +117,8 @@ def _batched(op: Any) -> Any:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         size = info.batch_size
-        z, in_dim = args[0], in_dims[0]
-        inner = z.shape[:-2] if in_dim is None else z.movedim(in_dim, 0).shape[1:-2]
+        x, in_dim = args[0], in_dims[0]
+        inner = x.shape[:-2] if in_dim is None else x.movedim(in_dim, 0).shape[1:-2]
 
         def joined(arg: Any, dim: int | None) -> Any:
             if not isinstance(arg, Tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(problem: Problem, *rest: Any) -> Any:
-        if problem.z.dim() == 3:
+        if problem.x.dim() == 3:
             return function(problem, *rest)
         records = (
             type(record)(*(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in record))
@@ -38,18 +38,17 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def room_for_derivatives(
     problem: Problem, wanted: Wanted, like: Tensor
-) -> Iterator[Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """New tensors for derivatives in z, weights, relation and variance, where they are wanted."""
-    *batch, rows, d = problem.z.shape
+    *batch, _, d = problem.x.shape
+    rows, groups = sum(problem.sizes), len(problem.sizes)
     begin, end, with_weights, with_relation, with_variance = wanted
-    yield like.new_empty((*batch, end - begin, d)) if end > begin else None
-    yield like.new_empty((*batch, rows)) if with_weights else None
-    if with_relation:
-        groups = len(problem.sizes)
-        yield like.new_empty((*batch, groups, groups), dtype=torch.float64)
-    else:
-        yield None
-    yield like.new_empty((*batch, len(problem.kernel_weights))) if with_variance else None
+    return (
+        like.new_empty((*batch, end - begin, d)) if end > begin else None,
+        like.new_empty((*batch, rows)) if with_weights else None,
+        like.new_empty((*batch, groups, groups), dtype=torch.float64) if with_relation else None,
+        like.new_empty((*batch, len(problem.kernel_weights))) if with_variance else None,
+    )
 
 
 def bounds_of_groups(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -65,7 +64,7 @@ def relation_of(problem: Problem, dtype: torch.dtype) -> Tensor:
     """Γ [b or 1, G, G] of a problem with a batch."""
     groups = len(problem.sizes)
     if problem.relation is None:
-        return constants(problem.relations, dtype, problem.z.device).view(1, groups, groups)
+        return constants(problem.relations, dtype, problem.x.device).view(1, groups, groups)
     return problem.relation.to(dtype)
 
 
@@ -78,7 +77,7 @@ def pair_masses(problem: Problem, dtype: torch.dtype) -> Tensor:
             for g, n in enumerate(sizes)
             for h, m in enumerate(sizes)
         )
-        return constants(tuple(counts), dtype, problem.z.device).view(1, groups, groups)
+        return constants(tuple(counts), dtype, problem.x.device).view(1, groups, groups)
     parts = problem.weights.to(dtype).split(sizes, -1)
     mass = torch.stack([part.sum(-1) for part in parts], -1)
     square = torch.stack([(part * part).sum(-1) for part in parts], -1)

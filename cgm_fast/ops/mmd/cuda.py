@@ -19,7 +19,7 @@ from cgm_fast.ops.cuda.launch import (
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
 from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
 from cgm_fast.ops.mmd.common import bounds_of_groups, room_for_derivatives
-from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
 
 # Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
 # on it has fewer instructions than mmd_rows.cuh, and pairs for a multiprocessor that are worth its
@@ -32,17 +32,15 @@ WORKERS = 2
 @on_device
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
-    z, weights, relation, variance, *_ = problem = _contiguous(problem)
-    value = Value(
-        (like := compute_like(z)[1]).new_empty(z.shape[:-2]),
-        *room_for_derivatives(problem, wanted, like),
-    )
-    plan = _plan(z.shape, z.dtype, tuple(problem[4:]), wanted.row_begin, wanted.row_end)
+    problem = _readable(problem)
+    x, y, weights, relation, variance = problem[:5]
+    _, like = compute_like(x)
+    value = Value(like.new_empty(x.shape[:-2]), *room_for_derivatives(problem, wanted, like))
     device, _workspace = _device(problem, _shares(problem, wanted))
     kernels().mmd_fwd_cuda(
-        plan,
-        z=begin(z), weights=address(weights), relation=address(relation),
-        variance=address(variance),
+        _plan(x.shape, _strides(problem), x.dtype, problem[5:], wanted[:2]),
+        x=begin(x), y=0 if y is None else begin(y), weights=address(weights),
+        relation=address(relation), variance=address(variance),
         value_loss=value.loss.data_ptr(), value_z=address(value.z),
         value_weights=address(value.weights), value_relation=address(value.relation),
         value_variance=address(value.variance), device=device,
@@ -53,19 +51,19 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
 @on_device
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian of L applied to a tangent: see `Product`."""
-    z, weights, relation, variance, *_ = problem = _contiguous(problem)
-    dtype, like = compute_like(z)
+    problem = _readable(problem)
+    x, y, weights, relation, variance = problem[:5]
+    dtype, like = compute_like(x)
     of_relation = plain(tangent.relation, torch.float64)
     of_z, of_weights, of_variance = (
         plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
     product = Product(*room_for_derivatives(problem, wanted, like))
-    plan = _plan(z.shape, z.dtype, tuple(problem[4:]), wanted.row_begin, wanted.row_end)
     device, _workspace = _device(problem, _Shares(ROWS, 0, 0))
     kernels().mmd_hvp_cuda(
-        plan,
-        z=begin(z), weights=address(weights), relation=address(relation),
-        variance=address(variance),
+        _plan(x.shape, _strides(problem), x.dtype, problem[5:], wanted[:2]),
+        x=begin(x), y=0 if y is None else begin(y), weights=address(weights),
+        relation=address(relation), variance=address(variance),
         tangent_z=address(of_z), tangent_weights=address(of_weights),
         tangent_relation=address(of_relation), tangent_variance=address(of_variance),
         product_z=address(product.z), product_weights=address(product.weights),
@@ -75,27 +73,43 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     return product
 
 
-def _contiguous(problem: Problem) -> Problem:
-    """Its tensors as kernels read them."""
-    dtype = compute_like(problem.z)[0]
+def _readable(problem: Problem) -> Problem:
+    """Its tensors as kernels read them: no group has rows in x and in y."""
+    dtype = compute_like(problem.x)[0]
+    if problem.y is not None and problem.x.shape[-2] not in _begins(problem.sizes):
+        problem = problem._replace(x=stacked(problem), y=None)
     return problem._replace(
-        z=problem.z.contiguous(),
         weights=plain(problem.weights, dtype),
         relation=plain(problem.relation, torch.float64),
         variance=plain(problem.variance, dtype),
     )
 
 
+def _begins(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows before each group, and all."""
+    return (0, *(end for _, end in bounds_of_groups(sizes)))
+
+
+def _strides(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return problem.x.stride(), (0, 0) if problem.y is None else problem.y.stride()
+
+
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    shape: torch.Size, dtype: torch.dtype, static: tuple[Any, ...], row_begin: int, row_end: int
+    shape: torch.Size,
+    strides: tuple[tuple[int, ...], tuple[int, ...]],
+    dtype: torch.dtype,
+    static: tuple[Any, ...],
+    rows: tuple[int, int],
 ) -> Any:
-    """What does not change from call to call; made once."""
+    """What does not change from call to call, of x's shape, and of both strides; made once."""
     sizes, relations, variances, kernel_weights, kernel, _ = static
+    x_strides, y_strides = (of if len(of) == 3 else (0, *of) for of in strides)
     return kernels().MmdPlan(
-        batch=shape[0] if len(shape) == 3 else 1, d=shape[-1], dtype=DTYPES[dtype],
+        batch=shape[0] if len(shape) == 3 else 1, x_rows=shape[-2], d=shape[-1],
+        dtype=DTYPES[dtype], x_strides=x_strides, y_strides=y_strides,
         float64=dtype == torch.float64, sizes=sizes, relations=relations, variances=variances,
-        kernel_weights=kernel_weights, kernel=kernel, row_begin=row_begin, row_end=row_end,
+        kernel_weights=kernel_weights, kernel=kernel, row_begin=rows[0], row_end=rows[1],
     )  # fmt: skip
 
 
@@ -111,9 +125,9 @@ class _Shares(NamedTuple):
 
 
 def _shares(problem: Problem, wanted: Wanted) -> _Shares:
-    z, sizes = problem.z, problem.sizes
-    dtype, device, d = compute_like(z)[0], z.device, z.shape[-1]
-    b = z.shape[0] if z.dim() == 3 else 1
+    x, sizes = problem.x, problem.sizes
+    dtype, device, d = compute_like(x)[0], x.device, x.shape[-1]
+    b = x.shape[0] if x.dim() == 3 else 1
     if problem.kernel != "gaussian":
         return _Shares(ROWS, 0, 0)
     if not wanted.variance and (workers := _workers(b, sizes, d, dtype, device)):
@@ -147,20 +161,19 @@ def _columns(d: int) -> int:
 
 def _device(problem: Problem, shares: _Shares) -> tuple[Any, tuple[torch.Tensor, ...]]:
     """What a launch is given besides (csrc/mmd.h); tensors to keep until it is made."""
-    z, sizes, device = problem.z, problem.sizes, problem.z.device
-    dtype, b = compute_like(z)[0], z.shape[0] if z.dim() == 3 else 1
+    x, sizes, device = problem.x, problem.sizes, problem.x.device
+    dtype, b = compute_like(x)[0], x.shape[0] if x.dim() == 3 else 1
     groups, scales = len(sizes), len(problem.kernel_weights)
     rows, workers, columns = shares
     blocks = tiles(sizes, rows)
-    begins = (0, *(end for _, end in bounds_of_groups(sizes)))
     partials = torch.empty((b, blocks, 3 * groups + scales), dtype=torch.float64, device=device)
     of_blocks = counters(b + workers, device)
     slots = partials
     if workers:
-        room = 3 * groups + TENSOR_ROWS * (1 + _padded(z.shape[-1]) // 2 + 2)
+        room = 3 * groups + TENSOR_ROWS * (1 + _padded(x.shape[-1]) // 2 + 2)
         slots = torch.empty((2 * workers, room), dtype=torch.float64, device=device)
     fixed = (
-        constants(begins, torch.int64, device),
+        constants(_begins(sizes), torch.int64, device),
         constants(problem.relations, torch.float64, device),
         constants(problem.variances, dtype, device),
         constants(problem.kernel_weights, dtype, device),

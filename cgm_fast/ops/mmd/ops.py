@@ -13,27 +13,27 @@ from cgm_fast.ops.registration import Op
 
 
 def _product_fake(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
-    z, groups = problem.z, len(problem.sizes)
-    *batch, rows, d = z.shape
-    dtype = torch.promote_types(z.dtype, torch.float32)
+    x, rows, groups = problem.x, sum(problem.sizes), len(problem.sizes)
+    *batch, _, d = x.shape
+    dtype = torch.promote_types(x.dtype, torch.float32)
     scales, count = len(problem.kernel_weights), wanted.row_end - wanted.row_begin
     return Product(
-        z.new_empty((*batch, count, d), dtype=dtype) if count > 0 else None,
-        z.new_empty((*batch, rows), dtype=dtype) if wanted.weights else None,
-        z.new_empty((*batch, groups, groups), dtype=sums_dtype(z)) if wanted.relation else None,
-        z.new_empty((*batch, scales), dtype=dtype) if wanted.variance else None,
+        x.new_empty((*batch, count, d), dtype=dtype) if count > 0 else None,
+        x.new_empty((*batch, rows), dtype=dtype) if wanted.weights else None,
+        x.new_empty((*batch, groups, groups), dtype=sums_dtype(x)) if wanted.relation else None,
+        x.new_empty((*batch, scales), dtype=dtype) if wanted.variance else None,
     )
 
 
 def _value_fake(problem: Problem, wanted: Wanted) -> Value:
     gradient = _product_fake(problem, Tangent(None, None, None, None), wanted)
-    dtype = torch.promote_types(problem.z.dtype, torch.float32)
-    return Value(problem.z.new_empty(problem.z.shape[:-2], dtype=dtype), *gradient)
+    dtype = torch.promote_types(problem.x.dtype, torch.float32)
+    return Value(problem.x.new_empty(problem.x.shape[:-2], dtype=dtype), *gradient)
 
 
-def sums_dtype(z: torch.Tensor) -> torch.dtype:
+def sums_dtype(x: torch.Tensor) -> torch.dtype:
     """Of the block sums: float64, or float32 where the device has none (MPS)."""
-    return torch.float32 if z.device.type == "mps" else torch.float64
+    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _not_negative(value: Value, problem: Problem) -> None:

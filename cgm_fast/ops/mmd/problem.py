@@ -1,20 +1,24 @@
 """What `cgm_fast::mmd_fwd` and `mmd_hvp` are given, as values: see README.md beside this file.
 
-A batch [b] may be missing, from all tensors together. M rows in G groups, s bandwidths.
+A batch [b] may be missing, from all tensors together. Rows z = [x; y] are M in G groups, one group
+after another, s are bandwidths.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class Problem(NamedTuple):
     """L = Σ_{i ≠ j} Γ[g_i, g_j] w_i w_j (k(z_i, z_j) − k(0)), k = Σ_s ω_s φ_s."""
 
-    z: Tensor
-    """[b, M, d], the groups' rows one group after another; any floating dtype."""
+    x: Tensor
+    """[b, n, d], the first rows of z, or all of them; any floating dtype and strides."""
+    y: Tensor | None
+    """[b, M - n, d], the others: where two samples are two tensors, none is copied."""
     weights: Tensor | None
     """[b, M], w; None for ones."""
     relation: Tensor | None
@@ -83,6 +87,11 @@ class Product(NamedTuple):
     relation: Tensor | None
     """[b, G, G] float64"""
     variance: Tensor | None
+
+
+def stacked(problem: Problem) -> Tensor:
+    """z [b, M, d]: a copy, where x and y are two."""
+    return problem.x if problem.y is None else torch.cat((problem.x, problem.y), -2)
 
 
 NOTHING = Wanted(0, 0, False, False, False)

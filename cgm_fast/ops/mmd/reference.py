@@ -22,7 +22,7 @@ from cgm_fast.ops.mmd.common import (
     relation_of,
 )
 from cgm_fast.ops.mmd.kernels import FAMILIES, Family
-from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
 
 
 @dataclass
@@ -122,7 +122,7 @@ class Chunk:
 @batched
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
-    z, sizes = problem.z, problem.sizes
+    z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
     dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
     small = z.new_zeros((b, groups, groups), dtype=wide)
@@ -134,7 +134,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     columns = [slice(*bounds) for bounds in bounds_of_groups(sizes)]
     weighted = problem.weights is not None
     with _no_autocast(z.device.type):
-        for chunk in _chunks(problem, 10 + 6 * scales):
+        for chunk in _chunks(problem, z, 10 + 6 * scales):
             c, g, i0, i1 = chunk.batch, chunk.group, chunk.i0, chunk.i1
             k = chunk.kernel(wanted)
             w = chunk.w.unsqueeze(1)
@@ -189,7 +189,7 @@ def _mass(pairs: Tensor, chunk: Chunk, columns: slice, weighted: bool) -> Tensor
 @batched
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian of L applied to a tangent: see `Product`."""
-    z, sizes = problem.z, problem.sizes
+    z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
     dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
     out_z = z.new_empty((b, wanted.row_end - wanted.row_begin, d), dtype=dtype)
@@ -203,7 +203,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     columns = [slice(*bounds) for bounds in bounds_of_groups(sizes)]
     everything = Wanted(0, 0, True, True, True)
     with _no_autocast(z.device.type):
-        for chunk in _chunks(problem, 20 + 8 * scales):
+        for chunk in _chunks(problem, z, 20 + 8 * scales):
             c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
             t, t_rows = z_dot[c], z_dot[c, i0:i1]
             w, w_rows = chunk.w.unsqueeze(1), chunk.w_rows.unsqueeze(2)
@@ -251,16 +251,16 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     )
 
 
-def _chunks(problem: Problem, temporaries: int) -> Iterator[Chunk]:
-    """Visit every ordered pair of rows once; a chunk's rows all come from one group.
+def _chunks(problem: Problem, z: Tensor, temporaries: int) -> Iterator[Chunk]:
+    """Visit every ordered pair of rows of z once; a chunk's rows all come from one group.
 
     A pair has so many temporaries of the dtype that is computed in.
     """
-    (b, rows, _), sizes = problem.z.shape, problem.sizes
-    dtype, device = torch.promote_types(problem.z.dtype, torch.float32), problem.z.device
+    (b, rows, _), sizes = z.shape, problem.sizes
+    dtype, device = torch.promote_types(z.dtype, torch.float32), z.device
     # The loss does not move when the origin does. |a|² + |b|² - 2ab loses what |a|² has over the
     # distance: so it is taken in float64, where there is one.
-    far = problem.z.to(_wide(problem.z))
+    far = z.to(_wide(z))
     far = far - far.mean(1, keepdim=True)
     squares = (far * far).sum(-1)
     z = far.to(dtype)

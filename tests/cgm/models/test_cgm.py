@@ -143,7 +143,7 @@ def test_prior_samples_around_any_prototype():
     seen = []
 
     class Watched:
-        plain, prior_sampling = False, "iid"
+        plain = False
 
         def __call__(self, z, prior, categories, k):
             seen.append(prior)

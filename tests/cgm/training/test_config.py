@@ -8,15 +8,15 @@ import torch
 from cgm_fast.cgm.data import ImageData, load
 from cgm_fast.cgm.training.build import build_model
 from cgm_fast.cgm.training.config import (
-    PRESETS,
     ConfigError,
     RunConfig,
     TrainConfig,
     check,
     from_dict,
-    resolve,
     to_dict,
 )
+from cgm_fast.cgm.training.presets import PRESETS, resolve
+from cgm_fast.cgm.training.resuming import differences
 
 
 def _data(name="digits", shape=(1, 8, 8), n=200, labels=True):
@@ -126,6 +126,20 @@ def test_from_dict_refuses(change, message):
     values = to_dict(resolve(TrainConfig(), _data()))
     with pytest.raises(ConfigError, match=message):
         from_dict({**values, **change})
+
+
+def test_what_is_left_to_the_data_is_as_a_resumed_run_has_it():
+    saved = resolve(TrainConfig(lr=0.5, max_steps=7), _data())
+    left_out = TrainConfig(resume=True)
+    assert differences(saved, left_out, {"lr", "epochs", "max_steps"}) == {"max_steps": None}
+
+
+def test_a_run_config_is_filled_in_or_none():
+    with pytest.raises(ConfigError, match=r"lacks values of .*, lr, sigma2 or rate_bits"):
+        RunConfig()
+    saved = resolve(TrainConfig(), _data())
+    with pytest.raises(ConfigError, match=r"config lacks values of margin$"):
+        replace(saved, margin=None)
 
 
 def test_defaults_are_valid():

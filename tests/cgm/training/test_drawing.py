@@ -8,7 +8,7 @@ from tiny import linear_model, settings
 
 from cgm_fast.cgm.data import load
 from cgm_fast.cgm.training import drawing
-from cgm_fast.cgm.training.config import resolve
+from cgm_fast.cgm.training.presets import resolve
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from tiny import IMAGES, checkpoint, metrics, pixels, run
 from cgm_fast.cgm.data import load
 from cgm_fast.cgm.files import RunError
 from cgm_fast.cgm.models import CGM, Descriptor
-from cgm_fast.cgm.models.divergence import Divergence
 from cgm_fast.cgm.training.runs import load_run
 
 
@@ -95,15 +94,17 @@ def test_settings_reach_the_model_and_the_noise(tmp_path, monkeypatch):
         denoise_clip=True,
     )
     model, x = seen[0]
-    assert model.divergence == Divergence(prior_sampling="iid", estimator="unbiased")
-    assert (model.normalize, model.latent_loss.negatives) == (True, "mean")
+    mmd = model.divergence.config
+    assert mmd is model.config.mmd
+    assert (mmd.prior_sampling, mmd.estimator, mmd.divergence) == ("iid", "unbiased", "mmd2")
+    assert (model.config.margin_loss.normalize, model.latent_loss.negatives) == (True, "mean")
     assert model.latent_loss.detach_prior
     assert (float(x.min()), float(x.max())) == (0, 1)
     others = {"divergence": "energy", "conditional": False}, {"conditional": True}
     for i, given in enumerate(others):
         run(tmp_path, max_steps=1, out=str(tmp_path / str(i)), **given)
-        found = seen[-1][0].divergence
-        assert (found.kind, found.conditional) == (("energy", False), ("mmd2", True))[i]
+        found = seen[-1][0].divergence.config
+        assert (found.divergence, found.conditional) == (("energy", False), ("mmd2", True))[i]
 
 
 def test_bf16(tmp_path):
