@@ -104,21 +104,21 @@ def test_tensor_cores_with_every_option(how, options, allowed, tensor_cores, dev
     assert gradient <= allowed[1]
 
 
-def problem_of(z, sizes, sigma, **options):
+def problem_of(x, sizes, sigma, **options):
     """The biased MMD² of the first two groups, or what the options make of it."""
     scales = [1 / size for size in sizes]
     relations = [a * b * (1 if i == j else -1) for i, a in enumerate(scales)
                  for j, b in enumerate(scales)]  # fmt: skip
-    plain = Problem(z, None, None, None, None, tuple(sizes), tuple(relations), (sigma**2,), (1.0,),
+    plain = Problem(x, None, None, None, None, tuple(sizes), tuple(relations), (sigma**2,), (1.0,),
                     "gaussian", False)  # fmt: skip
     return plain._replace(**options)
 
 
 def of_op(x, y, sigma, begin=0, end=None):
     """Loss and gradient as the op has them, before the gradient is rounded to the inputs' dtype."""
-    z = torch.cat((x, y))
-    wanted = NOTHING._replace(row_begin=begin, row_end=len(z) if end is None else end)
-    value = mmd.fwd(problem_of(z, (len(x), len(y)), sigma), wanted)
+    rows = len(x) + len(y)
+    wanted = NOTHING._replace(row_begin=begin, row_end=rows if end is None else end)
+    value = mmd.fwd(problem_of(x, (len(x), len(y)), sigma, y=y), wanted)
     return value.loss, value.z
 
 
@@ -138,14 +138,15 @@ def test_half_samples_on_tensor_cores(d, dtype, offset, allowed, tensor_cores, d
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_rows_that_cannot_be_copied_by_sixteen_bytes(dtype, tensor_cores, device):
+def test_copies_by_sixteen_bytes_change_nothing(dtype, tensor_cores, device):
     x, y = samples(300, 290, 24, dtype=dtype, device=device)
-    z = torch.cat((x, y))
-    shifted = torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape)
-    assert shifted.data_ptr() % 16
-    wanted = NOTHING._replace(row_end=len(z))
-    found, again = (mmd.fwd(problem_of(v, (300, 290), 5.0), wanted)[:2] for v in (z, shifted))
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    found = of_op(x, y, 5.0)
+    strided = [torch.stack((z, z), -1)[..., 0] for z in (x, y)]
+    shifted = [torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape) for z in (x, y)]
+    stacked = mmd.fwd(problem_of(torch.cat((x, y)), (300, 290), 5.0),
+                      NOTHING._replace(row_end=590))[:2]  # fmt: skip
+    for moved in (of_op(*strided, 5.0), of_op(*shifted, 5.0), stacked):
+        assert all(torch.equal(a, b) for a, b in zip(found, moved, strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])
@@ -286,6 +287,18 @@ def test_groups_of_a_batch_on_tensor_cores(monkeypatch, device):
     monkeypatch.setattr(mmd, "_workers", lambda *_: 7)
     problem = problem_with((130, 1, 50), 40, batch=2, device=device)
     assert_value_close(problem, 1e-6, Wanted(0, 181, True, True, False))
+
+
+@pytest.mark.parametrize("d", [5, 70])
+@pytest.mark.parametrize("n", [20, 30, 31])
+def test_groups_in_two_tensors(n, d, device):
+    """Whether or not a group has rows in both."""
+    problem = problem_with((30, 1, 20), d, batch=2, device=device)
+    z = problem.x
+    two = problem._replace(x=z[:, :n], y=z[:, n:].transpose(0, 1).contiguous().transpose(0, 1))
+    wanted = Wanted(0, 51, True, True, True)
+    for found, right in zip(mmd.fwd(two, wanted), mmd.fwd(problem, wanted), strict=True):
+        assert torch.equal(found, right)
 
 
 def test_more_pairs_of_groups_than_threads(device):
