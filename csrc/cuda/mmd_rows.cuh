@@ -160,10 +160,11 @@ struct RowsPass {
     return lane.row < own.here ? row_weight(in, item, own.first + lane.row) : T(0);
   }
 
-  // Where a tile's columns end of which `first` is the first and `end` ends the group.
+  // Columns of the tile that begins with column `first`, where `end` ends the group. Opaque: or they
+  // would be counted anew for every column.
   template <int kD>
   __device__ static int here(int64_t first, int64_t end) {
-    return static_cast<int>(end - first < kTile<T, kD> ? end - first : kTile<T, kD>);
+    return opaque(static_cast<int>(end - first < kTile<T, kD> ? end - first : kTile<T, kD>));
   }
 };
 
