@@ -39,7 +39,6 @@ struct OnCpu {
   using PrototypeMargin = int;
   using CgmLoss = int;
   static constexpr const char* suffix = "";
-  static constexpr const char* besides = "threads";
 
   template <typename T>
   static void mmd_fwd(const cf::MmdProblem<T>& in, const cf::MmdValue<T>& value, int threads) {

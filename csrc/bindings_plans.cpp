@@ -36,12 +36,51 @@ MmdPlan mmd_plan(int64_t batch, int64_t x_rows, int64_t d, int dtype, const Stri
           row_end};
 }
 
-PrototypeMarginPlan prototype_margin_plan(int64_t rows, int64_t k, int64_t d, bool float64,
-                                          double margin, double negative_scale, double scale) {
-  return {rows, k, d, float64, margin, negative_scale, scale};
+PrototypeMarginPlan prototype_margin_plan(int64_t rows, int64_t k, int64_t d, int r_dtype,
+                                          int g_dtype, const Strides& r_strides,
+                                          const Strides& g_strides, bool float64, double margin,
+                                          double negative_scale, double scale) {
+  return {rows,
+          k,
+          d,
+          without_address(r_dtype, r_strides),
+          without_address(g_dtype, g_strides),
+          float64,
+          margin,
+          negative_scale,
+          scale};
+}
+
+CgmLossPlan cgm_loss_plan(const PrototypeMarginPlan& of_margin, int noise_dtype,
+                          const Strides& noise_strides, double sigma, double prior_sigma,
+                          double mmd_weight, double margin_weight,
+                          const std::vector<double>& variances,
+                          const std::vector<double>& kernel_weights, const std::string& kernel,
+                          bool detach_prior) {
+  return {of_margin,
+          without_address(noise_dtype, noise_strides),
+          sigma,
+          prior_sigma,
+          mmd_weight,
+          margin_weight,
+          variances,
+          kernel_weights,
+          kernel_of(kernel),
+          detach_prior};
 }
 
 }  // namespace
+
+py::dict fields_by_op(const std::vector<Fields>& records) {
+  py::dict out;
+  for (const Fields& of : records) {
+    if (!out.contains(of.op)) out[of.op] = py::dict();
+    py::list names;
+    for (const char* name : of.names) names.append(name);
+    out[of.op][of.record] = names;
+  }
+  return out;
+}
 
 void bind_plans(py::module_& module) {
   using py::arg;
@@ -53,19 +92,17 @@ void bind_plans(py::module_& module) {
            arg("row_end"));
   py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan", here)
       .def(py::init(&prototype_margin_plan), py::kw_only(), arg("rows"), arg("k"), arg("d"),
-           arg("float64"), arg("margin"), arg("negative_scale"), arg("scale"));
+           arg("r_dtype"), arg("g_dtype"), arg("r_strides"), arg("g_strides"), arg("float64"),
+           arg("margin"), arg("negative_scale"), arg("scale"));
   py::class_<CgmLossPlan>(module, "CgmLossPlan", here)
-      .def(py::init([](const PrototypeMarginPlan& of_margin, double sigma, double prior_sigma,
-                       double mmd_weight, double margin_weight, std::vector<double> variances,
-                       std::vector<double> kernel_weights, const std::string& kernel,
-                       bool detach_prior) {
-             return CgmLossPlan{of_margin,     sigma,     prior_sigma,    mmd_weight,
-                                margin_weight, variances, kernel_weights, kernel_of(kernel),
-                                detach_prior};
-           }),
-           py::kw_only(), arg("of_margin"), arg("sigma"), arg("prior_sigma"), arg("mmd_weight"),
+      .def(py::init(&cgm_loss_plan), py::kw_only(), arg("of_margin"), arg("noise_dtype"),
+           arg("noise_strides"), arg("sigma"), arg("prior_sigma"), arg("mmd_weight"),
            arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("detach_prior"));
+  module.attr("fields") = fields_by_op(fields());
+  py::list kernels;
+  for (const KernelName& known : kKernelNames) kernels.append(known.name);
+  module.attr("kernels") = kernels;
 }
 
 }  // namespace cgm_fast::bindings

@@ -38,9 +38,14 @@ LIBRARY = {
     "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
     "watching": (r"cgm_fast\.ops\.watching", set()),
     "checks": (r"cgm_fast\.ops\.checks", {"watching"}),
-    "scaling": (r"cgm_fast\.ops\.scaling", set()),
-    "registration": (r"cgm_fast\.ops\.registration", {"backends", "memory", "watching"}),
-    "derivatives": (r"cgm_fast\.ops\.derivatives", {"registration", "watching"}),
+    "records": (r"cgm_fast\.ops\.records", set()),
+    "registration": (r"cgm_fast\.ops\.registration", {"backends", "memory", "records", "watching"}),
+    "formulas": (r"cgm_fast\.ops\.formulas", {"registration"}),
+    "fused": (r"cgm_fast\.ops\.autograd", {"formulas", "watching"}),
+    "derivatives": (
+        r"cgm_fast\.ops\.derivatives",
+        {"formulas", "records", "registration", "watching"},
+    ),
     "memory": (r"cgm_fast\.ops\.memory", set()),
     "chunks": (r"cgm_fast\.ops\.chunks", set()),
     "forks": (r"cgm_fast\.ops\.forks", set()),
@@ -51,11 +56,25 @@ LIBRARY = {
     "op": (OP, {"api"}),
     "api": (
         OP + r"\.api",
-        {"api", "autograd", "blind", "definition", "checks", "backends", "watching"},
+        {
+            "api",
+            "autograd",
+            "blind",
+            "problem",
+            "definition",
+            "checks",
+            "backends",
+            "watching",
+        },
     ),
-    "autograd": (OP + r"\.autograd", {"definition", "scaling", "derivatives", "watching"}),
-    "definition": (OP + r"\.ops", {"registration"}),
-    "common": (OP + r"\.common", set()),
+    "autograd": (
+        OP + r"\.autograd",
+        {"definition", "problem", "formulas", "fused", "derivatives"},
+    ),
+    "definition": (OP + r"\.ops", {"problem", "registration"}),
+    "problem": (OP + r"\.problem", {"problem"}),
+    "radial": (OP + r"\.kernels", set()),
+    "common": (OP + r"\.common", {"gpu", "problem"}),
     "blind": (OP + r"\.blind", {"forks", "watching"}),
     "kernels": (OP + r"\.triton_(kernels|hvp)", {"kernels", "triton"}),
     # reference, native, and whatever implementations come.
@@ -63,6 +82,8 @@ LIBRARY = {
         OP + r"\.(?P<name>\w+)",
         {
             "implementation",
+            "problem",
+            "radial",
             "common",
             "compiled",
             "memory",
@@ -149,6 +170,8 @@ def why_not(importer, imported):
     elif target == "kernels" and layer == "kernels":
         if own["op"] not in ("cgm_loss", other["op"]):
             return "only cgm_loss's kernels may import those of other ops"
+    elif target == "problem" and own.get("op") == "cgm_loss":
+        return None  # it is made of the other two
     elif "op" in own and "op" in other and own["op"] != other["op"] and target != "api":
         return "what lies below another op's api is its own affair"
     return None

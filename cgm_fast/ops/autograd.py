@@ -39,30 +39,31 @@ def fused(formula: Formula) -> Callable[..., tuple[Tensor, ...]]:
                 wanted, results = known
                 out = results = tuple(None if v is None else v.detach() for v in results)
             ctx.save_for_backward(*inputs, *results[1:])  # of the loss nothing is needed
-            ctx.rest = static, backend, wanted, known is not None
-            if formula.constant:
+            ctx.rest = static, backend, wanted, known is not None, len(inputs)
+            if len(out) > 1:
                 ctx.mark_non_differentiable(*(out[i] for i in formula.constant))
-            ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
+                ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
             return out
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Any) -> Any:
-            static, backend, wanted, whole = ctx.rest
-            saved = ctx.saved_tensors
-            count = len(ctx.needs_input_grad) - 3
-            inputs, results = saved[:count], (None, *saved[count:])
-            problem, hvp = new_problem(*inputs, *static), formula.hvp
+            static, backend, wanted, whole, count = ctx.rest
+            saved, hvp = ctx.saved_tensors, formula.hvp
+            inputs, results, problem = saved[:count], (None, *saved[count:]), None
             differentiated = torch.is_grad_enabled()
+            if whole or differentiated:  # else nothing is done but scaling
+                problem = new_problem(*inputs, *static)
+            if differentiated and not whole:
+                if composed(cotangents[0]):  # the gradients of a batch, together
+                    results = formula.fwd.dispatched(problem, wanted, backend)
+                else:
+                    results = Fused.apply(static, backend, (wanted, results), *inputs)
             if whole:
                 with torch.no_grad():
                     parts = formula.backward(problem, wanted, backend, results, cotangents, hvp)
             else:
-                if differentiated and composed(cotangents[0]):  # the gradients of a batch, together
-                    results = formula.fwd.dispatched(problem, wanted, backend)
-                elif differentiated:
-                    results = Fused.apply(static, backend, (wanted, results), *inputs)
                 parts = formula.backward(problem, wanted, backend, results, cotangents, hvp)
-            out = formula.split(problem, wanted, parts)
+            out = formula.split(inputs, static, wanted, parts)
             for i, value in enumerate(out):
                 if value is not None and value.dtype != inputs[i].dtype:
                     out[i] = value.to(inputs[i].dtype)

@@ -20,7 +20,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from cgm_fast.ops import watching
 from cgm_fast.ops.formulas import THIRD, Formula
-from cgm_fast.ops.records import flatten, rebuild
+from cgm_fast.ops.records import flatten, rebuild, tensor_fields
 from cgm_fast.ops.registration import Op, with_empty, without_empty
 
 
@@ -63,7 +63,9 @@ class OfValue:
             problem, wanted, args[-1], without_empty(results), cotangents,
             self.formula.hvp.dispatched,
         )  # fmt: skip
-        return dict(enumerate(self.formula.split(problem, wanted, parts)))
+        tensors = tensor_fields(type(problem))
+        inputs, static = problem[:tensors], problem[tensors:]
+        return dict(enumerate(self.formula.split(inputs, static, wanted, parts)))
 
     def along(
         self,

@@ -53,9 +53,18 @@ class Formula:
         """Of which variables a record asks for the gradient."""
         raise NotImplementedError
 
-    def split(self, problem: Any, wanted: Any, parts: Tensors) -> list[Tensor | None]:
-        """Derivatives in parts as those in the variables."""
-        return list(parts)
+    def split(
+        self, inputs: Tensors, static: Any, wanted: Any, parts: list[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Derivatives in parts as those in the variables.
+
+        Args:
+            inputs: The problem's tensors.
+            static: Its other fields.
+            wanted: What the parts are of.
+            parts: One for each part of the gradient.
+        """
+        return parts
 
     def tangent(self, problem: Any, wanted: Any, parts: Tensors) -> Any:
         """A tangent of vectors over the gradient in parts."""

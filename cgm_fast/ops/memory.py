@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,22 @@ def begin(value: Tensor) -> int:
     if not out:  # of zeros that torch has not written anywhere, or a subclass of Tensor
         raise NoMemory(f"a {type(value).__name__} of shape {list(value.shape)} has no address")
     return out
+
+
+def addresses(values: Iterable[Tensor | None]) -> tuple[int, ...]:
+    """Of a record's tensors in their order, as the compiled module takes them; 0 for None."""
+    return tuple([0 if value is None else value.data_ptr() for value in values])
+
+
+def check_address(*values: Tensor | None) -> None:
+    """Refuse tensors that have none: zeros that torch has not written anywhere, or subclasses.
+
+    Raises:
+        NoMemory: one of them has none.
+    """
+    for value in values:
+        if value is not None and not value.data_ptr():
+            raise NoMemory(f"a {type(value).__name__} of shape {list(value.shape)} has no address")
 
 
 def compute_like(value: Tensor) -> tuple[torch.dtype, Tensor]:

@@ -36,6 +36,12 @@ def device(kernels_device):
     return kernels_device
 
 
+@pytest.mark.parametrize(("op", "module"), [("mmd", mmd), ("prototype_margin", margin),
+                                            ("cgm_loss", cgm_loss)])  # fmt: skip
+def test_the_compiled_module_has_the_same_launches(op, module):
+    assert tuple(launch.kernels().launches[op]["Launch"]) == module.Launch._fields
+
+
 @pytest.fixture
 def tensor_cores(monkeypatch):
     """They are used from 512 rows on, by 14 blocks that share the work."""

@@ -89,8 +89,9 @@ CALLS = {
     ),
     "mmd_hvp": (
         "x = torch.randn(60_000, 10); n = len(x)",
-        "torch.ops.cgm_fast.mmd_hvp(x, x + 1, None, None, None, None, [10.0], [1.0], 1 / n, 1 / n,"
-        " 1.0, 0, 2 * n, False, False, torch.randn(2 * n, 10), None, None, 'native')",
+        "torch.ops.cgm_fast.mmd_hvp(x, x + 1, None, None, None, [n, n], [1 / n**2] * 4, [10.0],"
+        " [1.0], 'gaussian', False, torch.randn(2 * n, 10), None, None, None, 0, 2 * n, False,"
+        " False, False, 'native')",
     ),
     "prototype_margin": (
         "r, g = torch.randn(400_000, 64), torch.randn(5_000, 64)",

@@ -12,8 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgm_fast.ops import chunks
+from cgm_fast.ops.cgm_loss import problem as of_cgm
 from cgm_fast.ops.cgm_loss import reference as cgm_loss
+from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd import reference as mmd
+from cgm_fast.ops.prototype_margin import problem as of_margin
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
 N = 16384
@@ -75,11 +78,32 @@ def new(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def mmd_arguments(n, *, weights=False, variance=False):
-    # As the op takes them: weights, cross, variance, variances, kernel weights, scales.
-    of_rows = (new(n), new(n), new()) if weights else (None, None, None)
-    h = (new(2), [], [0.5, 0.5]) if variance else (None, [10.0], [1.0])
-    return (new(n, 10), new(n, 10), *of_rows, *h, 1.0 / n, 1.0 / n, 1.0)
+def mmd_problem(n, *, given=False):
+    """Two samples of n rows; with weights, relation and bandwidths given as tensors."""
+    tensors = (new(2 * n), new(2, 2, dtype=torch.float64), new(2)) if given else (None, None, None)
+    scales = 2 if given else 1
+    static = ((n, n), (n**-2.0,) * 4, (10.0,), (1.0,) * scales, "gaussian", False)
+    return of_mmd.Problem(new(n, 10), new(n, 10), *tensors, *static)
+
+
+def rows(n, given=False):
+    return of_mmd.Wanted(0, 2 * n, given, given, given)
+
+
+def tangent(n, given=False):
+    more = (new(2 * n), new(2, 2, dtype=torch.float64), new(2)) if given else (None, None, None)
+    return of_mmd.Tangent(new(2 * n, 10), *more)
+
+
+def margin_problem(labels=False):
+    labels = new(1000, dtype=torch.int64) if labels else None
+    return of_margin.Problem(new(1000, 10), new(100, 10), labels, 1.0, 1.0, 0.01)
+
+
+def cgm_problem(labels=False):
+    labels = new(100, dtype=torch.int64) if labels else None
+    numbers = (0.1, 0.1, 1000.0, 1.0, 1.0, 1.0, (10.0,), (1.0,), "gaussian", False)
+    return of_cgm.Problem(new(100, 10), new(10, 10), labels, new(2, 100, 10), *numbers)
 
 
 def launches(function, *arguments):
@@ -90,54 +114,36 @@ def launches(function, *arguments):
 
 def test_a_large_mmd_takes_few_launches_on_a_gpu(gpu_memory):
     # With chunks for a CPU's cache it took 184,000.
-    forward = launches(mmd.mmd_fwd, *mmd_arguments(N), 0, 2 * N, False, False)
+    forward = launches(mmd.fwd, mmd_problem(N), rows(N))
     assert forward.kernels < 4000
-    tangent = (new(2 * N, 10), None, None)
-    backward = launches(mmd.mmd_hvp, *mmd_arguments(N), 0, 2 * N, False, False, *tangent)
-    assert backward.kernels < 16_000
+    product = launches(mmd.hvp, mmd_problem(N), tangent(N), rows(N))
+    assert product.kernels < 16_000
 
 
 def test_a_chunk_of_the_mmd_takes_forty_launches(gpu_memory):
     counts = []
     for n in (N, 2 * N):
-        mode = launches(mmd.mmd_fwd, *mmd_arguments(n), 0, 2 * n, False, False)
+        mode = launches(mmd.fwd, mmd_problem(n), rows(n))
         counts.append((mode.kernels, mode.counts["baddbmm_"]))
     (some, chunks_of_some), (more, chunks_of_more) = counts
     assert (more - some) / (chunks_of_more - chunks_of_some) <= 40
 
 
+BOTH = of_margin.Wanted(True, True)
+ALONG = of_margin.Tangent(new(1000, 10), new(100, 10))
 CALLS = {
-    "mmd_fwd": lambda: (mmd.mmd_fwd, *mmd_arguments(1000), 0, 2000, False, False),
-    "mmd_fwd_of_all": lambda: (
-        mmd.mmd_fwd, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
-    ),
-    "mmd_hvp": lambda: (
-        mmd.mmd_hvp, *mmd_arguments(1000), 0, 2000, False, False, new(2000, 10), None, None,
-    ),
+    "mmd_fwd": lambda: (mmd.fwd, mmd_problem(1000), rows(1000)),
+    "mmd_fwd_of_all": lambda: (mmd.fwd, mmd_problem(1000, given=True), rows(1000, True)),
+    "mmd_hvp": lambda: (mmd.hvp, mmd_problem(1000), tangent(1000), rows(1000)),
     "mmd_hvp_of_all": lambda: (
-        mmd.mmd_hvp, *mmd_arguments(1000, weights=True, variance=True), 0, 2000, True, True,
-        new(2000, 10), new(2000), new(3),
+        mmd.hvp, mmd_problem(1000, given=True), tangent(1000, True), rows(1000, True),
     ),
-    "prototype_margin_fwd": lambda: (
-        prototype_margin.prototype_margin_fwd, new(1000, 10), new(100, 10), None, 1.0, 1.0, 0.01,
-        True, True,
-    ),
-    "prototype_margin_fwd_labels": lambda: (
-        prototype_margin.prototype_margin_fwd, new(1000, 10), new(100, 10),
-        new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, True, True,
-    ),
-    "prototype_margin_hvp": lambda: (
-        prototype_margin.prototype_margin_hvp, new(1000, 10), new(100, 10),
-        new(1000, dtype=torch.int64), 1.0, 1.0, 0.01, new(1000, 10), new(100, 10),
-    ),
-    "cgm_loss_fwd": lambda: (
-        cgm_loss.cgm_loss_fwd, new(100, 10), new(10, 10), None, new(2, 100, 10), 0.1, 0.1, 1000.0,
-        1.0, 1.0, 1.0, [10.0], [1.0], False, True, True,
-    ),
+    "prototype_margin_fwd": lambda: (prototype_margin.fwd, margin_problem(), BOTH),
+    "prototype_margin_fwd_labels": lambda: (prototype_margin.fwd, margin_problem(True), BOTH),
+    "prototype_margin_hvp": lambda: (prototype_margin.hvp, margin_problem(True), ALONG, BOTH),
+    "cgm_loss_fwd": lambda: (cgm_loss.fwd, cgm_problem(), BOTH),
     "cgm_loss_hvp": lambda: (
-        cgm_loss.cgm_loss_hvp, new(100, 10), new(10, 10), new(100, dtype=torch.int64),
-        new(2, 100, 10), 0.1, 0.1, 1000.0, 1.0, 1.0, 1.0, [10.0], [1.0], False,
-        new(100, 10), new(10, 10),
+        cgm_loss.hvp, cgm_problem(True), of_margin.Tangent(new(100, 10), new(10, 10)), BOTH,
     ),
 }  # fmt: skip
 
@@ -149,6 +155,7 @@ def refuse(*args, **kwargs):
 @pytest.mark.parametrize("call", CALLS)
 def test_nothing_waits_for_the_device(call, gpu_memory, monkeypatch):
     function, *arguments = CALLS[call]()
+    function(*arguments)  # constants of a shape are copied once, and kept
     for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
         monkeypatch.setattr(owner, name, refuse)
     mode = launches(function, *arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +18,7 @@ from cgm_fast.ops.cuda.launch import (
     tiles,
 )
 from cgm_fast.ops.gpu import constants, on_device
-from cgm_fast.ops.memory import address, compute_like, samples
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 
@@ -26,30 +26,43 @@ from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 MOST_ROWS, MOST_WORK = 1024, 1 << 21
 
 
+class Launch(NamedTuple):
+    """What a launch is given besides, as csrc/cgm_loss.h has it."""
+
+    variances: int
+    kernel_weights: int
+    rows: int
+    partials: int
+    prior: int
+    counter: int
+    stream: int
+
+
 @functools.lru_cache(maxsize=1024)
-def _plan(rows: int, k: int, d: int, dtype: torch.dtype, static: tuple[Any, ...]) -> Any:
+def _plan(
+    of_margin: Any, noise_stride: tuple[int, ...], noise_dtype: torch.dtype, static: tuple[Any, ...]
+) -> Any:
     """What does not change from call to call; made once."""
     of = Problem(None, None, None, None, *static)  # type: ignore[arg-type]
-    of_margin = prototype_margin.plan_of(
-        rows, k, d, dtype, of.margin, of.negative_scale, 1.0 / rows
-    )
     return kernels().CgmLossPlan(
-        of_margin=of_margin, sigma=of.sigma, prior_sigma=of.prior_sigma,
-        mmd_weight=of.mmd_weight, margin_weight=of.margin_weight, variances=of.variances,
-        kernel_weights=of.kernel_weights, kernel=of.kernel, detach_prior=of.detach_prior,
+        of_margin=of_margin, noise_dtype=DTYPES[noise_dtype], noise_strides=noise_stride,
+        sigma=of.sigma, prior_sigma=of.prior_sigma, mmd_weight=of.mmd_weight,
+        margin_weight=of.margin_weight, variances=of.variances, kernel_weights=of.kernel_weights,
+        kernel=of.kernel, detach_prior=of.detach_prior,
     )  # fmt: skip
 
 
 @on_device
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """Loss, terms, assignment, latents and gradients: see `Value`."""
-    r, g, labels, noise, *static = problem
+    r, g, labels, noise = problem[:4]
     dtype, like = compute_like(r)
     (b, d), k, device = r.shape, g.shape[0], r.device
     few = b <= MOST_ROWS and d <= MOST_FEATURES[dtype] and b * k * d <= MOST_WORK
     if not few or problem.kernel != "gaussian":
         return common.fwd(mmd, prototype_margin, problem, wanted)
 
+    check_address(r, g, noise)
     of_r, of_g, of_noise = (value.to(dtype).contiguous() for value in (r, g, noise))
     labels = None if labels is None else labels.contiguous()
     value = Value(
@@ -63,20 +76,18 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     rows = rows_of_block(1, (b, b), device)
     blocks = tiles((b, b), rows) + (k if wanted.g else 0)
     partials = r.new_empty((blocks, 7), dtype=torch.float64)  # as in csrc/cgm_loss.h
-    prior = like.new_empty((b, d))
+    prior, counter = like.new_empty((b, d)), counters(1, device)
+    lists = (
+        constants(problem.variances, dtype, device),
+        constants(problem.kernel_weights, dtype, device),
+    )
+    margin = problem.margin, problem.negative_scale, 1.0 / b
     kernels().cgm_loss_fwd_cuda(
-        _plan(b, k, d, dtype, tuple(static)),
-        r=samples(of_r), g=samples(of_g), labels=address(labels), noise=samples(of_noise),
-        value_loss=value.loss.data_ptr(), value_terms=value.terms.data_ptr(),
-        value_assignment=value.assignment.data_ptr(), value_z=value.z.data_ptr(),
-        value_r=address(value.r), value_g=address(value.g),
-        device=kernels().CgmLossDevice(
-            variances=constants(problem.variances, dtype, device).data_ptr(),
-            kernel_weights=constants(problem.kernel_weights, dtype, device).data_ptr(),
-            rows=rows, partials=partials.data_ptr(), prior=prior.data_ptr(),
-            counter=counters(1, device).data_ptr(), stream=stream(device),
-        ),
-    )  # fmt: skip
+        _plan(prototype_margin.plan_of(of_r, of_g, margin), of_noise.stride(), dtype, problem[4:]),
+        addresses((of_r, of_g, labels, of_noise)),
+        addresses(value),
+        Launch(*addresses(lists), rows, *addresses((partials, prior, counter)), stream(device)),
+    )
     return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))
 
 

@@ -10,48 +10,48 @@ import torch
 from cgm_fast import _native
 from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.cgm_loss.problem import Problem, Value, Wanted
-from cgm_fast.ops.memory import address, compute_like, samples
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like
 from cgm_fast.ops.mmd import native as mmd
 from cgm_fast.ops.prototype_margin import native as prototype_margin
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    rows: int, k: int, d: int, dtype: torch.dtype, static: tuple[Any, ...]
+    of_margin: _native.PrototypeMarginPlan,
+    noise_stride: tuple[int, ...],
+    noise_dtype: torch.dtype,
+    static: tuple[Any, ...],
 ) -> _native.CgmLossPlan:
     """What does not change from call to call; made once."""
     of = Problem(None, None, None, None, *static)  # type: ignore[arg-type]
-    of_margin = prototype_margin.plan_of(
-        rows, k, d, dtype, of.margin, of.negative_scale, 1.0 / rows
-    )
     return _native.CgmLossPlan(
-        of_margin=of_margin, sigma=of.sigma, prior_sigma=of.prior_sigma,
-        mmd_weight=of.mmd_weight, margin_weight=of.margin_weight, variances=of.variances,
-        kernel_weights=of.kernel_weights, kernel=of.kernel, detach_prior=of.detach_prior,
+        of_margin=of_margin, noise_dtype=DTYPES[noise_dtype], noise_strides=noise_stride,
+        sigma=of.sigma, prior_sigma=of.prior_sigma, mmd_weight=of.mmd_weight,
+        margin_weight=of.margin_weight, variances=of.variances, kernel_weights=of.kernel_weights,
+        kernel=of.kernel, detach_prior=of.detach_prior,
     )  # fmt: skip
 
 
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """Loss, terms, assignment, latents and gradients: see `Value`."""
-    r, g, labels, noise, *static = problem
-    dtype, like = compute_like(r)
+    r, g, labels, noise = problem[:4]
+    _, like = compute_like(r)
     labels = None if labels is None else labels.contiguous()
     value = Value(
         like.new_empty(()),
         like.new_empty(2),
-        r.new_empty(r.shape[:1], dtype=torch.int64),
+        r.new_empty(r.shape[0], dtype=torch.int64),
         like.new_empty(r.shape),
         like.new_empty(r.shape) if wanted.r else None,
         like.new_empty(g.shape) if wanted.g else None,
     )
-    _native.cgm_loss_fwd(
-        _plan(r.shape[0], g.shape[0], r.shape[1], dtype, tuple(static)),
-        r=samples(r), g=samples(g), labels=address(labels), noise=samples(noise),
-        value_loss=value.loss.data_ptr(), value_terms=value.terms.data_ptr(),
-        value_assignment=value.assignment.data_ptr(), value_z=value.z.data_ptr(),
-        value_r=address(value.r), value_g=address(value.g),
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
+    given = addresses((r, g, labels, noise))
+    if not (given[0] and given[1] and given[3]):
+        check_address(r, g, noise)
+    margin = problem.margin, problem.negative_scale, 1.0 / r.shape[0]
+    of_margin = prototype_margin.plan_of(r, g, margin)
+    plan = _plan(of_margin, noise.stride(), noise.dtype, problem[4:])
+    _native.cgm_loss_fwd(plan, given, addresses(value), torch.get_num_threads())
     return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))
 
 

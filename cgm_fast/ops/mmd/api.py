@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,13 +112,12 @@ def mmd(
         warn_if_blind(x, y, static[VARIANCES], seen)
     weights = relation = difference = None
     if x_weights is not None or y_weights is not None:
-        of_x = _Weights.of("x_weights", x_weights, x)
-        of_y = _Weights.of("y_weights", y_weights, y)
+        of_x = _Weights("x_weights", x_weights, x)
+        of_y = _Weights("y_weights", y_weights, y)
         weights = torch.cat((of_x.rows, of_y.rows), -1)
         if estimator == "unbiased":
             relation = _unbiased_relation(of_x, of_y)
-        difference = of_x.scale * of_x.mass - of_y.scale * of_y.mass
-
+        difference = of_x.mass - of_y.mass
     inputs = (x, y, weights, relation, variance)
     if (
         torch.is_grad_enabled()
@@ -135,7 +134,7 @@ def mmd(
         loss = mmd_fwd(Problem(*inputs, *static), NOTHING, backend).loss
     if difference is not None:
         # The op sums k - k(0); what that leaves out vanishes when both samples have the same mass.
-        loss = loss + (sum(static[KERNEL_WEIGHTS]) * difference * difference).to(loss.dtype)
+        loss = loss + sum(static[KERNEL_WEIGHTS]) * difference * difference
         if estimator == "biased":
             # As the op does without weights: up to zero, with the gradient that it has.
             loss = loss - loss.detach().clamp_max(0)
@@ -182,6 +181,8 @@ def _static(
         y_scale * y_scale if biased or not equal_y else 1.0 / (m * (m - 1)),
     )
     nonnegative = biased and equal_x and equal_y
+    if torch.jit.is_tracing():  # where sizes are tensors
+        n, m = int(n), int(m)
     return ((n, m), relations, variances, kernel_weights, "gaussian", nonnegative), seen
 
 
@@ -331,31 +332,42 @@ def _variance(sigma: Any, dtype: torch.dtype) -> float:
     return variance
 
 
-class _Weights(NamedTuple):
+class _Weights:
     """A sample's weights, given or not."""
 
-    rows: Tensor
-    """[n] or [b, n]; 1 where none are given."""
-    mass: Tensor
-    """[b], Σw, float64."""
-    square: Tensor
-    """[b], Σw²."""
-    scale: float
-    """What makes an average of them: 1/n, and 1 of given ones."""
-    name: str | None
-
-    @classmethod
-    def of(cls, name: str, given: Tensor | None, sample: Tensor) -> _Weights:
-        """Check those given."""
-        n, batch = sample.shape[-2], sample.shape[:-2]
-        dtype, wide = compute_dtype(sample.dtype), sums_dtype(sample)
+    def __init__(self, name: str, given: Tensor | None, sample: Tensor) -> None:
+        self.name, self.given = name, given is not None
+        self.size, dtype = sample.shape[-2], compute_dtype(sample.dtype)
         if given is None:
-            rows = sample.new_ones((*batch, n), dtype=dtype)
-            count = sample.new_full(batch, float(n), dtype=wide)
-            return cls(rows, count, count, 1.0 / n, None)
-        rows = _check_weights(name, given, sample, dtype)
-        exact = rows.to(wide)
-        return cls(rows, exact.sum(-1), (exact * exact).sum(-1), 1.0, name)
+            self.rows = sample.new_ones(sample.shape[:-1], dtype=dtype)
+            self.mass: Any = 1.0  # of 1/n for each of n rows
+        else:
+            self.rows = _check_weights(name, given, sample, dtype)
+            self.mass = self.rows.sum(-1)
+
+    def within(self) -> Any:
+        """Γ of the sample with itself, for the unbiased estimator: float64 [b], or a number.
+
+        It leaves out i = j and divides by the mass that remains: Γ grows by W² / (W² − Q), W = Σw,
+        Q = Σw².
+        """
+        if not self.given:
+            return 1.0 / (self.size * (self.size - 1))
+        exact = self.rows.to(sums_dtype(self.rows))
+        square = exact.sum(-1).square()
+        rest = square - exact.square().sum(-1)
+        least = bounds(rest)
+        if least is not None and not least[0] > 0:
+            raise ValueError(
+                f"{self.name} must leave at least two rows with a weight for "
+                f"estimator='unbiased', got (Σw)² - Σw² = {least[0]:g}"
+            )
+        return square / rest
+
+    @property
+    def scale(self) -> float:
+        """What makes an average of the rows: 1/n, and 1 of given weights."""
+        return 1.0 if self.given else 1.0 / self.size
 
 
 def _check_weights(name: str, weights: Tensor, sample: Tensor, dtype: torch.dtype) -> Tensor:
@@ -376,22 +388,9 @@ def _check_weights(name: str, weights: Tensor, sample: Tensor, dtype: torch.dtyp
 
 
 def _unbiased_relation(x: _Weights, y: _Weights) -> Tensor:
-    """Γ [b, 2, 2] of the unbiased estimator.
-
-    It leaves out i = j and divides by the mass that remains: within a sample Γ grows by a factor
-    W² / (W² − Q), W = Σw, Q = Σw²; across samples it does not.
-    """
-    within = []
-    for sample in (x, y):
-        rest = sample.mass * sample.mass - sample.square
-        least = None if sample.name is None else bounds(rest)
-        if least is not None and not least[0] > 0:
-            raise ValueError(
-                f"{sample.name} must leave at least two rows with a weight for "
-                f"estimator='unbiased', got (Σw)² - Σw² = {least[0]:g}"
-            )
-        average = sample.scale * sample.mass
-        within.append(average * average / rest)
-    across = torch.full_like(within[0], -x.scale * y.scale)
-    rows = torch.stack((within[0], across, across, within[1]), -1)
-    return rows.unflatten(-1, (2, 2))
+    """Γ [b, 2, 2] of the unbiased estimator, where at least one sample has weights."""
+    within = [x.within(), y.within()]
+    like = within[0] if x.given else within[1]
+    entries = (within[0], -x.scale * y.scale, -x.scale * y.scale, within[1])
+    rows = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in entries]
+    return torch.stack(rows, -1).unflatten(-1, (2, 2))

@@ -45,13 +45,15 @@ class MMDFormula(Formula):
         """Of z, weights, relation and variance."""
         return wanted.row_end > wanted.row_begin, *wanted[2:]
 
-    def split(self, problem: Problem, wanted: Wanted, parts: Tensors) -> list[Tensor | None]:
+    def split(
+        self, inputs: Tensors, static: Any, wanted: Wanted, parts: list[Tensor | None]
+    ) -> list[Tensor | None]:
         """The rows of x and those of y."""
         of_z, *others = parts
         if of_z is None:
             return [None, None, *others]
         begin, end, *_ = wanted
-        n, rows = problem.x.shape[-2], sum(problem.sizes)
+        n, rows = inputs[0].shape[-2], sum(static[0])  # type: ignore[union-attr]
         if end <= n:
             return [_padded(of_z, begin, n - end), None, *others]
         if begin >= n:

@@ -94,9 +94,9 @@ class PairSums(NamedTuple):
     small: Tensor
     """[b, G, G], of Σ_s ω_s times k_s − 1 for near pairs, k_s for far ones."""
     near: Tensor
-    """[b, G, G, s], of 1 over near pairs."""
+    """[b, s, G, G], of 1 over near pairs."""
     far: Tensor
-    """[b, G, G, s], of 1 over far ones. Counts may be what near pairs leave of all; of given
+    """[b, s, G, G], of 1 over far ones. Counts may be what near pairs leave of all; of given
     weights that difference would have the rounding of all, however little is left."""
 
     def close(self, problem: Problem, relation: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class PairSums(NamedTuple):
         # The unbiased estimator's terms cancel: their rounding is not to be left.
         total = torch.where(total.abs() <= ROUNDING * (size * masses).sum((-2, -1)), 0.0, total)
         for s, weight in enumerate(problem.kernel_weights):
-            near, far = self.near[..., s], self.far[..., s]
+            near, far = self.near[:, s], self.far[:, s]
             lighter = (size * near).sum((-2, -1)) < (size * far).sum((-2, -1))
             of_near = (relation * near).sum((-2, -1)) - total
             loss = loss + weight * torch.where(lighter, of_near, -(relation * far).sum((-2, -1)))

@@ -17,7 +17,7 @@ from cgm_fast.ops.cuda.launch import (
     tiles,
 )
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
-from cgm_fast.ops.memory import DTYPES, address, begin, compute_like, plain
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
 from cgm_fast.ops.mmd.common import bounds_of_groups, room_for_derivatives
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
 
@@ -29,22 +29,38 @@ WORKERS = 2
 """Blocks of its grid for a multiprocessor: two share one up to 32 features, then take turns."""
 
 
+class Launch(NamedTuple):
+    """What a launch is given besides, as csrc/mmd.h has it; `begins` to `kernel_weights` are lists
+    that a problem has on the host."""
+
+    begins: int
+    relations: int
+    variances: int
+    kernel_weights: int
+    weighted_kernel: bool
+    rows: int
+    blocks: int
+    workers: int
+    tiles: int
+    tf32: bool
+    slots: int
+    partials: int
+    counters: int
+    stream: int
+
+
 @on_device
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
     problem = _readable(problem)
-    x, y, weights, relation, variance = problem[:5]
-    _, like = compute_like(x)
-    value = Value(like.new_empty(x.shape[:-2]), *room_for_derivatives(problem, wanted, like))
-    device, _workspace = _device(problem, _shares(problem, wanted))
+    _, like = compute_like(problem.x)
+    value = Value(
+        like.new_empty(problem.x.shape[:-2]), *room_for_derivatives(problem, wanted, like)
+    )
+    launch, _workspace = _launch(problem, _shares(problem, wanted))
     kernels().mmd_fwd_cuda(
-        _plan(x.shape, _strides(problem), x.dtype, problem[5:], wanted[:2]),
-        x=begin(x), y=0 if y is None else begin(y), weights=address(weights),
-        relation=address(relation), variance=address(variance),
-        value_loss=value.loss.data_ptr(), value_z=address(value.z),
-        value_weights=address(value.weights), value_relation=address(value.relation),
-        value_variance=address(value.variance), device=device,
-    )  # fmt: skip
+        _plan_of(problem, wanted), addresses(problem[:5]), addresses(value), launch
+    )
     return value
 
 
@@ -52,33 +68,33 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian of L applied to a tangent: see `Product`."""
     problem = _readable(problem)
-    x, y, weights, relation, variance = problem[:5]
-    dtype, like = compute_like(x)
+    dtype, like = compute_like(problem.x)
     of_relation = plain(tangent.relation, torch.float64)
     of_z, of_weights, of_variance = (
         plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
     product = Product(*room_for_derivatives(problem, wanted, like))
-    device, _workspace = _device(problem, _Shares(ROWS, 0, 0))
+    launch, _workspace = _launch(problem, _Shares(ROWS, 0, 0))
     kernels().mmd_hvp_cuda(
-        _plan(x.shape, _strides(problem), x.dtype, problem[5:], wanted[:2]),
-        x=begin(x), y=0 if y is None else begin(y), weights=address(weights),
-        relation=address(relation), variance=address(variance),
-        tangent_z=address(of_z), tangent_weights=address(of_weights),
-        tangent_relation=address(of_relation), tangent_variance=address(of_variance),
-        product_z=address(product.z), product_weights=address(product.weights),
-        product_relation=address(product.relation), product_variance=address(product.variance),
-        device=device,
-    )  # fmt: skip
+        _plan_of(problem, wanted),
+        addresses(problem[:5]),
+        addresses((of_z, of_weights, of_relation, of_variance)),
+        addresses(product),
+        launch,
+    )
     return product
 
 
 def _readable(problem: Problem) -> Problem:
     """Its tensors as kernels read them: no group has rows in x and in y."""
-    dtype = compute_like(problem.x)[0]
-    if problem.y is not None and problem.x.shape[-2] not in _begins(problem.sizes):
-        problem = problem._replace(x=stacked(problem), y=None)
+    x, y = problem.x, problem.y
+    check_address(x, y)
+    dtype = compute_like(x)[0]
+    if y is not None and x.shape[-2] not in _begins(problem.sizes):
+        x, y = stacked(problem), None
     return problem._replace(
+        x=x,
+        y=y,
         weights=plain(problem.weights, dtype),
         relation=plain(problem.relation, torch.float64),
         variance=plain(problem.variance, dtype),
@@ -90,26 +106,31 @@ def _begins(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return (0, *(end for _, end in bounds_of_groups(sizes)))
 
 
-def _strides(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return problem.x.stride(), (0, 0) if problem.y is None else problem.y.stride()
+def _plan_of(problem: Problem, wanted: Wanted) -> Any:
+    x, y = problem[:2]
+    stride = x.stride()
+    y_stride = stride if y is None else y.stride()
+    return _plan(x.shape, stride, y_stride, x.dtype, problem[5:], wanted[:2])
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
     shape: torch.Size,
-    strides: tuple[tuple[int, ...], tuple[int, ...]],
+    x_stride: tuple[int, ...],
+    y_stride: tuple[int, ...],
     dtype: torch.dtype,
     static: tuple[Any, ...],
     rows: tuple[int, int],
 ) -> Any:
-    """What does not change from call to call, of x's shape, and of both strides; made once."""
+    """What does not change from call to call, of x's shape; made once."""
     sizes, relations, variances, kernel_weights, kernel, _ = static
-    x_strides, y_strides = (of if len(of) == 3 else (0, *of) for of in strides)
+    *batch, n, d = shape
+    x_strides, y_strides = (of if batch else (0, *of) for of in (x_stride, y_stride))
     return kernels().MmdPlan(
-        batch=shape[0] if len(shape) == 3 else 1, x_rows=shape[-2], d=shape[-1],
-        dtype=DTYPES[dtype], x_strides=x_strides, y_strides=y_strides,
-        float64=dtype == torch.float64, sizes=sizes, relations=relations, variances=variances,
-        kernel_weights=kernel_weights, kernel=kernel, row_begin=rows[0], row_end=rows[1],
+        batch=batch[0] if batch else 1, x_rows=n, d=d, dtype=DTYPES[dtype], x_strides=x_strides,
+        y_strides=y_strides, float64=dtype == torch.float64, sizes=sizes, relations=relations,
+        variances=variances, kernel_weights=kernel_weights, kernel=kernel,
+        row_begin=rows[0], row_end=rows[1],
     )  # fmt: skip
 
 
@@ -159,8 +180,8 @@ def _columns(d: int) -> int:
     return 2048 // _padded(d)
 
 
-def _device(problem: Problem, shares: _Shares) -> tuple[Any, tuple[torch.Tensor, ...]]:
-    """What a launch is given besides (csrc/mmd.h); tensors to keep until it is made."""
+def _launch(problem: Problem, shares: _Shares) -> tuple[Launch, tuple[torch.Tensor, ...]]:
+    """What a launch is given besides; tensors to keep until it is made."""
     x, sizes, device = problem.x, problem.sizes, problem.x.device
     dtype, b = compute_like(x)[0], x.shape[0] if x.dim() == 3 else 1
     groups, scales = len(sizes), len(problem.kernel_weights)
@@ -172,17 +193,14 @@ def _device(problem: Problem, shares: _Shares) -> tuple[Any, tuple[torch.Tensor,
     if workers:
         room = 3 * groups + TENSOR_ROWS * (1 + _padded(x.shape[-1]) // 2 + 2)
         slots = torch.empty((2 * workers, room), dtype=torch.float64, device=device)
-    fixed = (
+    lists = (
         constants(_begins(sizes), torch.int64, device),
         constants(problem.relations, torch.float64, device),
         constants(problem.variances, dtype, device),
         constants(problem.kernel_weights, dtype, device),
     )
-    given = kernels().MmdDevice(
-        begins=fixed[0].data_ptr(), relations=fixed[1].data_ptr(), variances=fixed[2].data_ptr(),
-        kernel_weights=fixed[3].data_ptr(), weighted_kernel=problem.kernel_weights[0] != 1,
-        rows=rows, blocks=blocks, workers=workers, tiles=columns, tf32=tf32_allowed(),
-        slots=slots.data_ptr(), partials=partials.data_ptr(), counters=of_blocks.data_ptr(),
-        stream=stream(device),
+    launch = Launch(
+        *addresses(lists), problem.kernel_weights[0] != 1, rows, blocks, workers, columns,
+        tf32_allowed(), *addresses((slots, partials, of_blocks)), stream(device),
     )  # fmt: skip
-    return given, (partials, of_blocks, slots, *fixed)
+    return launch, (partials, of_blocks, slots, *lists)

@@ -72,8 +72,8 @@ class Chunk:
         return (self.u * (0.5 / h)).clamp_max_(1e30 if self.u.dtype == torch.float32 else 1e300)
 
     def leave_out_own(self, value: Tensor) -> Tensor:
-        """Zero for a row's pair with itself: its gradient vanishes, but where all others are many
-        bandwidths away its rounding would be all there is."""
+        """Zero, or False, for a row's pair with itself: its gradient vanishes, but where all others
+        are many bandwidths away its rounding would be all there is."""
         value.diagonal(self.i0, -2, -1).zero_()
         return value
 
@@ -125,32 +125,25 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
     dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
-    small = z.new_zeros((b, groups, groups), dtype=wide)
-    near = z.new_zeros((b, groups, groups, scales), dtype=wide)
+    # Sums over the rows of each group, column by column.
+    small = z.new_zeros((b, groups, rows), dtype=wide)
+    near = z.new_zeros((b, scales, groups, rows), dtype=wide)
     far = torch.zeros_like(near)  # where rows have weights of their own
     grad_z = z.new_empty((b, wanted.row_end - wanted.row_begin, d), dtype=dtype)
     grad_weights = z.new_empty((b, rows if wanted.weights else 0), dtype=dtype)
     grad_variance = z.new_zeros((b, scales), dtype=wide)
-    columns = [slice(*bounds) for bounds in bounds_of_groups(sizes)]
     weighted = problem.weights is not None
     with _no_autocast(z.device.type):
         for chunk in _chunks(problem, z, 10 + 6 * scales):
             c, g, i0, i1 = chunk.batch, chunk.group, chunk.i0, chunk.i1
             k = chunk.kernel(wanted)
-            w = chunk.w.unsqueeze(1)
+            w, w_rows = chunk.w.unsqueeze(1), chunk.w_rows.unsqueeze(2)
             gamma = chunk.relation.unsqueeze(1)
-            of_small = w * k.small
-            for other, of in enumerate(columns):
-                of_row = of_small[..., of].sum(-1)
-                small[c, g, other] += (chunk.w_rows * of_row).sum(-1, dtype=wide)
-                for s, pairs in enumerate(k.near):
-                    met = pairs[..., of]
-                    near[c, g, other, s] += _mass(met, chunk, of, weighted)
-                    if weighted:
-                        others = ~met
-                        if other == g:
-                            others.diagonal(i0 - of.start, -2, -1).zero_()
-                        far[c, g, other, s] += _mass(others, chunk, of, weighted)
+            small[c, g] += (w_rows * k.small if weighted else k.small).sum(-2)
+            for s, pairs in enumerate(k.near):
+                near[c, s, g] += (w_rows * pairs if weighted else pairs).sum(-2)
+                if weighted:
+                    far[c, s, g] += (w_rows * chunk.leave_out_own(~pairs)).sum(-2)
             if wanted.weights:
                 grad_weights[c, i0:i1] = 2 * (gamma * w * k.less).sum(-1)
             for s, k_h in enumerate(k.by_h):
@@ -165,25 +158,25 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
                     4 * chunk.w_rows[:, keep, None] * sums
                 )
     masses = pair_masses(problem, wide)
-    if not weighted:
-        far = masses[..., None] - near
-    loss, sums = PairSums(small, near, far).close(problem, relation_of(problem, wide), masses)
+    if problem.weights is not None:
+        of_columns = problem.weights.to(wide)[:, None]
+        small, near, far = small * of_columns, near * of_columns[:, None], far * of_columns[:, None]
+    small, near = _by_group(small, sizes), _by_group(near, sizes)
+    far = _by_group(far, sizes) if weighted else masses[:, None] - near
+    sums = PairSums(small, near, far)
+    loss, block_sums = sums.close(problem, relation_of(problem, wide), masses)
     return Value(
         loss.to(dtype),
         grad_z if wanted.row_end > wanted.row_begin else None,
         grad_weights if wanted.weights else None,
-        sums if wanted.relation else None,
+        block_sums if wanted.relation else None,
         grad_variance.to(dtype) if wanted.variance else None,
     )
 
 
-def _mass(pairs: Tensor, chunk: Chunk, columns: slice, weighted: bool) -> Tensor:
-    """Σ of w_i w_j over some pairs of a chunk's rows with some columns, [b]."""
-    if not weighted:
-        return pairs.sum((-2, -1))
-    wide = _wide(pairs)
-    of_row = (pairs * chunk.w[:, None, columns]).sum(-1, dtype=wide)
-    return (chunk.w_rows * of_row).sum(-1)
+def _by_group(of_columns: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Sums over the rows of each group, [..., M] to [..., G]."""
+    return torch.stack([part.sum(-1) for part in of_columns.split(sizes, -1)], -1)
 
 
 @batched

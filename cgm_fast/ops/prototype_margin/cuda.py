@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from cgm_fast.ops.cuda.launch import ROWS, counters, kernels, stream
 from cgm_fast.ops.gpu import multiprocessors, on_device
-from cgm_fast.ops.memory import address, compute_like, plain, samples
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
 from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Value, Wanted
 
 # Up to this many numbers the last block adds every block's sums over its samples for the
@@ -17,23 +18,46 @@ from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Val
 _MOST_SUMS = 1 << 20
 
 
-@functools.lru_cache(maxsize=1024)
-def plan_of(
-    rows: int, k: int, d: int, dtype: torch.dtype, margin: float, negative_scale: float,
-    scale: float,
-) -> Any:  # fmt: skip
+class Launch(NamedTuple):
+    """What launches are given besides, as csrc/prototype_margin.h has it."""
+
+    blocks: int
+    partials: int
+    partial_g: int
+    own: int
+    counter: int
+    stream: int
+
+
+def plan_of(r: Tensor, g: Tensor, static: tuple[Any, ...]) -> Any:
     """What does not change from call to call; made once."""
+    return _plan(r.shape, g.shape, r.stride(), g.stride(), (r.dtype, g.dtype), static)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    r_shape: torch.Size,
+    g_shape: torch.Size,
+    r_stride: tuple[int, ...],
+    g_stride: tuple[int, ...],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    static: tuple[Any, ...],
+) -> Any:
+    margin, negative_scale, scale = static
     return kernels().PrototypeMarginPlan(
-        rows=rows, k=k, d=d, float64=dtype == torch.float64,
-        margin=margin, negative_scale=negative_scale, scale=scale,
+        rows=r_shape[0], k=g_shape[0], d=r_shape[1], r_dtype=DTYPES[dtypes[0]],
+        g_dtype=DTYPES[dtypes[1]], r_strides=(0, *r_stride), g_strides=(0, *g_stride),
+        float64=dtypes[0] == torch.float64, margin=margin, negative_scale=negative_scale,
+        scale=scale,
     )  # fmt: skip
 
 
 @on_device
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """Loss, assignment and gradients: see `Value`."""
-    r, g, labels, *static = problem
-    dtype, like = compute_like(r)
+    r, g, labels = problem[:3]
+    check_address(r, g)
+    _, like = compute_like(r)
     (b, d), k = r.shape, g.shape[0]
     labels = None if labels is None else labels.contiguous()
     value = Value(
@@ -50,34 +74,31 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     else:
         blocks = row_blocks
         own = r.new_empty(b, dtype=torch.int32) if wanted.g else None
-    partials = r.new_empty(blocks, dtype=torch.float64)
+    partials, counter = r.new_empty(blocks, dtype=torch.float64), counters(1, r.device)
     kernels().prototype_margin_fwd_cuda(
-        plan_of(b, k, d, dtype, *static),
-        r=samples(r), g=samples(g), labels=address(labels),
-        value_loss=value.loss.data_ptr(), value_assignment=value.assignment.data_ptr(),
-        value_r=address(value.r), value_g=address(value.g),
-        device=kernels().PrototypeMarginDevice(
-            blocks=blocks, partials=partials.data_ptr(), partial_g=address(partial_g),
-            own=address(own), counter=counters(1, r.device).data_ptr(), stream=stream(r.device),
-        ),
-    )  # fmt: skip
+        plan_of(r, g, problem[3:]),
+        addresses((r, g, labels)),
+        addresses(value),
+        Launch(blocks, *addresses((partials, partial_g, own, counter)), stream(r.device)),
+    )
     return value
 
 
 @on_device
 def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian applied to a tangent; the problem's labels are the assignment."""
-    r, g, labels, *static = problem
+    r, g, labels = problem[:3]
+    check_address(r, g)
     dtype, like = compute_like(r)
     assert labels is not None
     labels = labels.contiguous()
-    of_r, of_g = plain(tangent.r, dtype), plain(tangent.g, dtype)
+    along = plain(tangent.r, dtype), plain(tangent.g, dtype)
     product = Product(like.new_empty(r.shape), like.new_empty(g.shape))
     kernels().prototype_margin_hvp_cuda(
-        plan_of(r.shape[0], g.shape[0], r.shape[1], dtype, *static),
-        r=samples(r), g=samples(g), labels=address(labels),
-        tangent_r=address(of_r), tangent_g=address(of_g),
-        product_r=product.r.data_ptr(), product_g=product.g.data_ptr(),
-        device=kernels().PrototypeMarginDevice(stream=stream(r.device)),
-    )  # fmt: skip
+        plan_of(r, g, problem[3:]),
+        addresses((r, g, labels)),
+        addresses(along),
+        addresses(product),
+        Launch(0, 0, 0, 0, 0, stream(r.device)),
+    )
     return product
