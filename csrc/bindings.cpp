@@ -1,6 +1,5 @@
 // The module as Python sees it, and the CPU's kernels in it; the GPU's are in bindings_cuda.cpp.
 #include "bindings_ops.h"
-
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/threads.h"

@@ -55,8 +55,8 @@ inline int64_t cgm_loss_blocks(int64_t batch, int64_t k, int rows, bool with_g) 
   return 2 * ((batch + rows - 1) / rows) + (with_g ? k : 0);
 }
 
-// One launch, for the Gaussian. At most 64 features in float32, 16 in float64; r, g and noise are of
-// type T, the features of a row side by side.
+// One launch, for the Gaussian. At most 64 features in float32, 16 in float64; r, g and noise are
+// of type T, the features of a row side by side.
 template <typename T>
 void cgm_loss_fwd_cuda(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
                        const CgmLossDevice<T>& device);

@@ -3,8 +3,8 @@
 //
 // Distances to prototypes are so cheap at a batch's size that every block assigns all samples by
 // itself, rather than wait for another. Then a block has some rows of r + sigma e, or of g_k + tau
-// e', against all of both, as in mmd_rows.cuh, or a prototype's gradient of the margin loss. What is
-// left needs all blocks, and the last to finish does it: the loss, and the gradient from a
+// e', against all of both, as in mmd_rows.cuh, or a prototype's gradient of the margin loss. What
+// is left needs all blocks, and the last to finish does it: the loss, and the gradient from a
 // prototype's own samples.
 #pragma once
 

@@ -21,7 +21,8 @@ void on_tensor_cores(const MmdCall<float>& call, const MmdValue<float>& out) {
 
 const char* cuda_problem() { return cuda::problem(); }
 
-template void mmd_fwd_cuda(const MmdProblem<float>&, const MmdValue<float>&, const MmdDevice<float>&);
+template void mmd_fwd_cuda(const MmdProblem<float>&, const MmdValue<float>&,
+                           const MmdDevice<float>&);
 template void mmd_hvp_cuda(const MmdProblem<float>&, const MmdTangent<float>&,
                            const MmdProduct<float>&, const MmdDevice<float>&);
 

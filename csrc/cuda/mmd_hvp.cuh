@@ -170,9 +170,9 @@ struct HvpPass {
       HvpOf<T> sum = {};
 #pragma unroll 1
       for (int s = 0; s < in.scales; ++s) {
-        const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(
-            in.kernel, memory.pairs[row][lane()], memory.pairs_dot[row][lane()], tail.scales[s],
-            tail.scales_dot[s]);
+        const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs[row][lane()],
+                                                             memory.pairs_dot[row][lane()],
+                                                             tail.scales[s], tail.scales_dot[s]);
         sum.value += of.value;
         sum.value_dot += of.value_dot;
         sum.slope += of.slope;
@@ -220,9 +220,9 @@ struct HvpPass {
     double sum = 0;
 #pragma unroll 1
     for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
-      const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(
-          in.kernel, memory.pairs[row][lane()], memory.pairs_dot[row][lane()], tail.scales[s],
-          tail.scales_dot[s]);
+      const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs[row][lane()],
+                                                           memory.pairs_dot[row][lane()],
+                                                           tail.scales[s], tail.scales_dot[s]);
       const Pair pair = pair_of(row, first, here);
       sum += (relation.value * pair.dot() + relation.dot * pair.value()) * of.by_h +
              relation.value * pair.value() * of.by_h_dot;
@@ -245,7 +245,7 @@ __device__ void finish_hvp(const MmdCall<T>& call, const MmdProduct<T>& out, int
     double* sums_out = out.relation + item * groups * groups;
     count_blocks(in, kRows, tail.first_block);
     each_pair_of_groups<1>(groups, tail.first_block, partials,
-                           [&](int g, int h, const double(&sums)[1]) {
+                           [&](int g, int h, const double (&sums)[1]) {
                              sums_out[g * groups + h] = sums_out[h * groups + g] = sums[0];
                            });
   }

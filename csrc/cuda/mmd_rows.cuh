@@ -17,13 +17,13 @@
 
 namespace cgm_fast::cuda {
 
-// A tile by plain differences: sums grow by coefficient w (z_i - z_j). The row's pair with itself is
-// column `own`, or none here. Without kOptions far pairs are what near ones leave.
+// A tile by plain differences: sums grow by coefficient w (z_i - z_j). The row's pair with itself
+// is column `own`, or none here. Without kOptions far pairs are what near ones leave.
 template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, const Lane& lane, int own,
-                                    int here, const T (&z)[kD], T coefficient, bool weighted,
-                                    const Scale<T>* scales, T (&sums)[kD],
-                                    const RowsMemory<T, kD>& memory) {
+__device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, const Lane& lane,
+                                       int own, int here, const T (&z)[kD], T coefficient,
+                                       bool weighted, const Scale<T>* scales, T (&sums)[kD],
+                                       const RowsMemory<T, kD>& memory) {
   constexpr bool kKeep = kD < 64 || !kOptions;  // else registers are too few
   OfColumns<T> total = {};
   for (int j = lane.group; j < here; j += lane.groups) {
@@ -66,10 +66,10 @@ __device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, con
 
 // A tile by products, where rows z and columns are centred and scaled.
 template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ OfColumns<T> by_products(const MmdProblem<T>& in, T near_from, const Lane& lane, int here,
-                                 const T (&z)[kD], T bias, T coefficient, bool weighted,
-                                 const Scale<T>* scales, T (&sums)[kD],
-                                 const RowsMemory<T, kD>& memory) {
+__device__ OfColumns<T> by_products(const MmdProblem<T>& in, T near_from, const Lane& lane,
+                                    int here, const T (&z)[kD], T bias, T coefficient,
+                                    bool weighted, const Scale<T>* scales, T (&sums)[kD],
+                                    const RowsMemory<T, kD>& memory) {
   OfColumns<T> total = {};
   T slope = 0, weighted_sum[kD] = {};
   if constexpr (!kOptions) {
@@ -160,8 +160,8 @@ struct RowsPass {
     return lane.row < own.here ? row_weight(in, item, own.first + lane.row) : T(0);
   }
 
-  // Columns of the tile that begins with column `first`, where `end` ends the group. Opaque: or they
-  // would be counted anew for every column.
+  // Columns of the tile that begins with column `first`, where `end` ends the group. Opaque: or
+  // they would be counted anew for every column.
   template <int kD>
   __device__ static int here(int64_t first, int64_t end) {
     return opaque(static_cast<int>(end - first < kTile<T, kD> ? end - first : kTile<T, kD>));
@@ -246,8 +246,8 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
 // Sum over the block's rows i and all columns j of r_ij w_i w_j k t for one bandwidth, without its
 // weight; t = u / 2h.
 template <typename T, int kD, typename Rows>
-__device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T unit, const Rows& rows,
-                                  RowsMemory<T, kD>& memory) {
+__device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T unit,
+                                  const Rows& rows, RowsMemory<T, kD>& memory) {
   const MmdProblem<T>& in = pass.in;
   T z[kD];
 #pragma unroll

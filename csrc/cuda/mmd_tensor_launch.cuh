@@ -12,8 +12,7 @@ void launch_tensor(const MmdCall<float>& call, const MmdValue<float>& out) {
   run({"mmd_tensor_kernel", dim3(static_cast<unsigned>(call.device.workers)), dim3(kThreads),
        shared_bytes<TensorMemory<kD, kOf>, TensorTail>(call.in),
        static_cast<cudaStream_t>(call.device.stream)},
-      has_options(call, out) ? mmd_tensor_kernel<kD, kOf, true>
-                             : mmd_tensor_kernel<kD, kOf, false>,
+      has_options(call, out) ? mmd_tensor_kernel<kD, kOf, true> : mmd_tensor_kernel<kD, kOf, false>,
       call, out);
 }
 

@@ -63,7 +63,7 @@ struct TensorMemory {
   StreamK stream_k;
   unsigned item, block;
   BlockOfRows own;
-  TensorTile<kColumns> next[2];  // of every other turn
+  TensorTile<kColumns> next[2];         // of every other turn
   double sums[kTensorRows * kOfGroup];  // of every row, over the columns of a group
   double scratch[kScratch];
 };

@@ -78,9 +78,7 @@ struct WidePass {
   __device__ static int first_of_warp() {
     return static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
   }
-  __device__ auto at_row() const {
-    return at_column(own.first);
-  }
+  __device__ auto at_row() const { return at_column(own.first); }
   __device__ auto at_column(int64_t first) const {
     return [of = rows_of(in, item, first)](int j, int f) { return load<T>(of, j, f); };
   }

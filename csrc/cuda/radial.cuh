@@ -62,8 +62,7 @@ __device__ Radial<T> matern52(T t) {
     less = T(1. / 45) - s * (T(1. / 144) - s * (T(1. / 630) - s * T(1. / 3456)));
     less = square * (T(-1. / 6) + square * (T(1. / 24) - s * less));
   }
-  return {less, whole * decay.whole, T(-5. / 3) * (1 + s) * decay.whole,
-          T(25. / 3) * decay.whole};
+  return {less, whole * decay.whole, T(-5. / 3) * (1 + s) * decay.whole, T(25. / 3) * decay.whole};
 }
 
 template <typename T>
@@ -106,7 +105,8 @@ __device__ Radial<T> radial(Kernel kernel, T t) {
   }
 }
 
-// t = u / 2h that stays finite, so that what has vanished is not made a NaN by a product; NaNs stay.
+// t = u / 2h that stays finite, so that what has vanished is not made a NaN by a product; NaNs
+// stay.
 template <typename T>
 __device__ T scaled(T u, T variance) {
   const T t = u * (T(0.5) / variance), most = sizeof(T) == 4 ? T(1e30) : T(1e300);

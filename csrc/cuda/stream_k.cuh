@@ -27,8 +27,9 @@ struct StreamK {
 };
 
 // The fix-up. Where others had parts of these rows, leave mine in a slot of the workspace for the
-// last of us: false, or, to the last, true and the sums over all workers of every thread's `numbers`
-// and of the block's `parts` [count]. A slot has room for these, and then for the numbers.
+// last of us: false, or, to the last, true and the sums over all workers of every thread's
+// `numbers` and of the block's `parts` [count]. A slot has room for these, and then for the
+// numbers.
 template <int kCount>
 __device__ bool stream_k_fixup(const StreamK& stream_k, int64_t worker, int64_t rows, double* slots,
                                unsigned* counters, double* parts, int count,

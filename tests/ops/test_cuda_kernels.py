@@ -277,8 +277,9 @@ def test_groups_of_a_batch_with_relations_of_their_own(d, device):
     assert_value_close(problem_with((17, 1, 20), d, batch=3, device=device), 1e-6)
 
 
-@pytest.mark.parametrize("sizes", [(600,), (300, 290), (130, 1, 261, 128), (9, 1, 2, 333, 4, 70, 1)],
-                         ids=len)  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes", [(600,), (300, 290), (130, 1, 261, 128), (9, 1, 2, 333, 4, 70, 1)], ids=len
+)
 @pytest.mark.parametrize("workers", [1, 5, 14, 23])
 @pytest.mark.parametrize("options", [False, True])
 def test_groups_on_tensor_cores(sizes, workers, options, monkeypatch, device):

@@ -77,17 +77,19 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     blocks = tiles((b, b), rows) + (k if wanted.g else 0)
     partials = r.new_empty((blocks, 7), dtype=torch.float64)  # as in csrc/cgm_loss.h
     prior, counter = like.new_empty((b, d)), counters(1, device)
-    lists = (
-        constants(problem.variances, dtype, device),
-        constants(problem.kernel_weights, dtype, device),
-    )
+    variances = constants(problem.variances, dtype, device)
+    kernel_weights = constants(problem.kernel_weights, dtype, device)
     margin = problem.margin, problem.negative_scale, 1.0 / b
     kernels().cgm_loss_fwd_cuda(
         _plan(prototype_margin.plan_of(of_r, of_g, margin), of_noise.stride(), dtype, problem[4:]),
         addresses((of_r, of_g, labels, of_noise)),
         addresses(value),
-        Launch(*addresses(lists), rows, *addresses((partials, prior, counter)), stream(device)),
-    )
+        Launch(
+            variances=variances.data_ptr(), kernel_weights=kernel_weights.data_ptr(), rows=rows,
+            partials=partials.data_ptr(), prior=prior.data_ptr(), counter=counter.data_ptr(),
+            stream=stream(device),
+        ),
+    )  # fmt: skip
     return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))
 
 

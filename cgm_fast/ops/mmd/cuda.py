@@ -193,14 +193,15 @@ def _launch(problem: Problem, shares: _Shares) -> tuple[Launch, tuple[torch.Tens
     if workers:
         room = 3 * groups + TENSOR_ROWS * (1 + _padded(x.shape[-1]) // 2 + 2)
         slots = torch.empty((2 * workers, room), dtype=torch.float64, device=device)
-    lists = (
-        constants(_begins(sizes), torch.int64, device),
-        constants(problem.relations, torch.float64, device),
-        constants(problem.variances, dtype, device),
-        constants(problem.kernel_weights, dtype, device),
-    )
+    begins = constants(_begins(sizes), torch.int64, device)
+    relations = constants(problem.relations, torch.float64, device)
+    variances = constants(problem.variances, dtype, device)
+    kernel_weights = constants(problem.kernel_weights, dtype, device)
     launch = Launch(
-        *addresses(lists), problem.kernel_weights[0] != 1, rows, blocks, workers, columns,
-        tf32_allowed(), *addresses((slots, partials, of_blocks)), stream(device),
+        begins=begins.data_ptr(), relations=relations.data_ptr(), variances=variances.data_ptr(),
+        kernel_weights=kernel_weights.data_ptr(), weighted_kernel=problem.kernel_weights[0] != 1,
+        rows=rows, blocks=blocks, workers=workers, tiles=columns, tf32=tf32_allowed(),
+        slots=slots.data_ptr(), partials=partials.data_ptr(), counters=of_blocks.data_ptr(),
+        stream=stream(device),
     )  # fmt: skip
-    return launch, (partials, of_blocks, slots, *lists)
+    return launch, (partials, of_blocks, slots, begins, relations, variances, kernel_weights)

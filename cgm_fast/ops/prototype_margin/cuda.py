@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cgm_fast.ops.cuda.launch import ROWS, counters, kernels, stream
 from cgm_fast.ops.gpu import multiprocessors, on_device
-from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
+from cgm_fast.ops.memory import DTYPES, address, addresses, check_address, compute_like, plain
 from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Value, Wanted
 
 # Up to this many numbers the last block adds every block's sums over its samples for the
@@ -79,8 +79,11 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         plan_of(r, g, problem[3:]),
         addresses((r, g, labels)),
         addresses(value),
-        Launch(blocks, *addresses((partials, partial_g, own, counter)), stream(r.device)),
-    )
+        Launch(
+            blocks=blocks, partials=partials.data_ptr(), partial_g=address(partial_g),
+            own=address(own), counter=counter.data_ptr(), stream=stream(r.device),
+        ),
+    )  # fmt: skip
     return value
 
 
