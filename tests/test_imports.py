@@ -51,8 +51,8 @@ LIBRARY = {
     "forks": (r"cgm_fast\.ops\.forks", set()),
     "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
     "cuda": (r"cgm_fast\.ops\.cuda(\.launch)?", {"compiled", "gpu"}),
-    "triton": (r"cgm_fast\.ops\.triton(\.(launch|math|tiles))?", {"gpu"}),
-    "pack": (r"cgm_fast\.ops\.triton\.pack", {"triton"}),
+    "triton": (r"cgm_fast\.ops\.triton(\.(launch|math|radial|tiles))?", {"triton", "gpu"}),
+    "pack": (r"cgm_fast\.ops\.triton\.pack", {"triton", "gpu"}),
     "op": (OP, {"api"}),
     "api": (
         OP + r"\.api",

@@ -101,12 +101,15 @@ class Formula:
     ) -> list[Tensor | None]:
         """Derivatives in the variables, in parts: the gradient scaled by the loss's cotangent, the
         Hessian's product with those of the gradient, and what reached other values."""
-        of_loss, *others = cotangents
+        of_loss = cotangents[0]
         gradient = results[self.values :]
         parts: list[Tensor | None] = [None] * len(gradient)
         if of_loss is not None:
             parts = self.scaled(of_loss, gradient)
-        if others.count(None) == len(others):  # the usual call, and small ones are all overhead
+        for other in cotangents[1:]:
+            if other is not None:
+                break
+        else:  # the usual call, and small ones are all overhead
             return parts
         vectors = cotangents[self.values :]
         if any(vector is not None for vector in vectors):

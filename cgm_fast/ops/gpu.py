@@ -94,10 +94,8 @@ def _allow_allocation() -> None:
 
 
 def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run an op's function of records with their device as the current one, where kernels launch.
-
-    The device is that of a problem's first tensor.
-    """
+    """Run a function of a problem and other records with the device of its first tensor, where
+    kernels launch, as the current one."""
 
     @functools.wraps(function)
     def wrapped(problem: Any, *rest: Any) -> Any:

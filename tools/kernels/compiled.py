@@ -1,9 +1,10 @@
 """What Triton's compiler makes of the kernels, without a GPU: `python -m tools.kernels.compiled`.
 
 For every tile that a launch can pick, and every way its kernel can be called: registers, what
-spilled, shared memory and tensor-core instructions, as JSON lines. TARGET arguments are compute
-capabilities (80, 90, 100) or AMD architectures (gfx942); all by default. --plain takes of each tile
-the plainest ways alone. TRITON_INTERPRET must not be set: the interpreter compiles nothing.
+spilled, shared memory and tensor-core instructions, as JSON lines. Families besides the Gaussian
+come with a kernel's first tile alone. TARGET arguments are compute capabilities (80, 90, 100) or
+AMD architectures (gfx942); all by default. --plain takes of each tile the plainest ways alone.
+TRITON_INTERPRET must not be set: the interpreter compiles nothing.
 
 --record writes the rows, with the version of Triton whose compiler made them, to
 `triton-compiled.csv` (`make tiles` does so at its end). A test compares with that file
@@ -32,6 +33,7 @@ from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as mmd
+from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
 from cgm_fast.ops.triton import launch, pack
 from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, Key, table
@@ -49,18 +51,23 @@ RECORDED = (
 
 F16, F32, F64 = torch.float16, torch.float32, torch.float64
 TYPES = {F16: "fp16", torch.bfloat16: "bf16", F32: "fp32", F64: "fp64"}
-INTEGERS = {"labels": "i64", "assignment": "i64", "own": "i32", "within": "i32", "counter": "i32"}
-DOUBLES = {"p_sums", "partials", "losses", "coefficients"}
+INTEGERS = {
+    "labels": "i64", "assignment": "i64", "own": "i32", "within": "i32", "counter": "i32",
+    "tiles": "i32", "of_groups": "i32", "of_splits": "i32",
+}  # fmt: skip
+DOUBLES = {
+    "variance_sums", "block_sums", "partials", "losses", "relation", "relation_dot", "masses",
+}  # fmt: skip
 COUNTS = {
-    "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "total_rows", "features", "span", "splits",
-    "x_splits", "scales", "variance_item", "coefficients_item", "first_block", "some_blocks",
+    "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "unit", "features", "span", "splits",
+    "groups", "scales", "variance_item", "relation_item", "mass_item", "first_block", "some_blocks",
     "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
     "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
 }  # fmt: skip
 
 
-PADDED = {"n_pad", "k_pad", "total", "total_rows", "features", "span"}
+PADDED = {"n_pad", "k_pad", "total", "unit", "features", "span"}
 """Sizes that always are multiples of 16, which Triton finds out at a launch."""
 
 
@@ -100,23 +107,25 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
         tile["PRECISION"] = held.precision
         if key.kernel == "mmd_fwd":
             visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
-            visit |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts, "FAR": held.far}
-            visit |= {"LARGEST": 1, "NEAR_FROM": mmd.NEAR_FROM}
+            visit |= {"NEAR": True, "PARTS": held.parts, "FAR": held.far, "LARGEST": 1}
+            visit |= {"KERNEL": "gaussian", "EXACT": False}
             for way in ("", ", weights", ", bandwidths", ", bandwidths, trained"):
-                name = "mmd_fwd_kernel" + way
-                several, with_p = "bandwidths" in way, "trained" in way
-                constants = {**visit, "SEVERAL": several, "WITH_P": with_p}
+                several = "bandwidths" in way
+                constants = {**visit, "SEVERAL": several}
                 if "weights" not in way:
                     constants["fars"] = None
+                if "trained" not in way:
+                    constants["variance_sums"] = None
                 if several:
                     held = launch.with_bandwidths(held, key.device)
                     constants["PRECISION"] = held.precision
-                yield Variant(name, mmd.mmd_fwd_kernel, constants, blocks, held)
+                yield Variant("mmd_fwd_kernel" + way, mmd.mmd_fwd_kernel, constants, blocks, held)
         elif key.kernel == "mmd_hvp":
-            for with_p in (False, True):
-                name = "mmd_hvp_kernel" + with_p * ", trained"
-                constants = {**tile, "WITH_P": with_p}
-                yield Variant(name, triton_hvp.mmd_hvp_kernel, constants, blocks, held)
+            for way in ("", ", trained"):
+                sums = {} if way else {"block_sums": None, "variance_sums": None}
+                constants = {**tile, **sums, "KERNEL": "gaussian"}
+                function = triton_hvp.mmd_hvp_kernel
+                yield Variant("mmd_hvp_kernel" + way, function, constants, blocks, held)
         else:
             visit = {**tile, "EXACT": held.precision != "tf32", "MARGIN": margin.MARGIN}
             visit["NEGATIVE_SCALE"] = margin.NEGATIVE_SCALE
@@ -127,16 +136,35 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
             yield Variant("prototype_margin_rows_kernel", function, visit, blocks, held)
 
 
+def family_variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
+    """A tile's kernels with each of the other families."""
+    for variant in variants(key, blocks):
+        general = variant.name in ("mmd_fwd_kernel, bandwidths", "mmd_hvp_kernel")
+        if not general or variant.held.precision == "tf32":
+            continue
+        for kernel, family in FAMILIES.items():
+            chosen = {**variant.constants, "KERNEL": kernel}
+            if key.kernel == "mmd_fwd":
+                chosen |= {"EXACT": family.order < 2, "NEAR": family.vanishes}
+            elif family.order < 2:
+                continue
+            if kernel not in ("gaussian", "matern12"):  # which is the laplacian's other name
+                name = f"{key.kernel}_kernel, {kernel}"
+                yield variant._replace(name=name, constants=chosen)
+
+
 def other_variants(numbers: str, device: str) -> Iterator[Variant]:
     """Kernels whose tile is no choice."""
     for held in modes(numbers, device):
         blocks = Blocks(ROWS, ROWS, MOST_FEATURES, 4, 3)  # Triton's own warps and stages
         tile = {"ROWS": ROWS, "FEATURES": MOST_FEATURES}
-        yield Variant("sum_kernel", pack.sum_kernel, {**tile, "ROWS": 64}, blocks, held)
-        packing = {**tile, "PARTS": 64, "TF32": held.rounded}
-        yield Variant("pack_kernel", pack.pack_kernel, packing, blocks, held)
-        finish = {**tile, "GRADIENT": True, "BLOCKS": 256, "CROSS_SCALE": mmd.CROSS_SCALE}
-        finish |= {"KERNEL_WEIGHTS": mmd.KERNEL_WEIGHTS, "PARTS": held.parts}
+        for way in ("", ", of two"):  # tensors, where the MMD's rows are one
+            one = {} if way else {"y": None}
+            summing = {**tile, "ROWS": 64, **one}
+            yield Variant("sum_kernel" + way, pack.sum_kernel, summing, blocks, held)
+            packing = {**tile, "PARTS": 64, "TF32": held.rounded, **one}
+            yield Variant("pack_kernel" + way, pack.pack_kernel, packing, blocks, held)
+        finish = {**tile, "BLOCKS": 256, "PARTS": held.parts}
         function = mmd.mmd_finish_kernel
         yield Variant("mmd_finish_kernel, weights", function, finish, blocks, held)
         yield Variant("mmd_finish_kernel", function, {**finish, "fars": None}, blocks, held)
@@ -250,6 +278,8 @@ def rows(name: str, plain: bool, kinds: Collection[str] = KINDS) -> Iterator[dic
             of_several = "," in variant.name or variant.held.precision == "tf32"
             if first or not (plain and of_several):
                 yield {"features": key.features, **describe(variant, target)}
+        for variant in family_variants(key, blocks) if first else ():
+            yield {"features": key.features, **describe(variant, target)}
     for numbers in kinds:
         for variant in other_variants(numbers, device):
             yield {"features": None, **describe(variant, target)}

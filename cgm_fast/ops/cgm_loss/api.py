@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.backends import AUTO, check_name
-from cgm_fast.ops.cgm_loss.autograd import cgm_loss_value
+from cgm_fast.ops.cgm_loss.autograd import CGMLoss
 from cgm_fast.ops.cgm_loss.ops import cgm_loss_fwd
 from cgm_fast.ops.cgm_loss.problem import NOTHING, Problem
 from cgm_fast.ops.checks import (
@@ -123,7 +123,7 @@ def cgm_loss(
     inputs = (r, g, labels, noise)
     static = (*scalars, variances, kernel_weights, "gaussian", detach_prior)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
-        loss, terms, assignment, z = cgm_loss_value(static, backend, None, *inputs)
+        loss, terms, assignment, z = CGMLoss.apply(static, backend, None, *inputs)
     else:
         loss, terms, assignment, z, *_ = cgm_loss_fwd(Problem(*inputs, *static), NOTHING, backend)
     of_mmd, of_margin = terms.unbind()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from cgm_fast.ops import derivatives
-from cgm_fast.ops.autograd import fused
+from cgm_fast.ops.autograd import backward, forward
 from cgm_fast.ops.cgm_loss.ops import cgm_loss_fwd, cgm_loss_hvp
 from cgm_fast.ops.formulas import OfPair, Tensors
 
@@ -26,7 +29,22 @@ class CGMLossFormula(OfPair):
 
 
 FORMULA = CGMLossFormula()
-cgm_loss_value = fused(FORMULA)
+
+
+class CGMLoss(torch.autograd.Function):
+    """(static, backend, None, the problem's tensors...) -> loss, terms, assignment, z."""
+
+    @staticmethod
+    def forward(ctx: Any, static: Any, backend: str, known: Any, *inputs: Any) -> Any:
+        """Values, or all results that are known."""
+        return forward(FORMULA, ctx, static, backend, known, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """The gradient scaled, or the Hessian-vector product."""
+        return backward(FORMULA, CGMLoss, ctx, cotangents)
+
+
 derivatives.differentiate(FORMULA)
 derivatives.map_items(cgm_loss_fwd)
 derivatives.map_items(cgm_loss_hvp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +11,14 @@ from triton import next_power_of_2
 
 from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.cgm_loss import triton_kernels as kernels
+from cgm_fast.ops.cgm_loss.problem import Problem, Value, Wanted
 from cgm_fast.ops.gpu import constants, on_device
+from cgm_fast.ops.memory import plain
+from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
-from cgm_fast.ops.triton.launch import FUSED, numbers, round_up
-from cgm_fast.ops.triton.pack import Packed
+from cgm_fast.ops.triton.launch import FUSED, Numbers, numbers, round_up
+from cgm_fast.ops.triton.pack import Packed, layout_of
 from cgm_fast.ops.triton.tiles import Blocks, choose
 
 # Up to these sizes launches are what takes the time; beyond them each op's own kernels, with their
@@ -25,102 +29,119 @@ MOST_ROWS, MOST_STEPS, MOST_SUMS = 1024, 1024, 1 << 24
 BLOCKS = Blocks(rows=16, columns=16, features=16, warps=8, stages=1)
 
 
-@on_device
-def cgm_loss_fwd(
-    r: Tensor,
-    g: Tensor,
-    labels: Tensor | None,
-    noise: Tensor,
-    sigma: float,
-    prior_sigma: float,
-    mmd_weight: float,
-    margin_weight: float,
-    margin: float,
-    negative_scale: float,
-    variances: list[float],
-    kernel_weights: list[float],
-    detach_prior: bool,
-    with_r: bool,
-    with_g: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], (mmd, margin) [2], assignment [B], z [B, d], gradients in r [B, d] and g [K, d]."""
-    (b, d), k = r.shape, g.shape[0]
-    held = numbers(torch.promote_types(r.dtype, torch.float32))  # noise makes latents float32
-    blocks = choose("mmd_fwd", d, held.rows, r.device)
-    features, n_pad = round_up(d, blocks.features), round_up(b, max(blocks.rows, blocks.columns))
-    row_blocks, k_pad = n_pad // BLOCKS.rows, round_up(k, BLOCKS.columns)
-    small = b <= MOST_ROWS and k_pad // BLOCKS.columns * d <= MOST_STEPS
-    if not small or row_blocks * k_pad * features > MOST_SUMS:
-        return common.cgm_loss_fwd(
-            mmd, prototype_margin, r, g, labels, noise, sigma, prior_sigma, mmd_weight,
-            margin_weight, margin, negative_scale, variances, kernel_weights, detach_prior,
-            with_r, with_g,
+class _Plan(NamedTuple):
+    """Sizes of a call."""
+
+    held: Numbers
+    blocks: Blocks  # of the MMD's kernel
+    features: int  # d, padded
+    n_pad: int  # B, padded for these blocks
+    k_pad: int
+    row_blocks: int  # of BLOCKS
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Plan:
+        """By shapes and dtypes."""
+        r, (k, d) = problem.r, problem.g.shape
+        held = numbers(torch.promote_types(r.dtype, torch.float32))  # noise makes latents float32
+        blocks = choose("mmd_fwd", d, held.rows, r.device)
+        n_pad = round_up(r.shape[0], max(blocks.rows, blocks.columns))
+        features, k_pad = round_up(d, blocks.features), round_up(k, BLOCKS.columns)
+        return cls(held, blocks, features, n_pad, k_pad, n_pad // BLOCKS.rows)
+
+    def is_small(self, rows: int, d: int) -> bool:
+        """Whether three launches do it."""
+        steps = self.k_pad // BLOCKS.columns * d
+        sums = self.row_blocks * self.k_pad * self.features
+        return rows <= MOST_ROWS and steps <= MOST_STEPS and sums <= MOST_SUMS
+
+    def packed(self, like: Tensor, rows: int, d: int) -> Packed:
+        """Room for latents of samples and of prototypes, which the first launch packs."""
+        total = 2 * self.n_pad
+        return Packed(
+            rows=like.new_empty((1, total, self.features)),
+            columns=like.new_empty((1, self.features, total)),
+            bias=like.new_empty((1, total)),
+            weight=like.new_empty((1, total)),
+            counter=like.new_empty(1, dtype=torch.int32),
+            largest=like.new_empty((1, self.row_blocks)),
+            layout=layout_of((rows, rows), self.blocks), d=d,
         )  # fmt: skip
 
-    dtype, total = held.compute, 2 * n_pad
-    scalars = mmd.numbers_of(1.0 / b, 1.0 / b, 1.0, kernel_weights, dtype, r.device)
-    coefficients = mmd.coefficients_of(
-        b, b, None, None, None, 1.0 / b, 1.0 / b, 1.0, device=r.device
-    )
-    variance = constants(tuple(variances), dtype, r.device)
-    options = constants(
-        (sigma, prior_sigma, mmd_weight, margin_weight, margin, negative_scale), dtype, r.device
-    )
+
+@on_device
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """Loss, terms, assignment, latents and gradients: see `Value`."""
+    r, g, noise = problem.r, problem.g, problem.noise
+    (b, d), k, plan = r.shape, g.shape[0], _Plan.of(problem)
+    if problem.kernel != "gaussian" or not plan.is_small(b, d):
+        return common.fwd(mmd, prototype_margin, problem, wanted)
+
+    dtype = plan.held.compute
     like = r.new_empty(0, dtype=dtype)
-    packed = Packed(
-        rows=like.new_empty((1, total, features)),
-        columns=like.new_empty((1, features, total)),
-        bias=like.new_empty((1, total)),
-        weight=like.new_empty((1, total)),
-        counter=r.new_empty(1, dtype=torch.int32),
-        largest=like.new_empty((1, row_blocks)),
-        n=b, m=b, d=d, n_pad=n_pad, total=total,
+    value = Value(
+        like.new_empty(()),
+        like.new_empty(2),
+        r.new_empty(b, dtype=torch.int64),
+        torch.empty((b, d), dtype=r.dtype, device=r.device),
+        like.new_empty((b, d)) if wanted.r else None,
+        like.new_empty((k, d)) if wanted.g else None,
+    )
+    packed = plan.packed(like, b, d)
+    variance = constants(tuple(problem.variances), dtype, r.device)
+    options = constants(
+        (
+            problem.sigma, problem.prior_sigma, problem.mmd_weight, problem.margin_weight,
+            problem.margin, problem.negative_scale,
+        ), dtype, r.device,
     )  # fmt: skip
-    assignment = r.new_empty(b, dtype=torch.int64)
-    z = torch.empty((b, d), dtype=r.dtype, device=r.device)
-    own = r.new_empty(n_pad, dtype=torch.int32)
-    losses = r.new_empty(row_blocks, dtype=torch.float64)
-    partials = r.new_empty((row_blocks, 4), dtype=torch.float64)
-    weighted_differences = like.new_empty((n_pad, features))
-    prototype_sums = like.new_empty((row_blocks, k_pad, features))
-    tile = {
+    shared = {
+        "rows": packed.rows, "weight": packed.weight, "variance": variance, "numbers": options,
+        "own": r.new_empty(plan.n_pad, dtype=torch.int32), "counter": packed.counter,
+        "losses": r.new_empty(plan.row_blocks, dtype=torch.float64),
+        "weighted_differences": like.new_empty((plan.n_pad, plan.features)),
+        "prototype_sums": like.new_empty((plan.row_blocks, plan.k_pad, plan.features)),
+        "b": b, "k": k, "d": d, "n_pad": plan.n_pad, "total": packed.total,
+        "features": plan.features, "k_pad": plan.k_pad,
         "ROWS": BLOCKS.rows, "COLUMNS": BLOCKS.columns, "FEATURES": BLOCKS.features,
-        "PRECISION": held.precision, "num_warps": BLOCKS.warps, "num_stages": BLOCKS.stages,
-        **FUSED,
+        "num_warps": BLOCKS.warps, "num_stages": BLOCKS.stages, **FUSED,
     }  # fmt: skip
-    kernels.cgm_assign_kernel[(row_blocks,)](
-        r, g, None if labels is None else labels.contiguous(), noise, variance, scalars, options,
-        assignment, z, own, packed.rows, packed.columns, packed.bias, packed.weight,
-        packed.largest, packed.counter, losses, weighted_differences, prototype_sums,
-        b, k, d, n_pad, total, features, k_pad, *r.stride(), *g.stride(), *noise.stride(),
-        TF32=held.rounded, SIGMA=kernels.SIGMA, PRIOR_SIGMA=kernels.PRIOR_SIGMA,
-        MARGIN=kernels.MARGIN, NEGATIVE_SCALE=kernels.NEGATIVE_SCALE, **tile,
+    (r_row, r_feature), (g_row, g_feature) = r.stride(), g.stride()
+    noise_sample, noise_row, noise_feature = noise.stride()
+    kernels.cgm_assign_kernel[(plan.row_blocks,)](
+        **shared, r=r, g=g, labels=plain(problem.labels, torch.int64), noise=noise,
+        columns=packed.columns, bias=packed.bias, largest=packed.largest,
+        assignment=value.assignment, latents=value.z,
+        r_row=r_row, r_feature=r_feature, g_row=g_row, g_feature=g_feature,
+        noise_sample=noise_sample, noise_row=noise_row, noise_feature=noise_feature,
+        PRECISION=plan.held.precision, TF32=plan.held.rounded,
+        SIGMA=kernels.SIGMA, PRIOR_SIGMA=kernels.PRIOR_SIGMA, MARGIN=kernels.MARGIN,
+        NEGATIVE_SCALE=kernels.NEGATIVE_SCALE,
     )  # fmt: skip
-    of_prior = with_g and not detach_prior
-    problem = mmd.Problem(packed, variance, scalars, None, None, None, blocks, held)
-    begin = 0 if with_r else b
-    end = 2 * b if of_prior else b
-    sums = mmd.visit(problem, begin, max(begin, end), False, kernel_weights[0] != 1.0)
-    loss, terms = like.new_empty(()), like.new_empty(2)
-    grad_r = like.new_empty((b, d) if with_r else (0,))
-    grad_g = like.new_empty((k, d) if with_g else (0,))
-    chunks = features // BLOCKS.features
-    programs = row_blocks + (chunks * k_pad // BLOCKS.columns if with_g else 0)
-    if held.precision == "tf32":  # here sums are short, and nothing is gained
-        tile["PRECISION"] = "tf32x3"
-    kernels.cgm_finish_kernel[(programs,)](
-        packed.rows, packed.weight, variance, options, problem.kernel_weights, coefficients,
-        sums.values, sums.nears, sums.slopes, sums.weighted_sums, own, losses,
-        weighted_differences, prototype_sums, partials, packed.counter,
-        loss, terms, grad_r if with_r else None, grad_g if with_g else None,
-        b, k, d, n_pad, total, features, k_pad, sums.splits, sums.x_splits, row_blocks, chunks,
-        problem.scales,
-        PARTS=held.parts, BLOCKS=next_power_of_2(row_blocks),
-        OF_PRIOR=of_prior, MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,
-        **tile,
+    of_prior = wanted.g and not problem.detach_prior
+    begin, end = 0 if wanted.r else b, 2 * b if of_prior else b
+    operands = mmd.Operands.of(packed, variance, problem.kernel_weights, plan.blocks, plan.held)
+    sums = mmd.visit(
+        common.mmd_problem(problem, packed.rows),
+        of_mmd.NOTHING._replace(row_begin=begin, row_end=max(begin, end)), operands,
     )  # fmt: skip
-    return loss, terms, assignment, z, grad_r, grad_g
+    chunks = plan.features // BLOCKS.features
+    # In place of tf32: here sums are short, and nothing is gained.
+    precision = "ieee" if plan.held.precision == "ieee" else "tf32x3"
+    kernels.cgm_finish_kernel[
+        (plan.row_blocks + (chunks * plan.k_pad // BLOCKS.columns if wanted.g else 0),)
+    ](
+        **shared, kernel_weights=operands.kernel_weights, values=sums.values, nears=sums.nears,
+        slopes=sums.slopes, weighted_sums=sums.weighted_sums,
+        partials=r.new_empty((plan.row_blocks, 4), dtype=torch.float64),
+        loss=value.loss, terms=value.terms, grad_r=value.r, grad_g=value.g,
+        splits=operands.splits.total, blocks=plan.row_blocks, chunks=chunks,
+        scales=variance.shape[-1], PARTS=plan.held.parts, PRECISION=precision,
+        BLOCKS=next_power_of_2(plan.row_blocks), OF_PRIOR=of_prior,
+        MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,
+    )  # fmt: skip
+    return value
 
 
 # The Hessian-vector product is composed of the two ops' own.
-cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)
+hvp = partial(common.hvp, mmd, prototype_margin)

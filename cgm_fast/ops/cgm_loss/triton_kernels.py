@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.mmd.triton_kernels import gradient_factor, left_by, near_constant
+from cgm_fast.ops.mmd.triton_kernels import gradient_factor, less_all
 from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
 from cgm_fast.ops.triton.math import kernel, nearest_tf32
 
@@ -54,7 +54,6 @@ def cgm_assign_kernel(
     labels,  # [B] int64, or None
     noise,  # [2, B, d]
     variance,  # [s]
-    constants,  # begins with what rows of x and of y weigh
     numbers,
     assignment,  # [B] int64
     latents,  # [B, d]
@@ -124,8 +123,8 @@ def cgm_assign_kernel(
         tl.store(columns + across + n_pad, prior)
     tl.store(bias + i, -0.5 * squares)
     tl.store(bias + n_pad + i, -0.5 * prior_squares)
-    tl.store(weight + i, tl.where(valid, tl.load(constants), 0.0))
-    tl.store(weight + n_pad + i, tl.where(valid, -tl.load(constants + 1), 0.0))
+    tl.store(weight + i, tl.where(valid, 1.0, 0.0))
+    tl.store(weight + n_pad + i, tl.where(valid, 1.0, 0.0))
     tl.store(largest + block, tl.max(tl.maximum(squares, prior_squares)))
     if block == 0:
         tl.store(counter, 0)
@@ -169,31 +168,39 @@ def cgm_assign_kernel(
 
 
 @triton.jit
+def _sign(split, splits, of_prior):
+    """Of the relation: 1 where a split's columns are of the rows' group, else -1. Half of the
+    splits are samples', half are prototypes'."""
+    return tl.where((split >= splits // 2) == of_prior, 1.0, -1.0).to(tl.float64)
+
+
+@triton.jit
 def _mmd_gradient(
     rows, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
-    ROWS: tl.constexpr, FEATURES: tl.constexpr,
+    OF_PRIOR: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of MMD² in packed rows i [ROWS], features f [FEATURES]; splits added in order."""
     slope = tl.zeros([ROWS], tl.float64)
     weighted_sum = tl.zeros([ROWS, FEATURES], tl.float64)
     at = i.to(tl.int64)[:, None] * features + f[None, :]
     for split in range(splits):
-        slope += tl.load(slopes + split * total + i).to(tl.float64)
-        weighted_sum += tl.load(weighted_sums + at).to(tl.float64)
+        sign = _sign(split, splits, OF_PRIOR)
+        slope += sign * tl.load(slopes + split * total + i).to(tl.float64)
+        weighted_sum += sign * tl.load(weighted_sums + at).to(tl.float64)
         weighted_sums += total * features
-    a = tl.load(weight + i).to(tl.float64)
+    w = tl.load(weight + i).to(tl.float64)
     z = tl.load(rows + at).to(tl.float64)
-    return (factor * a)[:, None] * (slope[:, None] * z - weighted_sum)
+    return (factor * w)[:, None] * (slope[:, None] * z - weighted_sum)
 
 
 @kernel
 def cgm_finish_kernel(
-    rows, weight, variance, numbers, kernel_weights, coefficients, values, nears, slopes,
-    weighted_sums, own, losses, weighted_differences, prototype_sums,
-    partials,  # [blocks, 4] float64: of MMD², and pairs that are near: of x, of y, across
+    rows, weight, variance, numbers, kernel_weights, values, nears, slopes, weighted_sums, own,
+    losses, weighted_differences, prototype_sums,
+    partials,  # [blocks, 4] float64: B² times MMD², and near pairs: of x, of y, across
     counter,  # [1]
     loss, terms, grad_r, grad_g,  # as the op returns them; the gradients None where not wanted
-    b, k, d, n_pad, total, features, k_pad, splits, x_splits, blocks, chunks, scales,
+    b, k, d, n_pad, total, features, k_pad, splits, blocks, chunks, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
     PARTS: tl.constexpr, BLOCKS: tl.constexpr, OF_PRIOR: tl.constexpr,
     MMD_WEIGHT: tl.constexpr, MARGIN_WEIGHT: tl.constexpr,
@@ -204,19 +211,24 @@ def cgm_finish_kernel(
     h = tl.load(variance).to(tl.float64)
     mmd_weight = tl.load(numbers + MMD_WEIGHT).to(tl.float64)
     margin_weight = tl.load(numbers + MARGIN_WEIGHT).to(tl.float64)
-    factor = mmd_weight * gradient_factor(h, False, PARTS)
+    rows_of_group = b.to(tl.float64)
+    pair = 1.0 / (rows_of_group * rows_of_group)  # the relation, but for its sign
+    factor = mmd_weight * pair * gradient_factor(h, False, PARTS)
     margin_factor = 2.0 * margin_weight / b
     if block < blocks:
         i = block * ROWS + tl.arange(0, ROWS)
-        a, a_prior = tl.load(weight + i), tl.load(weight + n_pad + i)
+        w, w_prior = (
+            tl.load(weight + i).to(tl.float64), tl.load(weight + n_pad + i).to(tl.float64)
+        )  # fmt: skip
         part, near_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
         near_x, near_y = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
         for split in range(splits):
-            value = a.to(tl.float64) * tl.load(values + split * total + i)
-            part += value + a_prior.to(tl.float64) * tl.load(values + split * total + n_pad + i)
+            of_x = w * tl.load(values + split * total + i)
+            of_y = w_prior * tl.load(values + split * total + n_pad + i)
+            part += _sign(split, splits, False) * of_x + _sign(split, splits, True) * of_y
             of_sample = tl.load(nears + split * total + i, mask=i < b, other=0.0)
             of_latent = tl.load(nears + split * total + n_pad + i, mask=i < b, other=0.0)
-            from_x = split < x_splits
+            from_x = split < splits // 2
             near_x += tl.where(from_x, of_sample, 0.0).to(tl.float64)
             near_y += tl.where(from_x, 0.0, of_latent).to(tl.float64)
             near_across += tl.where(from_x, of_latent, of_sample).to(tl.float64)
@@ -229,7 +241,7 @@ def cgm_finish_kernel(
                 f = first * FEATURES + tl.arange(0, FEATURES)
                 of_mmd = _mmd_gradient(
                     rows, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
-                    ROWS, FEATURES,
+                    False, ROWS, FEATURES,
                 )  # fmt: skip
                 at = i.to(tl.int64)[:, None] * features + f[None, :]
                 of_margin = margin_factor * tl.load(weighted_differences + at).to(tl.float64)
@@ -246,10 +258,15 @@ def cgm_finish_kernel(
             in_y = tl.sum(tl.load(of_parts + 2, mask=there, other=0.0, cache_modifier=".cg"))
             across = tl.sum(tl.load(of_parts + 3, mask=there, other=0.0, cache_modifier=".cg"))
             of_kernel = tl.load(kernel_weights).to(tl.float64)
-            out_x, out_y, apart = left_by(coefficients, in_x, in_y, across, scales)
-            of_mmd += of_kernel * near_constant(
-                coefficients, in_x, in_y, across, out_x, out_y, apart, scales
-            )
+            # Within a group pairs i != j, twice; those across groups have the relation's minus.
+            within = scales * 2.0 * rows_of_group * (rows_of_group - 1.0)
+            between = scales * 2.0 * rows_of_group * rows_of_group
+            out, apart = within - in_x - in_y, between - across
+            of_mmd += of_kernel * less_all(
+                in_x + in_y - across, out - apart, in_x + in_y + across, out + apart,
+                within - between,
+            )  # fmt: skip
+            of_mmd *= pair
             of_margin = tl.sum(tl.load(losses + of_block, mask=there, other=0.0)) / b
             tl.store(terms, of_mmd)
             tl.store(terms + 1, of_margin)
@@ -264,7 +281,7 @@ def cgm_finish_kernel(
                 mine = column[:, None] == tl.load(own + i)[None, :]
                 of_mmd = _mmd_gradient(
                     rows, weight, slopes, weighted_sums, factor, n_pad + i, f, total, features,
-                    splits, ROWS, FEATURES,
+                    splits, True, ROWS, FEATURES,
                 )  # fmt: skip
                 of_prior += tl.dot(mine.to(dtype), of_mmd.to(dtype), input_precision=PRECISION)
         prototype_sum = tl.zeros([COLUMNS, FEATURES], tl.float64)

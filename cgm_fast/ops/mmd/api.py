@@ -22,7 +22,7 @@ from cgm_fast.ops.checks import (
     compute_dtype,
     match,
 )
-from cgm_fast.ops.mmd.autograd import mmd_value
+from cgm_fast.ops.mmd.autograd import MMD
 from cgm_fast.ops.mmd.blind import Seen, seen_before, warn_if_blind
 from cgm_fast.ops.mmd.ops import mmd_fwd, sums_dtype
 from cgm_fast.ops.mmd.problem import NOTHING, Problem
@@ -129,7 +129,7 @@ def mmd(
         )
         and differentiates_itself()
     ):
-        (loss,) = mmd_value(static, backend, None, *inputs)
+        (loss,) = MMD.apply(static, backend, None, *inputs)
     else:
         loss = mmd_fwd(Problem(*inputs, *static), NOTHING, backend).loss
     if difference is not None:

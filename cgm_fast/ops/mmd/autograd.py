@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops import derivatives
-from cgm_fast.ops.autograd import fused
+from cgm_fast.ops.autograd import backward, forward
 from cgm_fast.ops.formulas import Formula, Tensors
 from cgm_fast.ops.mmd.ops import mmd_fwd, mmd_hvp
 from cgm_fast.ops.mmd.problem import Problem, Tangent, Wanted
@@ -141,7 +141,22 @@ def _batched(op: Any) -> Any:
 
 
 FORMULA = MMDFormula()
-mmd_value = fused(FORMULA)
+
+
+class MMD(torch.autograd.Function):
+    """(static, backend, None, the problem's tensors...) -> (L,)."""
+
+    @staticmethod
+    def forward(ctx: Any, static: Any, backend: str, known: Any, *inputs: Any) -> Any:
+        """Values, or all results that are known."""
+        return forward(FORMULA, ctx, static, backend, known, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """The gradient scaled, or the Hessian-vector product."""
+        return backward(FORMULA, MMD, ctx, cotangents)
+
+
 derivatives.differentiate(FORMULA)
 derivatives.map_items(mmd_fwd, _batched(mmd_fwd.registered))
 derivatives.map_items(mmd_hvp, _batched(mmd_hvp.registered))

@@ -1,7 +1,8 @@
-"""The Hessian-vector product of MMD² in Triton, over packed samples.
+"""The Hessian-vector product of MMD² in Triton, over packed rows.
 
 Packing, splits and masks are those of triton_kernels.py. With e_dot = -<z_i - z_j, t_i - t_j>, the
-derivative of the exponent along the direction t, everything else is a function of one pair.
+derivative of the exponent along the direction t, everything else is a function of one pair. Where
+the kernel is not twice differentiable this is not called.
 """
 
 from __future__ import annotations
@@ -9,25 +10,28 @@ from __future__ import annotations
 import triton.language as tl
 
 from cgm_fast.ops.mmd.triton_kernels import split_columns
-from cgm_fast.ops.triton.math import add_to, exp2_less_one, kernel
+from cgm_fast.ops.triton.math import add_to, group_of, kernel
+from cgm_fast.ops.triton.radial import bounded, radial
 
 
 @kernel
 def mmd_hvp_kernel(
-    rows, columns, bias, weight,  # packed samples
-    tangents,  # [b, total, features]: t, scaled like the samples
+    rows, columns, bias, weight,  # packed
+    tangents,  # [b, total, features]: t, scaled like the rows
     along,  # [b, total]: <z_i, t_i>
     weight_dot,  # [b, total]
     variance, variance_dot,  # [s] or [b, s]; [b, s]
-    cross, cross_dot,  # [b]
+    relation, relation_dot,  # [G, G] or [b, G, G] float64; [b, G, G] float64 or None
     kernel_weights,  # [s]
-    insides,  # [b, splits, total]: of the derivative in a, half of it
+    tiles, of_splits,  # of `Layout` and of `Splits`
+    insides,  # [b, splits, total]: of the derivative in w, half of it
     z_sums, t_sums,  # [b, splits, total]: what multiplies z_i and t_i
     weighted_sums,  # [b, splits, total, features]: what is taken from both
-    p_sums,  # [b, splits, blocks, s + 1] float64: of the derivatives in (h, cross)
-    n_pad, total, features, span, splits, x_splits, scales, variance_item,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, WITH_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    block_sums,  # [b, splits, blocks] float64: of the derivative in the relation; or None
+    variance_sums,  # [b, splits, blocks, s] float64: of the derivative in h; or None
+    total, features, splits, scales, variance_item, unit, groups, relation_item,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
+    KERNEL: tl.constexpr,
 ):  # fmt: skip
     """A block of rows against a split of columns, FEATURES at a time."""
     blocks = total // ROWS
@@ -35,10 +39,12 @@ def mmd_hvp_kernel(
     split = tl.program_id(1)
     dtype = rows.dtype.element_ty
     i = block * ROWS + tl.arange(0, ROWS)
-    start, end = split_columns(split, x_splits, span, n_pad, total)
-    across = (split >= x_splits) != (block * ROWS >= n_pad)
-    relation = tl.where(across, tl.load(cross + item), 1.0)
-    relation_dot = tl.where(across, tl.load(cross_dot + item), 0.0)
+    start, end, of_columns = split_columns(of_splits, split, COLUMNS)
+    entry = group_of(tiles, unit, block * ROWS) * groups + of_columns
+    r = tl.load(relation + item * relation_item + entry).to(dtype)
+    r_dot = tl.zeros([], dtype)
+    if relation_dot is not None:
+        r_dot = tl.load(relation_dot + item * groups * groups + entry).to(dtype)
     rows += item * total * features
     columns += item * total * features
     tangents += item * total * features
@@ -48,10 +54,12 @@ def mmd_hvp_kernel(
     along += item * total
     variance += item * variance_item
     variance_dot += item * scales
-    p_sums += ((item * splits + split) * blocks + block) * (scales + 1)
+    block_at = (item * splits + split) * blocks + block
+    if variance_sums is not None:
+        variance_sums += block_at * scales
     at = (item * splits + split) * total + i
     b_i, along_i = tl.load(bias + i), tl.load(along + i)
-    a_i, a_dot_i = tl.load(weight + i)[:, None], tl.load(weight_dot + i)[:, None]
+    w_i, w_dot_i = tl.load(weight + i)[:, None], tl.load(weight_dot + i)[:, None]
     h = tl.load(variance)
     inside, z_sum, t_sum = (
         tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype), tl.zeros([ROWS], dtype)
@@ -74,9 +82,9 @@ def mmd_hvp_kernel(
         own = i[:, None] == j[None, :]
         # Rounding is no reason for a row to be less than no distance away.
         e, e_dot = tl.where(own | (e > 0.0), 0.0, e), tl.where(own, 0.0, e_dot)
-        a_j = tl.where(own, 0.0, tl.load(weight + j)[None, :])
-        a_dot_j = tl.where(own, 0.0, tl.load(weight_dot + j)[None, :])
-        pair, pair_dot = a_i * a_j, a_dot_i * a_j + a_i * a_dot_j
+        w_j = tl.where(own, 0.0, tl.load(weight + j)[None, :])
+        w_dot_j = tl.where(own, 0.0, tl.load(weight_dot + j)[None, :])
+        pair, pair_dot = w_i * w_j, w_dot_i * w_j + w_i * w_dot_j
         value, value_dot = tl.zeros_like(e), tl.zeros_like(e)
         slope, slope_dot = tl.zeros_like(e), tl.zeros_like(e)
         for s in range(scales):
@@ -84,28 +92,28 @@ def mmd_hvp_kernel(
             relative = tl.load(variance_dot + s) / h_s
             ratio = h / h_s
             # Where k is an exact zero everything else is left out: products would overflow.
-            vanishes = e * ratio < -1100.0
-            exponent = tl.where(vanishes, -1100.0, e * ratio)
+            exponent = bounded(e * ratio, KERNEL)
+            vanishes = e * ratio < exponent
             stretch = tl.where(vanishes, 0.0, relative)
             t = -0.6931471805599453 * exponent
             t_dot = tl.where(vanishes, 0.0, -0.6931471805599453 * ratio * e_dot) - t * stretch
-            less_one, k = exp2_less_one(exponent)
-            k *= of_s
-            value += of_s * less_one
-            value_dot -= k * t_dot
-            slope += ratio * k
-            slope_dot -= ratio * k * (t_dot + stretch)
-            if WITH_P:
-                part = (relation * pair_dot + relation_dot * pair) * t
-                part += relation * pair * ((1.0 - t) * t_dot - t * stretch)
-                add_to(p_sums + s, first == start, tl.sum(tl.sum(part * k, 1)) / h_s)
-        if WITH_P:
+            less, _whole, of_t, curvature = radial(exponent, KERNEL)
+            of_t *= of_s
+            curvature *= of_s
+            value += of_s * less
+            value_dot -= of_t * t_dot
+            slope += ratio * of_t
+            slope_dot -= ratio * (curvature * t_dot + of_t * stretch)
+            if variance_sums is not None:
+                part = (r * pair_dot + r_dot * pair) * t * of_t
+                part += r * pair * ((of_t - t * curvature) * t_dot - t * stretch * of_t)
+                add_to(variance_sums + s, first == start, tl.sum(tl.sum(part, 1)) / h_s)
+        if block_sums is not None:
             part = tl.sum(tl.sum(pair_dot * value + pair * value_dot, 1))
-            add_to(p_sums + scales, first == start, tl.where(across, part, 0.0))
-        of_a_j = relation_dot * a_j + relation * a_dot_j
-        inside += tl.sum(of_a_j * value + relation * a_j * value_dot, 1)
-        w = relation * pair * slope
-        w_dot = (relation * pair_dot + relation_dot * pair) * slope + relation * pair * slope_dot
+            add_to(block_sums + block_at, first == start, part)
+        inside += tl.sum((r_dot * w_j + r * w_dot_j) * value + r * w_j * value_dot, 1)
+        w = r * pair * slope
+        w_dot = (r * pair_dot + r_dot * pair) * slope + r * pair * slope_dot
         z_sum += tl.sum(w_dot, 1)
         t_sum += tl.sum(w, 1)
         for begin in range(0, features, FEATURES):

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from cgm_fast.ops.triton.math import kernel, squared_distances
 
-MARGIN, NEGATIVE_SCALE, SCALE = 2, 3, 4  # where they stand among `constants`, after two weights
+MARGIN, NEGATIVE_SCALE, SCALE = range(3)  # where they stand among `constants`
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def prototype_margin_rows_kernel(
 def prototype_margin_columns_kernel(
     rows, columns, bias, values, own, within, differences, constants,
     sums,  # [splits, k_pad, features]
-    n_pad, k, d, features, total_rows, span, k_pad,
+    n_pad, k, d, features, total, span, k_pad,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
     EXACT: tl.constexpr, MARGIN: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
 ):  # fmt: skip
@@ -183,7 +183,7 @@ def prototype_margin_columns_kernel(
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     f = tl.program_id(2) * FEATURES + tl.arange(0, FEATURES)
     margin, negative_scale = tl.load(constants + MARGIN), tl.load(constants + NEGATIVE_SCALE)
-    total, pushed = tl.zeros([COLUMNS, FEATURES], dtype), tl.zeros([COLUMNS, FEATURES], dtype)
+    drawn, pushed = tl.zeros([COLUMNS, FEATURES], dtype), tl.zeros([COLUMNS, FEATURES], dtype)
     pushes = tl.zeros([COLUMNS], dtype)
     base = tl.load(values + n_pad.to(tl.int64) * features + f)[None, :]
     for first in range(split * span, tl.minimum((split + 1) * span, n_pad), ROWS):
@@ -191,10 +191,10 @@ def prototype_margin_columns_kernel(
         at = i.to(tl.int64)[:, None] * features + f[None, :]
         own_i = tl.load(own + i)
         assigned = column[:, None] == own_i[None, :]
-        total += tl.dot(assigned.to(dtype), tl.load(differences + at), input_precision=PRECISION)
+        drawn += tl.dot(assigned.to(dtype), tl.load(differences + at), input_precision=PRECISION)
         if tl.max(tl.load(within + i)) > 0:
             u = _distances(
-                rows, columns, bias, n_pad + column, i, d, features, total_rows,
+                rows, columns, bias, n_pad + column, i, d, features, total,
                 COLUMNS, ROWS, FEATURES, EXACT,
             )  # fmt: skip
             inside = (u < margin) & (column < k)[:, None] & (own_i >= 0)[None, :]
@@ -203,9 +203,9 @@ def prototype_margin_columns_kernel(
             pushes += tl.sum(w, 1)
     at = (n_pad + column).to(tl.int64)[:, None] * features + f[None, :]
     value = tl.load(values + at) - base
-    total -= negative_scale * (pushed - pushes[:, None] * value)
+    drawn -= negative_scale * (pushed - pushes[:, None] * value)
     there = (split * k_pad + column).to(tl.int64)[:, None] * features + f[None, :]
-    tl.store(sums + there, total)
+    tl.store(sums + there, drawn)
 
 
 @kernel

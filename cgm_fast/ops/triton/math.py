@@ -12,9 +12,9 @@ import triton.language as tl
 kernel = functools.partial(
     triton.jit,
     do_not_specialize=[
-        "n", "m", "k", "d", "b", "splits", "x_splits", "scales", "variance_item",
-        "coefficients_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks",
-        "blocks", "parts", "largest_parts", "chunks", "x_item", "y_item", "noise_sample",
+        "n", "m", "k", "d", "b", "splits", "groups", "scales", "variance_item", "relation_item",
+        "mass_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks", "blocks",
+        "parts", "largest_parts", "chunks", "x_item", "y_item", "noise_sample",
     ],
 )  # fmt: skip
 
@@ -71,6 +71,21 @@ def squared_distances(
             u += difference * difference
             columns += total
     return u
+
+
+@triton.jit
+def group_of(tiles, unit, row):
+    """The group of a packed row; `tiles` is that of `Layout` in pack.py."""
+    return tl.load(tiles + 3 * (row // unit))
+
+
+@triton.jit
+def place(tiles, unit, first, SIZE: tl.constexpr):
+    """Of SIZE packed rows from `first` on, all of one tile: which stacked rows they are, and
+    whether they are any."""
+    tile = first // unit
+    offset = first - tile * unit + tl.arange(0, SIZE)
+    return tl.load(tiles + 3 * tile + 1) + offset, offset < tl.load(tiles + 3 * tile + 2)
 
 
 @triton.jit
