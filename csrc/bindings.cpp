@@ -1,6 +1,5 @@
 // The module as Python sees it, and the CPU's kernels in it; the GPU's are in bindings_cuda.cpp.
-#include "bindings.h"
-
+#include "bindings_ops.h"
 #include "cpu/isa.h"
 #include "cpu/probe.h"
 #include "cpu/threads.h"
@@ -33,56 +32,38 @@ struct Interruptible {
   cf::Polled polled{&raise_for_signals};
 };
 
-using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
+struct OnCpu {
+  using Release = py::call_guard<py::gil_scoped_release, Interruptible>;
+  using Mmd = int;
+  using PrototypeMargin = int;
+  using CgmLoss = int;
+  static constexpr const char* suffix = "";
 
-void mmd_fwd(const MmdPlan& plan, const Addresses<5>& problem, const Addresses<5>& value,
-             int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::mmd_fwd_cpu<T>(plan.problem<T>(problem), mmd_value<T>(plan, value), threads);
-  });
-}
-
-void mmd_hvp(const MmdPlan& plan, const Addresses<5>& problem, const Addresses<4>& tangent,
-             const Addresses<4>& product, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::mmd_hvp_cpu<T>(plan.problem<T>(problem), mmd_tangent<T>(tangent),
-                       mmd_product<T>(plan, product), threads);
-  });
-}
-
-void prototype_margin_fwd(const PrototypeMarginPlan& plan, const Addresses<3>& problem,
-                          const Addresses<4>& value, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    const auto [r, g, labels] = problem.of;
-    cf::prototype_margin_fwd_cpu<T>(plan.input<T>(r, g, labels), prototype_margin_value<T>(value),
-                                    threads);
-  });
-}
-
-// The labels are the assignment.
-void prototype_margin_hvp(const PrototypeMarginPlan& plan, const Addresses<3>& problem,
-                          const Addresses<2>& tangent, const Addresses<2>& product, int threads) {
-  in_dtype(plan.float64, [&](auto number) {
-    using T = decltype(number);
-    const auto [r, g, labels] = problem.of;
-    cf::prototype_margin_hvp_cpu<T>(
-        plan.input<T>(r, g, 0),
-        {at<const int64_t>(labels), at<const T>(tangent.of[0]), at<const T>(tangent.of[1]),
-         at<T>(product.of[0]), at<T>(product.of[1])},
-        threads);
-  });
-}
-
-void cgm_loss_fwd(const CgmLossPlan& plan, const Addresses<4>& problem, const Addresses<6>& value,
-                  int threads) {
-  in_dtype(plan.of_margin.float64, [&](auto number) {
-    using T = decltype(number);
-    cf::cgm_loss_fwd_cpu<T>(plan.input<T>(problem), cgm_loss_value<T>(value), threads);
-  });
-}
+  template <typename T>
+  static void mmd_fwd(const cf::MmdProblem<T>& in, const cf::MmdValue<T>& value, int threads) {
+    cf::mmd_fwd_cpu(in, value, threads);
+  }
+  template <typename T>
+  static void mmd_hvp(const cf::MmdProblem<T>& in, const cf::MmdTangent<T>& tangent,
+                      const cf::MmdProduct<T>& product, int threads) {
+    cf::mmd_hvp_cpu(in, tangent, product, threads);
+  }
+  template <typename T>
+  static void prototype_margin_fwd(const cf::PrototypeMarginInput<T>& in,
+                                   const cf::PrototypeMarginGradient<T>& value, int threads) {
+    cf::prototype_margin_fwd_cpu(in, value, threads);
+  }
+  template <typename T>
+  static void prototype_margin_hvp(const cf::PrototypeMarginInput<T>& in,
+                                   const cf::PrototypeMarginTangent<T>& tangent, int threads) {
+    cf::prototype_margin_hvp_cpu(in, tangent, threads);
+  }
+  template <typename T>
+  static void cgm_loss_fwd(const cf::CgmLossInput<T>& in, const cf::CgmLossGradient<T>& value,
+                           int threads) {
+    cf::cgm_loss_fwd_cpu(in, value, threads);
+  }
+};
 
 py::dict build_info() {
   py::dict info;
@@ -117,11 +98,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("probe_float32", &probe_float32, py::call_guard<py::gil_scoped_release>());
 
   bind_plans(module);
-  module.def("mmd_fwd", &mmd_fwd, Release());
-  module.def("mmd_hvp", &mmd_hvp, Release());
-  module.def("prototype_margin_fwd", &prototype_margin_fwd, Release());
-  module.def("prototype_margin_hvp", &prototype_margin_hvp, Release());
-  module.def("cgm_loss_fwd", &cgm_loss_fwd, Release());
+  bind_ops<OnCpu>(module);
 
 #ifdef CGM_FAST_CUDA
   cf::bindings::bind_cuda(module);

@@ -1,8 +1,8 @@
 // How Python hands things over: plans of what does not change from call to call, and then a tuple
 // of addresses for each record of tensors, in the order of its fields (kFields; a test compares it
 // with Python's). Names would cost a small call 4 µs. Kernels run without the GIL. Callers own
-// every buffer and have checked shapes; an address of 0 means "not given". Only bindings*.cpp
-// include this, and only this includes pybind11.
+// every buffer and have checked shapes; an address of 0 means "not given". Only bindings* include
+// this, and only this includes pybind11.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -180,6 +180,9 @@ template <typename Body>
 void in_dtype(bool float64, const Body& body) {
   float64 ? body(double()) : body(float());
 }
+
+// {"mmd": {"Problem": ["x", ...], ...}, ...}
+pybind11::dict fields_by_op(const std::vector<Fields>& records);
 
 // Adds the plans.
 void bind_plans(pybind11::module_& module);

@@ -1,129 +1,110 @@
 // The GPU's kernels, by addresses on the device. Also compiled with their emulation, for tests.
-#include <type_traits>
-
-#include "bindings.h"
-#include "cgm_loss.h"
-#include "mmd.h"
-#include "prototype_margin.h"
+#include "bindings_ops.h"
 
 namespace py = pybind11;
-namespace cf = cgm_fast;
 
+namespace cgm_fast::bindings {
 namespace {
 
-using namespace cgm_fast::bindings;
-
-// (kernel weights on the device, from one item's variances to the next, rows of a block, workers,
-// whether tf32 is allowed, slots, partials, counters, stream)
-using PyMmdDevice =
-    std::tuple<Address, int64_t, int, int, bool, Address, Address, Address, Address>;
-
-template <typename T>
-cf::MmdDevice<T> mmd_device(const PyMmdDevice& given, const cf::MmdInput<T>& in) {
-  cf::MmdDevice<T> device;
-  device.kernel_weights = at<const T>(std::get<0>(given));
-  device.weighted_kernel = in.kernel_weights[0] != 1;
-  device.variance_item = std::get<1>(given);
-  device.rows = std::get<2>(given);
-  device.workers = std::get<3>(given);
-  device.tf32 = std::get<4>(given);
-  device.slots = at<double>(std::get<5>(given));
-  device.partials = at<double>(std::get<6>(given));
-  device.counters = at<unsigned>(std::get<7>(given));
-  device.stream = at<void>(std::get<8>(given));
-  return device;
+// What each op's launches are given: numbers and addresses, in the order of `Launch` in the op's
+// cuda.py (a test compares). What they are is said in mmd.h and beside it; begins, relations,
+// variances and kernel_weights are a plan's lists on the device.
+const std::vector<Fields>& launches() {
+  static const std::vector<Fields> kLaunches = {
+      {"mmd",
+       "Launch",
+       {"begins", "relations", "variances", "kernel_weights", "weighted_kernel", "rows", "blocks",
+        "workers", "tiles", "tf32", "slots", "partials", "counters", "stream"}},
+      {"prototype_margin",
+       "Launch",
+       {"blocks", "partials", "partial_g", "own", "counter", "stream"}},
+      {"cgm_loss",
+       "Launch",
+       {"variances", "kernel_weights", "rows", "partials", "prior", "counter", "stream"}},
+  };
+  return kLaunches;
 }
 
-template <typename T, typename... Input>
-void mmd_fwd(int64_t row_begin, int64_t row_end, Address loss, Address grad_z, Address grad_a,
-             Address grad_p, const PyMmdDevice& device, const Input&... input) {
-  const cf::MmdInput<T> in = mmd_input<T>(input...);
-  cf::mmd_fwd_cuda<T>(
-      in, {row_begin, row_end, at<T>(loss), at<T>(grad_z), at<T>(grad_a), at<T>(grad_p)},
-      mmd_device(device, in));
-}
-
-template <typename T, typename... Input>
-void mmd_hvp(int64_t row_begin, int64_t row_end, Address z, Address a, Address p, Address out_z,
-             Address out_a, Address out_p, const PyMmdDevice& device, const Input&... input) {
-  const cf::MmdInput<T> in = mmd_input<T>(input...);
-  cf::mmd_hvp_cuda<T>(in,
-                      {row_begin, row_end, at<const T>(z), at<const T>(a), at<const T>(p),
-                       at<T>(out_z), at<T>(out_a), at<T>(out_p)},
-                      mmd_device(device, in));
-}
-
-template <typename T, typename... Input>
-void bind_mmd(py::module_& module, const char* fwd, const char* hvp,
-              cf::MmdInput<T> (*)(Input...)) {
+struct OnCuda {
   using Release = py::call_guard<py::gil_scoped_release>;
-  module.def(fwd, &mmd_fwd<T, std::decay_t<Input>...>, Release());
-  module.def(hvp, &mmd_hvp<T, std::decay_t<Input>...>, Release());
-}
+  using Mmd = Addresses<14>;
+  using PrototypeMargin = Addresses<6>;
+  using CgmLoss = Addresses<7>;
+  static constexpr const char* suffix = "_cuda";
 
-template <typename T>
-void prototype_margin_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r,
-                          const PySamples& g, Address labels, double margin, double negative_scale,
-                          double scale, Address loss, Address assignment, Address grad_r,
-                          Address grad_g, unsigned blocks, Address partials, Address partial_g,
-                          Address own, Address counter, Address stream) {
-  cf::prototype_margin_fwd_cuda<T>(
-      {rows, k, d, samples(r), samples(g), at<const int64_t>(labels), margin, negative_scale,
-       scale},
-      {at<T>(loss), at<int64_t>(assignment), at<T>(grad_r), at<T>(grad_g)},
-      {blocks, at<double>(partials), at<T>(partial_g), at<std::int32_t>(own), at<unsigned>(counter),
-       at<void>(stream)});
-}
+  // Puts on the device what a problem has on the host.
+  template <typename T>
+  static MmdDevice<T> device(MmdProblem<T>& in, const Mmd& given) {
+    const auto [begins, relations, variances, kernel_weights, weighted_kernel, rows, blocks,
+                workers, tiles, tf32, slots, partials, counters, stream] = given.of;
+    const int64_t variance_item = in.variance ? in.scales : 0;
+    in.begins = at<const int64_t>(begins);
+    if (!in.relation_per_item) in.relation = at<const double>(relations);
+    if (!in.variance) in.variance = at<const T>(variances);
+    in.variances = in.kernel_weights = nullptr;
+    return {at<const T>(kernel_weights),
+            weighted_kernel != 0,
+            variance_item,
+            static_cast<int>(rows),
+            static_cast<unsigned>(blocks),
+            static_cast<int>(workers),
+            static_cast<int>(tiles),
+            tf32 != 0,
+            at<double>(slots),
+            at<double>(partials),
+            at<unsigned>(counters),
+            at<void>(stream)};
+  }
 
-template <typename T>
-void prototype_margin_hvp(int64_t rows, int64_t k, int64_t d, const PySamples& r,
-                          const PySamples& g, Address assignment, double margin,
-                          double negative_scale, double scale, Address tangent_r, Address tangent_g,
-                          Address out_r, Address out_g, Address stream) {
-  cf::prototype_margin_hvp_cuda<T>(
-      {rows, k, d, samples(r), samples(g), nullptr, margin, negative_scale, scale},
-      {at<const int64_t>(assignment), at<const T>(tangent_r), at<const T>(tangent_g), at<T>(out_r),
-       at<T>(out_g)},
-      at<void>(stream));
-}
+  template <typename T>
+  static void mmd_fwd(MmdProblem<T> in, const MmdValue<T>& value, const Mmd& given) {
+    const MmdDevice<T> on = device(in, given);
+    mmd_fwd_cuda(in, value, on);
+  }
 
-template <typename T>
-void cgm_loss_fwd(int64_t rows, int64_t k, int64_t d, const PySamples& r, const PySamples& g,
-                  Address labels, const PySamples& noise, double sigma, double prior_sigma,
-                  double mmd_weight, double margin_weight, double margin, double negative_scale,
-                  int64_t scales, Address variances, Address kernel_weights, bool detach_prior,
-                  Address loss, Address terms, Address assignment, Address z, Address grad_r,
-                  Address grad_g, int rows_of_block, Address partials, Address prior,
-                  Address counter, Address stream) {
-  const cf::PrototypeMarginInput<T> of_margin{rows,
-                                              k,
-                                              d,
-                                              samples(r),
-                                              samples(g),
-                                              at<const int64_t>(labels),
-                                              margin,
-                                              negative_scale,
-                                              1.0 / static_cast<double>(rows)};
-  cf::cgm_loss_fwd_cuda<T>(
-      {of_margin, samples(noise), sigma, prior_sigma, mmd_weight, margin_weight, scales, nullptr,
-       nullptr, detach_prior},
-      {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(grad_r), at<T>(grad_g)},
-      {at<const T>(variances), at<const T>(kernel_weights), rows_of_block, at<double>(partials),
-       at<T>(prior), at<unsigned>(counter), at<void>(stream)});
-}
+  template <typename T>
+  static void mmd_hvp(MmdProblem<T> in, const MmdTangent<T>& tangent, const MmdProduct<T>& product,
+                      const Mmd& given) {
+    const MmdDevice<T> on = device(in, given);
+    mmd_hvp_cuda(in, tangent, product, on);
+  }
+
+  template <typename T>
+  static void prototype_margin_fwd(const PrototypeMarginInput<T>& in,
+                                   const PrototypeMarginGradient<T>& value,
+                                   const PrototypeMargin& given) {
+    const auto [blocks, partials, partial_g, own, counter, stream] = given.of;
+    prototype_margin_fwd_cuda(
+        in, value,
+        PrototypeMarginDevice<T>{static_cast<unsigned>(blocks), at<double>(partials),
+                                 at<T>(partial_g), at<std::int32_t>(own), at<unsigned>(counter),
+                                 at<void>(stream)});
+  }
+
+  template <typename T>
+  static void prototype_margin_hvp(const PrototypeMarginInput<T>& in,
+                                   const PrototypeMarginTangent<T>& tangent,
+                                   const PrototypeMargin& given) {
+    prototype_margin_hvp_cuda(in, tangent, at<void>(given.of[5]));
+  }
+
+  template <typename T>
+  static void cgm_loss_fwd(const CgmLossInput<T>& in, const CgmLossGradient<T>& value,
+                           const CgmLoss& given) {
+    const auto [variances, kernel_weights, rows, partials, prior, counter, stream] = given.of;
+    cgm_loss_fwd_cuda(in, value,
+                      CgmLossDevice<T>{at<const T>(variances), at<const T>(kernel_weights),
+                                       static_cast<int>(rows), at<double>(partials), at<T>(prior),
+                                       at<unsigned>(counter), at<void>(stream)});
+  }
+};
 
 }  // namespace
 
-void cgm_fast::bindings::bind_cuda(py::module_& module) {
+void bind_cuda(py::module_& module) {
   module.def("cuda_problem", &cgm_fast::cuda_problem);
-  bind_mmd(module, "mmd_fwd_cuda_float32", "mmd_hvp_cuda_float32", &mmd_input<float>);
-  bind_mmd(module, "mmd_fwd_cuda_float64", "mmd_hvp_cuda_float64", &mmd_input<double>);
-
-  using Release = py::call_guard<py::gil_scoped_release>;
-  module.def("prototype_margin_fwd_cuda_float32", &prototype_margin_fwd<float>, Release());
-  module.def("prototype_margin_fwd_cuda_float64", &prototype_margin_fwd<double>, Release());
-  module.def("prototype_margin_hvp_cuda_float32", &prototype_margin_hvp<float>, Release());
-  module.def("prototype_margin_hvp_cuda_float64", &prototype_margin_hvp<double>, Release());
-  module.def("cgm_loss_fwd_cuda_float32", &cgm_loss_fwd<float>, Release());
-  module.def("cgm_loss_fwd_cuda_float64", &cgm_loss_fwd<double>, Release());
+  bind_ops<OnCuda>(module);
+  module.attr("launches") = fields_by_op(launches());
 }
+
+}  // namespace cgm_fast::bindings

@@ -69,10 +69,11 @@ CgmLossPlan cgm_loss_plan(const PrototypeMarginPlan& of_margin, int noise_dtype,
           detach_prior};
 }
 
-// {"mmd": {"Problem": ["x", ...], ...}, ...}
-py::dict fields_by_op() {
+}  // namespace
+
+py::dict fields_by_op(const std::vector<Fields>& records) {
   py::dict out;
-  for (const Fields& of : fields()) {
+  for (const Fields& of : records) {
     if (!out.contains(of.op)) out[of.op] = py::dict();
     py::list names;
     for (const char* name : of.names) names.append(name);
@@ -81,25 +82,24 @@ py::dict fields_by_op() {
   return out;
 }
 
-}  // namespace
-
 void bind_plans(py::module_& module) {
   using py::arg;
-  py::class_<MmdPlan>(module, "MmdPlan")
+  const py::module_local here;  // tests have a second module of kernels, with plans of its own
+  py::class_<MmdPlan>(module, "MmdPlan", here)
       .def(py::init(&mmd_plan), py::kw_only(), arg("batch"), arg("x_rows"), arg("d"), arg("dtype"),
            arg("x_strides"), arg("y_strides"), arg("float64"), arg("sizes"), arg("relations"),
            arg("variances"), arg("kernel_weights"), arg("kernel"), arg("row_begin"),
            arg("row_end"));
-  py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan")
+  py::class_<PrototypeMarginPlan>(module, "PrototypeMarginPlan", here)
       .def(py::init(&prototype_margin_plan), py::kw_only(), arg("rows"), arg("k"), arg("d"),
            arg("r_dtype"), arg("g_dtype"), arg("r_strides"), arg("g_strides"), arg("float64"),
            arg("margin"), arg("negative_scale"), arg("scale"));
-  py::class_<CgmLossPlan>(module, "CgmLossPlan")
+  py::class_<CgmLossPlan>(module, "CgmLossPlan", here)
       .def(py::init(&cgm_loss_plan), py::kw_only(), arg("of_margin"), arg("noise_dtype"),
            arg("noise_strides"), arg("sigma"), arg("prior_sigma"), arg("mmd_weight"),
            arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("detach_prior"));
-  module.attr("fields") = fields_by_op();
+  module.attr("fields") = fields_by_op(fields());
   py::list kernels;
   for (const KernelName& known : kKernelNames) kernels.append(known.name);
   module.attr("kernels") = kernels;

@@ -13,6 +13,35 @@
 
 namespace cgm_fast {
 
+// Sums over pairs of groups of relation times what some pairs of rows weigh.
+struct RelatedWeights {
+  double of_near = 0, of_far = 0, of_all = 0;  // sums of relation w_i w_j
+  double near_size = 0, far_size = 0;          // of its size
+
+  // A pair of groups, whose near, far and all pairs of rows weigh that much.
+  CGM_HOST_DEVICE void add(double relation, double near, double far, double all) {
+    const double size = std::fabs(relation);
+    of_near += relation * near;
+    of_far += relation * far;
+    of_all += relation * all;
+    near_size += size * near;
+    far_size += size * far;
+  }
+
+  // The sum over near pairs less that over all. Whichever of near and far pairs weigh less are
+  // added up: then the result is exact where all are near, and where none is.
+  CGM_HOST_DEVICE double constant() const {
+    // The unbiased estimator's terms cancel: their rounding is not to be left.
+    const bool cancels = std::fabs(of_all) <= 1e-14 * (near_size + far_size);
+    return near_size < far_size ? of_near - (cancels ? 0 : of_all) : -of_far;
+  }
+};
+
+// The same for one pair of groups, of relation 1.
+CGM_HOST_DEVICE inline double constant_of_block(double near, double far, double all) {
+  return near < far ? near - all : -far;
+}
+
 // Of one bandwidth, by pair of groups [groups, groups], over ordered pairs of rows i != j.
 struct BlockWeights {
   const double* near;  // sums of w_i w_j over near pairs
@@ -22,31 +51,16 @@ struct BlockWeights {
 
   // Of far pairs: only counts are exact. Of given weights the difference would have the rounding of
   // `all`, however little is left.
-  CGM_HOST_DEVICE double far_of(int64_t entry) const {
-    return far ? far[entry] : all[entry] - near[entry];
+  double far_of(int64_t entry) const { return far ? far[entry] : all[entry] - near[entry]; }
+
+  double constant(const double* relation) const {
+    RelatedWeights sums;
+    for (int64_t q = 0; q < entries; ++q) sums.add(relation[q], near[q], far_of(q), all[q]);
+    return sums.constant();
   }
 
-  // The sum of relation w_i w_j over near pairs less that over all. Whichever of near and far pairs
-  // weigh less are added up: then the result is exact where all are near, and where none is.
-  CGM_HOST_DEVICE double constant(const double* relation) const {
-    double of_near = 0, of_far = 0, of_all = 0, near_size = 0, far_size = 0;
-    for (int64_t q = 0; q < entries; ++q) {
-      const double far_weight = far_of(q), size = std::fabs(relation[q]);
-      of_near += relation[q] * near[q];
-      of_far += relation[q] * far_weight;
-      of_all += relation[q] * all[q];
-      near_size += size * near[q];
-      far_size += size * far_weight;
-    }
-    // The unbiased estimator's terms cancel: their rounding is not to be left.
-    if (std::fabs(of_all) <= 1e-14 * (near_size + far_size)) of_all = 0;
-    return near_size < far_size ? of_near - of_all : -of_far;
-  }
-
-  // The same for one block, of relation 1.
-  CGM_HOST_DEVICE double of_block(int64_t entry) const {
-    const double far_weight = far_of(entry);
-    return near[entry] < far_weight ? near[entry] - all[entry] : -far_weight;
+  double of_block(int64_t entry) const {
+    return constant_of_block(near[entry], far_of(entry), all[entry]);
   }
 };
 

@@ -43,20 +43,20 @@ template <typename T>
 struct CgmLossDevice {
   const T* variances;       // [scales]
   const T* kernel_weights;  // [scales]
-  int rows;                 // of a block, of the 2 B stacked ones: a power of two from 4 to 32
-  double* partials;         // [blocks, 9], uninitialised; see cgm_loss_blocks
+  int rows;                 // of a block, of z's or of z''s: a power of two from 4 to 32
+  double* partials;         // [blocks, 7], uninitialised; see cgm_loss_blocks
   T* prior;                 // [B, d], uninitialised: gradients of the prototypes' samples
   unsigned* counter;        // [1], zero, and zero again when the call is done
   void* stream;             // cudaStream_t
 };
 
-// Blocks of a launch: one for each `rows` of the stacked samples, and one for each prototype.
+// Blocks of a launch: one for each `rows` of z and of z', and one for each prototype.
 inline int64_t cgm_loss_blocks(int64_t batch, int64_t k, int rows, bool with_g) {
-  return (2 * batch + rows - 1) / rows + (with_g ? k : 0);
+  return 2 * ((batch + rows - 1) / rows) + (with_g ? k : 0);
 }
 
-// One launch. At most 64 features in float32, 16 in float64; r, g and noise are of type T,
-// the features of a row side by side.
+// One launch, for the Gaussian. At most 64 features in float32, 16 in float64; r, g and noise are
+// of type T, the features of a row side by side.
 template <typename T>
 void cgm_loss_fwd_cuda(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
                        const CgmLossDevice<T>& device);

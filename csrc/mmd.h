@@ -74,18 +74,21 @@ void mmd_hvp_cpu(const MmdProblem<T>& in, const MmdTangent<T>& tangent, const Mm
                  int threads);
 
 // What a GPU needs besides. There all pointers of the structs above are the device's, `variance` is
-// given, and `variances` and `kernel_weights` are not read.
+// given, and `variances` and `kernel_weights` are not read; no group has rows in x and in y.
 template <typename T>
 struct MmdDevice {
   const T* kernel_weights;  // [scales]
   bool weighted_kernel;     // whether a single bandwidth has a weight other than 1
   int64_t variance_item;    // from one batch item's variances to the next: scales, or 0
-  int rows;                 // of a block: a power of two from 4 to 32; 32 for mmd_hvp_cuda; or 128
-  int workers;    // 0; or, of 128 rows on tensor cores, blocks that share all tiles; no more than
-                  // these
-  bool tf32;      // whether these may multiply float32 samples as tf32 ones
-  double* slots;  // [2 workers, 768 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d; or null
-  double* partials;    // [batch, ceil(M / rows), scales + 8], uninitialised
+  int rows;         // of a block, which has rows of one group: a power of two from 4 to 32; 32 for
+                    // mmd_hvp_cuda and kernels other than the Gaussian; or 128
+  unsigned blocks;  // of an item: of every group ceil(its rows / rows)
+  int workers;      // 0; or, of 128 rows on tensor cores, blocks that share all tiles; no more than
+                    // these
+  int tiles;        // of these, of columns: of every group ceil(its rows / (2048 / d'))
+  bool tf32;        // whether these may multiply float32 samples as tf32 ones
+  double* slots;    // [2 workers, 3 groups + 128 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d
+  double* partials;    // [batch, blocks, 3 groups + scales], uninitialised
   unsigned* counters;  // [batch + workers], zeros, and zeros again when the call is done
   void* stream;        // cudaStream_t
 };

@@ -13,7 +13,7 @@ void launch(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
   const auto blocks = cgm_loss_blocks(batch, k, device.rows, out.grad_g != nullptr);
   const auto row_blocks = cgm_loss_blocks(batch, k, device.rows, false);
   cuda::run({"cgm_loss_kernel", dim3(static_cast<unsigned>(blocks)), dim3(cuda::kThreads),
-             cuda::cgm_loss_shared_bytes<T, kD>(in.scales, batch),
+             cuda::shared_bytes<cuda::RowsMemory<T, kD>, cuda::CgmLossTail<T>>(in),
              static_cast<cudaStream_t>(device.stream)},
             cuda::cgm_loss_kernel<T, kD>, in, out, device, static_cast<unsigned>(row_blocks));
 }

@@ -7,16 +7,12 @@ namespace cuda {
 
 // Each in a source file of its own.
 template <Numbers kOf>
-void on_tensor_cores_of(const MmdCall<float>& call, const MmdGradient<float>& out);
+void on_tensor_cores_of(const MmdCall<float>& call, const MmdValue<float>& out);
 
-void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out) {
-  const Dtype of_x = call.in.x.dtype, of_y = call.in.y.dtype;
-  if (of_x == of_y && of_x == Dtype::bfloat16) {
-    return on_tensor_cores_of<Numbers::bfloat16>(call, out);
-  }
-  if (of_x == of_y && of_x == Dtype::float16) {
-    return on_tensor_cores_of<Numbers::float16>(call, out);
-  }
+void on_tensor_cores(const MmdCall<float>& call, const MmdValue<float>& out) {
+  const Dtype dtype = call.in.x.dtype;
+  if (dtype == Dtype::bfloat16) return on_tensor_cores_of<Numbers::bfloat16>(call, out);
+  if (dtype == Dtype::float16) return on_tensor_cores_of<Numbers::float16>(call, out);
   return call.device.tf32 ? on_tensor_cores_of<Numbers::tf32>(call, out)
                           : on_tensor_cores_of<Numbers::tf32x3>(call, out);
 }
@@ -25,9 +21,9 @@ void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out) 
 
 const char* cuda_problem() { return cuda::problem(); }
 
-template void mmd_fwd_cuda(const MmdInput<float>&, const MmdGradient<float>&,
+template void mmd_fwd_cuda(const MmdProblem<float>&, const MmdValue<float>&,
                            const MmdDevice<float>&);
-template void mmd_hvp_cuda(const MmdInput<float>&, const MmdTangent<float>&,
-                           const MmdDevice<float>&);
+template void mmd_hvp_cuda(const MmdProblem<float>&, const MmdTangent<float>&,
+                           const MmdProduct<float>&, const MmdDevice<float>&);
 
 }  // namespace cgm_fast

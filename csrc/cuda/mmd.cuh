@@ -1,21 +1,20 @@
-// What the kernels of MMD² share: constants in shared memory, signs, and the end of a call.
+// What the kernels of MMD² share: constants in shared memory, kernels of pairs, and the end of a
+// call.
 //
-// A block takes some rows against all columns, so that a row's sums never leave it; what the loss
-// needs of it goes to `partials`, which the last block to finish adds in their order.
+// A block takes some rows of a group against all columns, so that a row's sums never leave it; what
+// the loss needs of it goes to `partials`, which the last block to finish adds in their order.
 #pragma once
 
-#include "coefficients.h"
-#include "cuda/device.cuh"
+#include "cuda/groups.cuh"
 #include "cuda/math.cuh"
 #include "cuda/read.cuh"
-#include "cuda/reduce.cuh"
-#include "mmd.h"
+#include "cuda/shared.cuh"
 
 namespace cgm_fast::cuda {
 
 template <typename T>
 struct MmdCall {
-  MmdInput<T> in;
+  MmdProblem<T> in;
   MmdDevice<T> device;
 };
 
@@ -25,7 +24,7 @@ enum class Numbers { tf32x3, tf32, bfloat16, float16 };
 
 // |a|² + |b|² - 2ab loses what |a|² has over the distance: largest |z|² for it, as an exponent
 // of 2.
-constexpr float kFar = 24;
+constexpr float kFarSquare = 24;
 
 // Of one bandwidth.
 template <typename T>
@@ -43,49 +42,39 @@ __device__ Scale<T> scale_of(const MmdCall<T>& call, int64_t item, int s) {
           call.device.kernel_weights[s], variance[s]};
 }
 
+// What a block has in shared memory behind its kernel's own.
 template <typename T>
-__device__ void load_scales(const MmdCall<T>& call, int64_t item, Scale<T>* scales) {
+struct MmdTail {
+  double* parts;          // [groups, kOfGroup], and what else a block adds up
+  Scale<T>* scales;       // [scales]
+  unsigned* first_block;  // [groups + 1], for the last block
+
+  __host__ __device__ MmdTail(SharedLayout& layout, int64_t groups, int64_t scales, int64_t besides)
+      : parts(layout.array<double>(kOfGroup * groups + besides)),
+        scales(layout.array<Scale<T>>(scales)),
+        first_block(layout.array<unsigned>(groups + 1)) {}
+
+  // Beside the groups' parts are those of the variances.
+  __host__ __device__ MmdTail(SharedLayout& layout, const MmdProblem<T>& in)
+      : MmdTail(layout, in.groups, in.scales, in.scales) {}
+
+  // A barrier has to follow.
+  __device__ void load(const MmdCall<T>& call, int64_t item) const {
 #pragma unroll 1
-  for (int s = static_cast<int>(threadIdx.x); s < call.in.scales; s += kThreads) {
-    scales[s] = scale_of(call, item, s);
+    for (int s = static_cast<int>(threadIdx.x); s < call.in.scales; s += kThreads) {
+      scales[s] = scale_of(call, item, s);
+    }
+    clear_parts(call.in);
   }
-}
 
-// A row's own weight, of z = [x; y].
-template <typename T>
-__device__ T row_weight(const MmdInput<T>& in, int64_t item, int64_t i) {
-  if (i < in.n) return in.x_weights ? in.x_weights[item * in.n + i] : T(1);
-  return in.y_weights ? in.y_weights[item * in.m + i - in.n] : T(1);
-}
-
-// Its sample's sign and scale.
-template <typename T>
-__device__ double signed_scale(const MmdInput<T>& in, int64_t i) {
-  return i < in.n ? in.x_scale : -in.y_scale;
-}
-
-// How it counts in the loss.
-template <typename T>
-__device__ T signed_weight(const MmdInput<T>& in, int64_t item, int64_t i) {
-  return static_cast<T>(signed_scale(in, i)) * row_weight(in, item, i);
-}
-
-// What a pair from two samples counts.
-template <typename T>
-__device__ T between_samples(const MmdInput<T>& in, int64_t item) {
-  return static_cast<T>(in.cross_scale) * (in.cross ? in.cross[item] : T(1));
-}
-
-template <typename T>
-__device__ T element(const MmdInput<T>& in, int64_t item, int64_t i, int feature) {
-  return i < in.n ? load<T>(in.x, item, i, feature) : load<T>(in.y, item, i - in.n, feature);
-}
-
-// Sums over the columns that a row is paired with: of k - 1 for near pairs (k >= 1/2) and k for
-// far ones; of near pairs' own weights, and of far ones'. Each within the row's own sample, and
-// then across. The weights turn the first into sums of k - 1 (Coefficients), so that nothing is
-// left of 1 - 1 where k is small; without row weights those of far pairs are what near ones leave.
-enum { kValues = 0, kNears = 2, kFars = 4, kOfRow = 6 };
+  // The same.
+  __device__ void clear_parts(const MmdProblem<T>& in) const {
+#pragma unroll 1
+    for (int q = static_cast<int>(threadIdx.x); q < kOfGroup * in.groups; q += kThreads) {
+      parts[q] = 0;
+    }
+  }
+};
 
 // The exponent of 2 from which pairs are near: where k is 1/2. Near pairs of all bandwidths are
 // counted together; if these weigh unlike, all pairs are near.
@@ -127,143 +116,58 @@ __device__ void kernels_at(const T (&e)[kPairs], const Scale<T>* scales, int64_t
   }
 }
 
-// What all pairs weigh. A barrier, for a whole block.
+// What a row adds up over columns of one group: values, and what near and far pairs weigh.
 template <typename T>
-__device__ Coefficients coefficients_of(const MmdInput<T>& in, int64_t item, double* scratch) {
-  double mass[2], square[2];
-#pragma unroll
-  for (int sample = 0; sample < 2; ++sample) {
-    const int64_t rows = sample ? in.m : in.n;
-    const T* given = sample ? in.y_weights : in.x_weights;
-    double sums[2] = {};
-    if (given) {
-#pragma unroll 1
-      for (int64_t i = threadIdx.x; i < rows; i += kThreads) {
-        const double weight = given[item * rows + i];
-        sums[0] += weight;
-        sums[1] += weight * weight;
-      }
-      sums_of_block(sums, scratch);
-    }
-    mass[sample] = given ? sums[0] : static_cast<double>(rows);
-    square[sample] = given ? sums[1] : static_cast<double>(rows);
+struct OfColumns {
+  T value, near, far;
+
+  // The derivative of the loss in the row's weight, half of it, where the group's relation is 1: of
+  // k - k(0), less what was not subtracted for far pairs.
+  __device__ double of_weight(T of_kernel) const {
+    return static_cast<double>(value) - static_cast<double>(of_kernel) * static_cast<double>(far);
   }
-  const bool weighted = in.x_weights || in.y_weights;
-  return {
-      mass[0] * mass[0] - square[0],
-      mass[1] * mass[1] - square[1],
-      2 * mass[0] * mass[1],
-      in.x_scale,
-      in.y_scale,
-      in.cross_scale * (in.cross ? static_cast<double>(in.cross[item]) : 1.0),
-      in.cross || in.cross_scale != 1,
-      !weighted ? 1e-14 : 16 * (sizeof(T) == 4 ? 1.1920928955078125e-7 : 2.2204460492503131e-16)};
-}
 
-// What a block adds to the loss, in parts: of its rows' values within a sample and across, of the
-// weights of near pairs within x, within y and across, and of far ones.
-enum { kWithin, kAcross, kNearX, kNearY, kNearAcross, kFarX, kFarY, kFarAcross, kParts };
-
-// A row's share of these.
-template <typename T>
-struct RowParts {
-  static_assert(kParts == 2 * kTogether);
-  double first[kTogether] = {}, second[kTogether] = {};
-
-  RowParts() = default;
-  __device__ RowParts(const MmdInput<T>& in, int64_t item, int64_t i, const double* sums) {
-    const double weight = row_weight(in, item, i), a = weight * signed_scale(in, i);
-    const bool of_y = i >= in.n;
-    first[kWithin] = a * sums[kValues];
-    first[kAcross] = a * sums[kValues + 1];
-    first[kNearX] = of_y ? 0.0 : weight * sums[kNears];
-    first[kNearY] = of_y ? weight * sums[kNears] : 0.0;
-    second[kNearAcross - kTogether] = weight * sums[kNears + 1];
-    second[kFarX - kTogether] = of_y ? 0.0 : weight * sums[kFars];
-    second[kFarY - kTogether] = of_y ? weight * sums[kFars] : 0.0;
-    second[kFarAcross - kTogether] = weight * sums[kFars + 1];
+  // Adds them up over a block whose threads have a row each, or none, that weighs so much.
+  __device__ void add(double weight, int group, double* parts, double* scratch) const {
+    double sums[kOfGroup];
+    sums[kValue] = weight * static_cast<double>(value);
+    sums[kNear] = weight * static_cast<double>(near);
+    sums[kFar] = weight * static_cast<double>(far);
+    add_to_group(sums, group, parts, scratch);
   }
 };
 
-// Sums of some parts over a block's rows, of which there are no more than a warp has lanes, or all
-// of its threads'.
-__device__ inline void add_rows(double (&values)[kTogether], int rows, double* parts,
-                                double* scratch) {
-  if (rows > kWarp) {
-    sums_of_block(values, scratch);
-  } else {
-#pragma unroll
-    for (int q = 0; q < kTogether; ++q) values[q] = sum_of_warp(values[q]);
-  }
-  if (threadIdx.x != 0) return;
-#pragma unroll
-  for (int q = 0; q < kTogether; ++q) parts[q] = values[q];
-}
-
-// What is missing from the loss, and from its sum across the samples, before they are of k - 1; for
-// bandwidths of weight 1. `all` is for one of them, `parts` are those of all blocks.
-struct Constants {
-  double loss, across;
-};
-
-__device__ inline Constants constants_of(Coefficients all, const double* parts, int64_t scales,
-                                         bool weighted) {
-  const double count = static_cast<double>(scales);
-  all.x *= count;
-  all.y *= count;
-  all.across *= count;
-  const Coefficients::Pairs near{parts[kNearX], parts[kNearY], parts[kNearAcross]};
-  const Coefficients::Pairs far =
-      weighted ? Coefficients::Pairs{parts[kFarX], parts[kFarY], parts[kFarAcross]}
-               : all.without(near);
-  return {all.constant(near, far), all.x_scale * all.y_scale * far.across};
-}
-
-// The end of a call, after a block's rows have their sums.
-//   sums [rows][kOfRow]: of rows from `block` times `rows` on
-//   parts [kParts + scales]: room for this block's parts, where those of the bandwidths already are
+// Where a row's gradient goes.
 template <typename T>
-__device__ void finish(const MmdCall<T>& call, const MmdGradient<T>& out, int64_t item,
-                       unsigned block, unsigned blocks, int rows, const double (*sums)[kOfRow],
-                       double* parts, double* scratch) {
-  const MmdInput<T>& in = call.in;
-  const int64_t first = int64_t{block} * rows, total = in.n + in.m;
-  const double between = between_samples(in, item);
-  const double of_kernel = call.device.kernel_weights[0];
-  const bool weighted = in.x_weights || in.y_weights;
-  RowParts<T> mine;
-  const int64_t i = first + threadIdx.x;
-  if (static_cast<int>(threadIdx.x) < rows && i < total) {
-    const double* of_row = sums[threadIdx.x];
-    mine = RowParts<T>(in, item, i, of_row);
-    if (out.grad_a) {  // of k - 1: less what was not subtracted for far pairs
-      const double own = signed_scale(in, i), other = signed_scale(in, i < in.n ? in.n : 0);
-      const double within = of_row[kValues] - of_kernel * own * of_row[kFars];
-      const double across = of_row[kValues + 1] - of_kernel * other * of_row[kFars + 1];
-      out.grad_a[item * total + i] = static_cast<T>(2 * (within + between * across));
-    }
-  }
-  add_rows(mine.first, rows, parts, scratch);
-  add_rows(mine.second, rows, parts + kTogether, scratch);
+__device__ T* gradient_of(const MmdProblem<T>& in, const MmdValue<T>& out, int64_t item,
+                          int64_t i) {
+  return out.z + (item * (out.row_end - out.row_begin) + i - out.row_begin) * in.d;
+}
+
+// The end of a call, after a block's parts are complete.
+template <typename T>
+__device__ void finish(const MmdCall<T>& call, const MmdValue<T>& out, int64_t item, unsigned block,
+                       const MmdTail<T>& tail, double* scratch) {
+  const MmdProblem<T>& in = call.in;
+  const int of_groups = kOfGroup * static_cast<int>(in.groups);
+  const int count = of_groups + static_cast<int>(out.variance ? in.scales : 0);
+  const unsigned blocks = call.device.blocks;
+  const Partials partials{call.device.partials + item * blocks * count, blocks, count};
   sync_block();
-  const int64_t of_scales = out.grad_p ? in.scales : 0;
-  if (!add_parts(call.device.partials, call.device.counters, item, block, blocks,
-                 static_cast<int>(kParts + of_scales), parts, scratch)) {
-    return;
-  }
-  const Coefficients all = coefficients_of(in, item, scratch);
-  if (threadIdx.x != 0) return;
-  const Constants missing = constants_of(all, parts, in.scales, weighted);
-  out.loss[item] =
-      static_cast<T>(parts[kWithin] + between * parts[kAcross] + of_kernel * missing.loss);
-  if (!out.grad_p) return;
-  T* of_item = out.grad_p + item * (in.scales + 1);
-  of_item[in.scales] = static_cast<T>(parts[kAcross] + of_kernel * missing.across);
+  if (!partials.leave(tail.parts, block, call.device.counters + item)) return;
+  count_blocks(in, static_cast<unsigned>(call.device.rows), tail.first_block);
+  double* block_sums = out.relation ? out.relation + item * in.groups * in.groups : nullptr;
+  const double loss = close(in, item, call.device.kernel_weights[0], tail.first_block, partials,
+                            block_sums, tail.parts, scratch);
+  if (threadIdx.x == 0) out.loss[item] = static_cast<T>(loss);
+  if (!out.variance) return;
 #pragma unroll 1
   for (int s = 0; s < in.scales; ++s) {
     const Scale<T> scale = scale_of(call, item, s);
-    of_item[s] =
-        static_cast<T>(static_cast<double>(scale.weight) * parts[kParts + s] / scale.variance);
+    const double sum = partials.sum(of_groups + s, scratch);
+    if (threadIdx.x != 0) continue;
+    out.variance[item * in.scales + s] =
+        static_cast<T>(static_cast<double>(scale.weight) * sum / scale.variance);
   }
 }
 

@@ -1,8 +1,9 @@
-// The Hessian-vector product of MMD², in one launch; any number of features. Formulas are those of
-// triton_hvp.py and the op's README.
+// The Hessian-vector product of MMD², in one launch; any number of features and any kernel that has
+// one. Formulas are those of the op's README.
 #pragma once
 
 #include "cuda/mmd.cuh"
+#include "cuda/radial.cuh"
 #include "cuda/tiles.cuh"
 
 namespace cgm_fast::cuda {
@@ -12,177 +13,305 @@ struct HvpMemory {
   static constexpr int kColumns = 32;
   Chunk<T, kRows> rows, row_tangents;
   Chunk<T, kColumns> columns, column_tangents;
-  T weights[kRows][kColumns + 1], weights_dot[kRows][kColumns + 1];
+  // Of a tile's pairs squared distances and half their derivatives, and then what differences of
+  // tangents and of rows are weighed with; see WideMemory.
+  T pairs[kRows][kColumns + 1], pairs_dot[kRows][kColumns + 1];
+  double of_weight[kRows];
   double scratch[kScratch];
-  // Then: double parts[scales + 1], Scale<T> scales[scales], T scales_dot[scales]
 };
 
 template <typename T>
-std::size_t hvp_shared_bytes(int64_t scales) {
-  return sizeof(HvpMemory<T>) + static_cast<std::size_t>(scales + 1) * sizeof(double) +
-         static_cast<std::size_t>(scales) * (sizeof(Scale<T>) + sizeof(T));
-}
+struct HvpTail : MmdTail<T> {
+  T* scales_dot;  // [scales]
+
+  __host__ __device__ HvpTail(SharedLayout& layout, const MmdProblem<T>& in)
+      : MmdTail<T>(layout, in), scales_dot(layout.array<T>(in.scales)) {}
+};
 
 // One bandwidth's share at squared distance u with derivative 2 dot along the direction.
 template <typename T>
 struct HvpOf {
-  T value, value_dot;  // k - 1
+  T value, value_dot;  // k - k(0)
   T slope, slope_dot;  // -2 h_0 dk/du
   T by_h, by_h_dot;    // h_s dk/dh_s
 
-  __device__ HvpOf(T u, T dot, const Scale<T>& scale, T variance_dot) {
+  template <bool kGaussian>
+  __device__ static HvpOf at(Kernel kernel, T u, T dot, const Scale<T>& scale, T variance_dot) {
+    const T t = scaled(u, scale.variance);
     // Where k is an exact zero everything else is left out: products would overflow.
-    const T e = u * scale.unit;
-    const bool vanishes = e < T(-1100);
-    const T exponent = vanishes ? T(-1100) : e;
+    const bool vanishes = kGaussian ? t > T(760) : t >= (sizeof(T) == 4 ? T(1e30) : T(1e300));
     const T stretch = vanishes ? T(0) : variance_dot / scale.variance;
-    const T t = static_cast<T>(-0.69314718055994530942) * exponent;
     const T t_dot = vanishes ? T(0) : dot / scale.variance - t * stretch;
-    const Exp2<T> power = exp2_less_one(exponent);
-    const T k = scale.weight * power.whole;
-    value = scale.weight * power.less;
-    value_dot = -k * t_dot;
-    slope = scale.ratio * k;
-    slope_dot = -slope * (t_dot + stretch);
-    by_h = t * k;
-    by_h_dot = ((T(1) - t) * t_dot - t * stretch) * k;
+    const Radial<T> k = radial<kGaussian>(kernel, t);
+    const T first = scale.weight * k.first, second = scale.weight * k.second;
+    return {scale.weight * k.less,
+            first * t_dot,
+            -scale.ratio * first,
+            -scale.ratio * (second * t_dot - first * stretch),
+            -first * t,
+            -((second * t + first) * t_dot - first * t * stretch)};
   }
 };
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 1)
-    mmd_hvp_kernel(const MmdCall<T> call, const MmdTangent<T> along, unsigned blocks) {
-  constexpr int kColumns = HvpMemory<T>::kColumns;
-  const MmdInput<T>& in = call.in;
-  HvpMemory<T>& memory = *shared_memory<HvpMemory<T>>();
-  double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + 1 + in.scales);
-  T* scales_dot = reinterpret_cast<T*>(scales + in.scales);
-  const int64_t item = blockIdx.x / blocks, total = in.n + in.m;
-  const unsigned block = blockIdx.x % blocks;
-  const int64_t first_row = int64_t{block} * kRows;
-  const int rows_here = static_cast<int>(total - first_row < kRows ? total - first_row : kRows);
-  const int d = static_cast<int>(in.d), lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int first_of_warp = static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
-  const T* p_dot = along.p ? along.p + item * (in.scales + 1) : nullptr;
-  load_scales(call, item, scales);
-  for (int s = static_cast<int>(threadIdx.x); s < in.scales; s += kThreads) {
-    scales_dot[s] = p_dot ? p_dot[s] : T(0);
-  }
-  sync_block();
-  const T between = between_samples(in, item), between_dot = p_dot ? p_dot[in.scales] : T(0);
-  const double factor = -2.0 / scales[0].variance;
-  const auto weight_dot = [&](int64_t i) { return along.a ? along.a[item * total + i] : T(0); };
-  const auto tangent = [&](int64_t i, int f) {
-    return along.z ? along.z[(item * total + i) * d + f] : T(0);
-  };
-  const auto at_row = [&](int row, int f) { return element(in, item, first_row + row, f); };
-  const auto row_tangent = [&](int row, int f) { return tangent(first_row + row, f); };
+// A block's rows, with a tile of columns after another.
+template <typename T, bool kGaussian>
+struct HvpPass {
+  using Memory = HvpMemory<T>;
+  static constexpr int kColumns = Memory::kColumns;
+  static_assert(kColumns == kWarp);  // a lane has one of them
+  const MmdProblem<T>& in;
+  const MmdTangent<T>& along;
+  const MmdProduct<T>& out;
+  int64_t item;
+  BlockOfRows own;
+  const HvpTail<T>& tail;
+  Memory& memory;
+  bool begun = false;  // with the product in z
 
-  double inside[kRowsOfWarp] = {}, of_cross = 0;
-  bool begun = false;
-  // The first pass is for rows; one more for each bandwidth whose derivative is wanted.
-  const int passes = 1 + static_cast<int>(along.out_p ? in.scales : 0);
-  for (int pass = 0; pass < passes; ++pass) {
-    double of_scale = 0;
-    for (int64_t first = 0; first < total; first += kColumns) {
-      const int here = static_cast<int>(total - first < kColumns ? total - first : kColumns);
-      const auto at_column = [&](int j, int f) { return element(in, item, first + j, f); };
-      const auto column_tangent = [&](int j, int f) { return tangent(first + j, f); };
-      T u[kRowsOfWarp] = {}, dot[kRowsOfWarp] = {};
-      for (int begin = 0; begin < d; begin += kFeatures) {
-        sync_block();
-        load_chunk<T, kRows>(memory.rows, rows_here, begin, d, at_row);
-        load_chunk<T, kRows>(memory.row_tangents, rows_here, begin, d, row_tangent);
-        load_chunk<T, kColumns>(memory.columns, here, begin, d, at_column);
-        load_chunk<T, kColumns>(memory.column_tangents, here, begin, d, column_tangent);
-        sync_block();
-        for (int f = 0; f < kFeatures; ++f) {
-          const T of_column = memory.columns[lane][f], t = memory.column_tangents[lane][f];
-#pragma unroll
-          for (int q = 0; q < kRowsOfWarp; ++q) {
-            const T difference = memory.rows[first_of_warp + q][f] - of_column;
-            u[q] = fma(difference, difference, u[q]);
-            dot[q] = fma(difference, memory.row_tangents[first_of_warp + q][f] - t, dot[q]);
-          }
-        }
-      }
-#pragma unroll
-      for (int q = 0; q < kRowsOfWarp; ++q) {
-        const int row = first_of_warp + q;
-        const int64_t i = first_row + row, j = first + lane;
-        const bool there = row < rows_here && lane < here;
-        const bool across = (i >= in.n) != (j >= in.n);
-        const T relation = across ? between : T(1), relation_dot = across ? between_dot : T(0);
-        const T a_i = there ? signed_weight(in, item, i) : T(0);
-        const T a_j = there ? signed_weight(in, item, j) : T(0);
-        const T a_i_dot = there ? weight_dot(i) : T(0), a_j_dot = there ? weight_dot(j) : T(0);
-        const T pair = a_i * a_j, pair_dot = a_i_dot * a_j + a_i * a_j_dot;
-        if (pass > 0) {
-          const HvpOf<T> of(u[q], dot[q], scales[pass - 1], scales_dot[pass - 1]);
-          of_scale +=
-              (relation * pair_dot + relation_dot * pair) * of.by_h + relation * pair * of.by_h_dot;
-          continue;
-        }
-        T value = 0, value_dot = 0, slope = 0, slope_dot = 0;
-        for (int s = 0; s < in.scales; ++s) {
-          const HvpOf<T> of(u[q], dot[q], scales[s], scales_dot[s]);
-          value += of.value;
-          value_dot += of.value_dot;
-          slope += of.slope;
-          slope_dot += of.slope_dot;
-        }
-        inside[q] += (relation_dot * a_j + relation * a_j_dot) * value + relation * a_j * value_dot;
-        if (across) of_cross += pair_dot * value + pair * value_dot;
-        memory.weights[row][lane] = relation * pair * slope;
-        memory.weights_dot[row][lane] =
-            (relation * pair_dot + relation_dot * pair) * slope + relation * pair * slope_dot;
-      }
-      if (pass > 0 || first_row >= along.row_end || first_row + kRows <= along.row_begin) continue;
-      const bool last = first + here == total;
-      const auto add = [&](int row, int f, T sum, bool begin, bool end) {
-        const int64_t i = first_row + row;
-        if (i < along.row_begin || i >= along.row_end) return;
-        T& to =
-            along.out_z[(item * (along.row_end - along.row_begin) + i - along.row_begin) * d + f];
-        if (!begin) sum += to;
-        to = end ? static_cast<T>(factor * sum) : sum;
-      };
-      weighted_differences<T, kColumns>(
-          memory.weights_dot, memory.rows, memory.columns, rows_here, here, d, at_row, at_column,
-          [&](int row, int f, T sum) { add(row, f, sum, !begun, false); });
-      weighted_differences<T, kColumns>(
-          memory.weights, memory.row_tangents, memory.column_tangents, rows_here, here, d,
-          row_tangent, column_tangent,
-          [&](int row, int f, T sum) { add(row, f, sum, false, last); });
-      begun = true;
-    }
-    if (pass > 0) {
-      of_scale = sum_of_block(of_scale, memory.scratch);
-      if (threadIdx.x == 0) parts[pass - 1] = of_scale / scales[pass - 1].variance;
-    }
+  // What the columns' group is to the rows'.
+  struct Relation {
+    T value, dot;
+  };
+
+  __device__ HvpPass(const MmdProblem<T>& in, const MmdTangent<T>& along, const MmdProduct<T>& out,
+                     int64_t item, const BlockOfRows& own, const HvpTail<T>& tail, Memory& memory)
+      : in(in), along(along), out(out), item(item), own(own), tail(tail), memory(memory) {}
+
+  __device__ Relation relation(int group) const {
+    const int64_t entry = own.group * in.groups + group;
+    const double* dot = along.relation;
+    if (dot) dot += item * in.groups * in.groups;
+    return {static_cast<T>(relation_of(in, item)[entry]), dot ? static_cast<T>(dot[entry]) : T(0)};
   }
-  if (along.out_a) {
+  __device__ T weight(int64_t i, bool there) const {
+    return there ? row_weight(in, item, i) : T(0);
+  }
+  __device__ T weight_dot(int64_t i, bool there) const {
+    return there && along.weights ? along.weights[item * in.rows + i] : T(0);
+  }
+  __device__ auto at(int64_t first) const {
+    return [of = rows_of(in, item, first)](int row, int f) { return load<T>(of, row, f); };
+  }
+  __device__ auto tangent(int64_t first) const {
+    return [this, first](int row, int f) {
+      return along.z ? along.z[(item * in.rows + first + row) * in.d + f] : T(0);
+    };
+  }
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+  __device__ static int first_of_warp() {
+    return static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  }
+
+  // The tile's pairs: squared distances and half their derivatives, to their places.
+  __device__ void distances(int64_t first, int here) {
+    const int d = static_cast<int>(in.d), own_row = first_of_warp();
+    T u[kRowsOfWarp] = {}, dot[kRowsOfWarp] = {};
+#pragma unroll 1
+    for (int begin = 0; begin < d; begin += kFeatures) {
+      sync_block();
+      load_chunk<T, kRows>(memory.rows, own.here, begin, d, at(own.first));
+      load_chunk<T, kRows>(memory.row_tangents, own.here, begin, d, tangent(own.first));
+      load_chunk<T, kColumns>(memory.columns, here, begin, d, at(first));
+      load_chunk<T, kColumns>(memory.column_tangents, here, begin, d, tangent(first));
+      sync_block();
+      for (int f = 0; f < kFeatures; ++f) {
+        const T of_column = memory.columns[lane()][f], t = memory.column_tangents[lane()][f];
+#pragma unroll
+        for (int q = 0; q < kRowsOfWarp; ++q) {
+          const T difference = memory.rows[own_row + q][f] - of_column;
+          u[q] = fma(difference, difference, u[q]);
+          dot[q] = fma(difference, memory.row_tangents[own_row + q][f] - t, dot[q]);
+        }
+      }
+    }
 #pragma unroll
     for (int q = 0; q < kRowsOfWarp; ++q) {
-      inside[q] = sum_of_warp(inside[q]);
-      if (lane == 0 && first_of_warp + q < rows_here) {
-        along.out_a[item * total + first_row + first_of_warp + q] = static_cast<T>(2 * inside[q]);
-      }
+      memory.pairs[own_row + q][lane()] = u[q];
+      memory.pairs_dot[own_row + q][lane()] = dot[q];
     }
   }
-  if (!along.out_p) return;
-  of_cross = sum_of_block(of_cross, memory.scratch);
-  if (threadIdx.x == 0) parts[in.scales] = of_cross;
+
+  // Calls `visit(relation, first, here)` for every tile of columns, when its pairs are in their
+  // places, and `end(group)` after a group's last.
+  template <typename Visit, typename End>
+  __device__ void each_tile(const Visit& visit, const End& end_of_group) {
+    int64_t first = 0;
+#pragma unroll 1
+    for (int group = 0; group < in.groups; ++group) {
+      const Relation of_group = relation(group);
+      const int64_t end = in.begins[group + 1];
+#pragma unroll 1
+      while (first < end) {
+        const int here = static_cast<int>(end - first < kColumns ? end - first : kColumns);
+        distances(first, here);
+        visit(of_group, first, here);
+        first += here;
+      }
+      end_of_group(group);
+    }
+  }
+
+  // What a pair of rows weighs, without the relation, and its derivative along the direction.
+  struct Pair {
+    T row, row_dot, column, column_dot;
+    __device__ T value() const { return row * column; }
+    __device__ T dot() const { return row_dot * column + row * column_dot; }
+  };
+  __device__ Pair pair_of(int row, int64_t first, int here) const {
+    const int64_t i = own.first + row, j = first + lane();
+    const bool there = row < own.here && lane() < here;
+    return {weight(i, there), weight_dot(i, there), weight(j, there), weight_dot(j, there)};
+  }
+
+  // A tile's pairs; adds to the lane's share of the group's block sum along the direction.
+  __device__ void visit_pairs(const Relation& relation, int64_t first, int here, double& block) {
+#pragma unroll 1
+    for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
+      HvpOf<T> sum = {};
+#pragma unroll 1
+      for (int s = 0; s < in.scales; ++s) {
+        const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs[row][lane()],
+                                                             memory.pairs_dot[row][lane()],
+                                                             tail.scales[s], tail.scales_dot[s]);
+        sum.value += of.value;
+        sum.value_dot += of.value_dot;
+        sum.slope += of.slope;
+        sum.slope_dot += of.slope_dot;
+      }
+      const Pair pair = pair_of(row, first, here);
+      const T c = relation.value * pair.value();
+      const T c_dot = relation.value * pair.dot() + relation.dot * pair.value();
+      memory.pairs[row][lane()] = c * sum.slope;
+      memory.pairs_dot[row][lane()] = c_dot * sum.slope + c * sum.slope_dot;
+      block += pair.dot() * sum.value + pair.value() * sum.value_dot;
+      if (!out.weights) continue;
+      const T of_column = relation.dot * pair.column + relation.value * pair.column_dot;
+      const double share = sum_of_warp(static_cast<double>(
+          of_column * sum.value + relation.value * pair.column * sum.value_dot));
+      if (lane() == 0) memory.of_weight[row] += share;
+    }
+  }
+
+  // A tile's share of the product in z.
+  __device__ void add_product(int64_t first, int here) {
+    const int d = static_cast<int>(in.d);
+    const bool last = first + here == in.rows;
+    const double factor = -2.0 / tail.scales[0].variance;
+    const auto add = [&](int row, int f, T sum, bool begin, bool end) {
+      const int64_t i = own.first + row;
+      if (i < out.row_begin || i >= out.row_end) return;
+      T& to = out.z[(item * (out.row_end - out.row_begin) + i - out.row_begin) * in.d + f];
+      if (!begin) sum += to;
+      to = end ? static_cast<T>(factor * sum) : sum;
+    };
+    weighted_differences<T, kColumns>(
+        memory.pairs_dot, memory.rows, memory.columns, own.here, here, d, at(own.first), at(first),
+        [&](int row, int f, T sum) { add(row, f, sum, !begun, false); });
+    weighted_differences<T, kColumns>(
+        memory.pairs, memory.row_tangents, memory.column_tangents, own.here, here, d,
+        tangent(own.first), tangent(first),
+        [&](int row, int f, T sum) { add(row, f, sum, false, last); });
+    begun = true;
+  }
+
+  // A thread's share of the product in one bandwidth, times the variance, from a tile's pairs.
+  __device__ double visit_bandwidth(int s, const Relation& relation, int64_t first,
+                                    int here) const {
+    double sum = 0;
+#pragma unroll 1
+    for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
+      const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs[row][lane()],
+                                                           memory.pairs_dot[row][lane()],
+                                                           tail.scales[s], tail.scales_dot[s]);
+      const Pair pair = pair_of(row, first, here);
+      sum += (relation.value * pair.dot() + relation.dot * pair.value()) * of.by_h +
+             relation.value * pair.value() * of.by_h_dot;
+    }
+    return sum;
+  }
+};
+
+// The end of a call: the products in the relation and in the variances, from all blocks' parts.
+template <typename T>
+__device__ void finish_hvp(const MmdCall<T>& call, const MmdProduct<T>& out, int64_t item,
+                           unsigned block, const MmdTail<T>& tail, double* scratch) {
+  const MmdProblem<T>& in = call.in;
+  const int groups = static_cast<int>(in.groups), count = groups + static_cast<int>(in.scales);
+  const unsigned blocks = call.device.blocks;
+  const Partials partials{call.device.partials + item * blocks * count, blocks, count};
   sync_block();
-  const int count = static_cast<int>(in.scales + 1);
-  if (!add_parts(call.device.partials, call.device.counters, item, block, blocks, count, parts,
-                 memory.scratch) ||
-      threadIdx.x != 0) {
-    return;
+  if (!partials.leave(tail.parts, block, call.device.counters + item)) return;
+  if (out.relation) {
+    double* sums_out = out.relation + item * groups * groups;
+    count_blocks(in, kRows, tail.first_block);
+    each_pair_of_groups<1>(groups, tail.first_block, partials,
+                           [&](int g, int h, const double (&sums)[1]) {
+                             sums_out[g * groups + h] = sums_out[h * groups + g] = sums[0];
+                           });
   }
 #pragma unroll 1
-  for (int q = 0; q < count; ++q) along.out_p[item * count + q] = static_cast<T>(parts[q]);
+  for (int s = 0; out.variance && s < in.scales; ++s) {
+    const double sum = partials.sum(groups + s, scratch);
+    if (threadIdx.x == 0) out.variance[item * in.scales + s] = static_cast<T>(sum);
+  }
+}
+
+// What a Hessian-vector product is given and gives.
+template <typename T>
+struct HvpArguments {
+  MmdTangent<T> along;
+  MmdProduct<T> out;
+};
+
+template <typename T, bool kGaussian>
+__global__ void __launch_bounds__(kThreads, 1)
+    mmd_hvp_kernel(const MmdCall<T> call, const HvpArguments<T> given) {
+  const MmdProblem<T>& in = call.in;
+  const MmdProduct<T>& out = given.out;
+  SharedLayout layout(shared_memory<unsigned char>());
+  HvpMemory<T>& memory = *layout.array<HvpMemory<T>>(1);
+  const HvpTail<T> tail(layout, in);
+  const int64_t item = blockIdx.x / call.device.blocks;
+  const unsigned block = blockIdx.x % call.device.blocks;
+  HvpPass<T, kGaussian> pass(in, given.along, out, item, block_of_rows(in, block, kRows), tail,
+                             memory);
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < kRows) memory.of_weight[row] = 0;
+  tail.load(call, item);
+#pragma unroll 1
+  for (int s = row; s < in.scales; s += kThreads) {
+    tail.scales_dot[s] = given.along.variance ? given.along.variance[item * in.scales + s] : T(0);
+  }
+  sync_block();
+
+  const bool of_rows = pass.own.wanted(out.row_begin, out.row_end);
+  // The first time for rows; then for each bandwidth whose product is wanted.
+#pragma unroll 1
+  for (int s = -1; s < (out.variance ? in.scales : 0); ++s) {
+    double sum = 0;  // of a group's columns, or of a bandwidth
+    pass.each_tile(
+        [&](const auto& relation, int64_t first, int here) {
+          if (s >= 0) {
+            sum += pass.visit_bandwidth(s, relation, first, here);
+            return;
+          }
+          pass.visit_pairs(relation, first, here, sum);
+          if (of_rows) pass.add_product(first, here);
+        },
+        [&](int group) {
+          if (s >= 0) return;
+          sum = sum_of_block(sum, memory.scratch);
+          if (threadIdx.x == 0) tail.parts[group] = sum;
+          sum = 0;
+        });
+    if (s < 0) continue;
+    sum = sum_of_block(sum, memory.scratch);
+    if (threadIdx.x == 0) tail.parts[in.groups + s] = sum / tail.scales[s].variance;
+  }
+  if (out.weights && row < pass.own.here) {  // complete since the barriers of the last group
+    out.weights[item * in.rows + pass.own.first + row] = static_cast<T>(2 * memory.of_weight[row]);
+  }
+  if (out.relation || out.variance) finish_hvp(call, out, item, block, tail, memory.scratch);
 }
 
 }  // namespace cgm_fast::cuda

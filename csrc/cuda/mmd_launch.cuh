@@ -2,6 +2,8 @@
 // tensor cores in mmd_tensor_*.cu, which are all compiled side by side.
 #pragma once
 
+#include <stdexcept>
+
 #include "cuda/launch.cuh"
 #include "cuda/mmd_hvp.cuh"
 #include "cuda/mmd_rows.cuh"
@@ -11,42 +13,42 @@ namespace cgm_fast {
 
 namespace cuda {
 
-template <typename T>
-unsigned row_blocks(const MmdInput<T>& in, int rows) {
-  return static_cast<unsigned>((in.n + in.m + rows - 1) / rows);
-}
-
-template <typename T, typename Out>
-void launch(const char* name, const MmdCall<T>& call, const Out& out, int rows,
-            std::size_t shared_bytes, void (*kernel)(MmdCall<T>, Out, unsigned)) {
-  const unsigned blocks = row_blocks(call.in, rows);
-  run({name, dim3(blocks * static_cast<unsigned>(call.in.batch)), dim3(kThreads), shared_bytes,
+// A block of threads for each block of rows.
+template <typename Memory, typename Tail, typename T, typename Out>
+void launch(const char* name, const MmdCall<T>& call, const Out& out,
+            void (*kernel)(MmdCall<T>, Out)) {
+  const unsigned blocks = call.device.blocks * static_cast<unsigned>(call.in.batch);
+  run({name, dim3(blocks), dim3(kThreads), shared_bytes<Memory, Tail>(call.in),
        static_cast<cudaStream_t>(call.device.stream)},
-      kernel, call, out, blocks);
+      kernel, call, out);
 }
 
 // Whether kernels need more than one bandwidth of weight 1 and rows of equal weight.
 template <typename T>
-bool has_options(const MmdCall<T>& call) {
-  const MmdInput<T>& in = call.in;
-  return in.x_weights || in.y_weights || in.scales > 1 || call.device.weighted_kernel;
+bool has_options(const MmdCall<T>& call, const MmdValue<T>& out) {
+  return call.in.weights || call.in.scales > 1 || call.device.weighted_kernel || out.weights ||
+         out.variance;
 }
 
 template <int kD, typename T>
-void by_rows(const MmdCall<T>& call, const MmdGradient<T>& out) {
-  launch("mmd_rows_kernel", call, out, call.device.rows, rows_shared_bytes<T, kD>(call.in.scales),
-         has_options(call) || out.grad_p ? mmd_rows_kernel<T, kD, true>
-                                         : mmd_rows_kernel<T, kD, false>);
+void by_rows(const MmdCall<T>& call, const MmdValue<T>& out) {
+  launch<RowsMemory<T, kD>, MmdTail<T>>(
+      "mmd_rows_kernel", call, out,
+      has_options(call, out) ? mmd_rows_kernel<T, kD, true> : mmd_rows_kernel<T, kD, false>);
 }
 
 // mmd.cu
-void on_tensor_cores(const MmdCall<float>& call, const MmdGradient<float>& out);
+void on_tensor_cores(const MmdCall<float>& call, const MmdValue<float>& out);
 
 }  // namespace cuda
 
 template <typename T>
-void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDevice<T>& device) {
+void mmd_fwd_cuda(const MmdProblem<T>& in, const MmdValue<T>& out, const MmdDevice<T>& device) {
   const cuda::MmdCall<T> call{in, device};
+  if (in.kernel != Kernel::gaussian) {
+    return cuda::launch<cuda::WideMemory<T>, cuda::MmdTail<T>>("mmd_wide_kernel", call, out,
+                                                               cuda::mmd_wide_kernel<T, false>);
+  }
   if constexpr (sizeof(T) == 4) {
     if (device.workers > 0) return cuda::on_tensor_cores(call, out);
     if (in.d <= 4) return cuda::by_rows<4>(call, out);
@@ -58,14 +60,20 @@ void mmd_fwd_cuda(const MmdInput<T>& in, const MmdGradient<T>& out, const MmdDev
   } else {
     if (in.d <= 16) return cuda::by_rows<16>(call, out);
   }
-  cuda::launch("mmd_wide_kernel", call, out, cuda::kRows, cuda::wide_shared_bytes<T>(in.scales),
-               cuda::mmd_wide_kernel<T>);
+  cuda::launch<cuda::WideMemory<T>, cuda::MmdTail<T>>("mmd_wide_kernel", call, out,
+                                                      cuda::mmd_wide_kernel<T, true>);
 }
 
 template <typename T>
-void mmd_hvp_cuda(const MmdInput<T>& in, const MmdTangent<T>& tangent, const MmdDevice<T>& device) {
-  cuda::launch("mmd_hvp_kernel", cuda::MmdCall<T>{in, device}, tangent, cuda::kRows,
-               cuda::hvp_shared_bytes<T>(in.scales), cuda::mmd_hvp_kernel<T>);
+void mmd_hvp_cuda(const MmdProblem<T>& in, const MmdTangent<T>& tangent, const MmdProduct<T>& out,
+                  const MmdDevice<T>& device) {
+  if (in.kernel == Kernel::laplacian || in.kernel == Kernel::energy) {
+    throw std::invalid_argument("this kernel has no second derivative where rows coincide");
+  }
+  cuda::launch<cuda::HvpMemory<T>, cuda::HvpTail<T>>(
+      "mmd_hvp_kernel", cuda::MmdCall<T>{in, device}, cuda::HvpArguments<T>{tangent, out},
+      in.kernel == Kernel::gaussian ? cuda::mmd_hvp_kernel<T, true>
+                                    : cuda::mmd_hvp_kernel<T, false>);
 }
 
 }  // namespace cgm_fast

@@ -17,22 +17,15 @@
 
 namespace cgm_fast::cuda {
 
-// What a lane adds up over a tile: values, and what near and far pairs weigh; the last without
-// kOptions is what near ones leave.
-template <typename T>
-struct OfTile {
-  T value, near, far;
-};
-
-// A tile by plain differences: sums [kOfRow + f] grows by coefficient w (z_i - z_j). The row's pair
-// with itself is column `own`, or none here.
+// A tile by plain differences: sums grow by coefficient w (z_i - z_j). The row's pair with itself
+// is column `own`, or none here. Without kOptions far pairs are what near ones leave.
 template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ OfTile<T> by_differences(const MmdInput<T>& in, T near_from, const Lane& lane, int own,
-                                    int here, const T (&z)[kD], T coefficient, bool weighted,
-                                    const Scale<T>* scales, T (&sums)[kOfRow + kD],
-                                    const RowsMemory<T, kD>& memory) {
+__device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, const Lane& lane,
+                                       int own, int here, const T (&z)[kD], T coefficient,
+                                       bool weighted, const Scale<T>* scales, T (&sums)[kD],
+                                       const RowsMemory<T, kD>& memory) {
   constexpr bool kKeep = kD < 64 || !kOptions;  // else registers are too few
-  OfTile<T> total = {};
+  OfColumns<T> total = {};
   for (int j = lane.group; j < here; j += lane.groups) {
     T difference[kD], u = 0;
 #pragma unroll
@@ -64,8 +57,7 @@ __device__ OfTile<T> by_differences(const MmdInput<T>& in, T near_from, const La
       if (!kKeep) compiler_barrier();
 #pragma unroll
       for (int f = 0; f < kD; ++f) {
-        T& sum = sums[kOfRow + f];
-        sum = fma(w, kKeep ? difference[f] : z[f] - memory.tile[j][f], sum);
+        sums[f] = fma(w, kKeep ? difference[f] : z[f] - memory.tile[j][f], sums[f]);
       }
     }
   }
@@ -74,11 +66,11 @@ __device__ OfTile<T> by_differences(const MmdInput<T>& in, T near_from, const La
 
 // A tile by products, where rows z and columns are centred and scaled.
 template <typename T, int kD, bool kOptions, bool kGradient>
-__device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane& lane, int here,
-                                 const T (&z)[kD], T bias, T coefficient, bool weighted,
-                                 const Scale<T>* scales, T (&sums)[kOfRow + kD],
-                                 const RowsMemory<T, kD>& memory) {
-  OfTile<T> total = {};
+__device__ OfColumns<T> by_products(const MmdProblem<T>& in, T near_from, const Lane& lane,
+                                    int here, const T (&z)[kD], T bias, T coefficient,
+                                    bool weighted, const Scale<T>* scales, T (&sums)[kD],
+                                    const RowsMemory<T, kD>& memory) {
+  OfColumns<T> total = {};
   T slope = 0, weighted_sum[kD] = {};
   if constexpr (!kOptions) {
 #pragma unroll 2
@@ -140,46 +132,75 @@ __device__ OfTile<T> by_products(const MmdInput<T>& in, T near_from, const Lane&
   if constexpr (kGradient) {
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
-      sums[kOfRow + f] = fma(coefficient, fma(slope, z[f], -weighted_sum[f]), sums[kOfRow + f]);
+      sums[f] = fma(coefficient, fma(slope, z[f], -weighted_sum[f]), sums[f]);
     }
   }
   return total;
 }
 
-// All columns for the block's rows, those of memory.rows, from the stacked row `first_row` on; sums
-// are added to memory's. Without kOptions there is one bandwidth and no weights.
-template <typename T, int kD, bool kOptions, bool kGradient, typename At>
-__device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int64_t first_row,
-                      const View<T>& view, const Scale<T>* scales, const At& at,
-                      RowsMemory<T, kD>& memory) {
-  const T between = between_samples(in, item);
+// What a block's rows are, and where it adds up what they have of the columns.
+template <typename T>
+struct RowsPass {
+  const MmdProblem<T>& in;
+  int64_t item;
+  BlockOfRows own;
+  const double* relation;  // of the rows' group to every one
+  const MmdTail<T>& tail;
+
+  __device__ RowsPass(const MmdProblem<T>& in, int64_t item, const BlockOfRows& own,
+                      const MmdTail<T>& tail)
+      : in(in),
+        item(item),
+        own(own),
+        relation(relation_of(in, item) + own.group * in.groups),
+        tail(tail) {}
+
+  // A lane's row's own weight: 0 where there is none.
+  __device__ T weight_of(const Lane& lane) const {
+    return lane.row < own.here ? row_weight(in, item, own.first + lane.row) : T(0);
+  }
+
+  // Columns of the tile that begins with column `first`, where `end` ends the group. Opaque: or
+  // they would be counted anew for every column.
+  template <int kD>
+  __device__ static int here(int64_t first, int64_t end) {
+    return opaque(static_cast<int>(end - first < kTile<T, kD> ? end - first : kTile<T, kD>));
+  }
+};
+
+// All columns for the block's rows, those of memory.rows: sums are added to memory's, and to the
+// parts. Without kOptions there is one bandwidth and no weights. Returns the lane's share of half
+// the derivative in its row's weight (kOptions).
+template <typename T, int kD, bool kOptions, bool kGradient, typename Rows>
+__device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>& view,
+                        const Rows& rows, RowsMemory<T, kD>& memory) {
+  const MmdProblem<T>& in = pass.in;
+  const BlockOfRows& own = pass.own;
+  const Scale<T>* scales = pass.tail.scales;
+  const bool weighted = kOptions && in.weights;
   const T near_from = near_exponent<T, kOptions>(scales, in.scales);
-  const bool in_y = first_row + lane.row >= in.n;
-  T sums[kOfRow + kD] = {}, z[kD], bias = 0;
+  T sums[kD] = {}, z[kD], bias = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
+  double of_weight = 0;
   bool centred = false;
   int turn = 0;
+  int64_t first = 0;
 #pragma unroll 1
-  for (int sample = 0; sample < 2; ++sample) {
-    const bool same = (sample == 1) == in_y;
-    const int64_t count = sample ? in.m : in.n, of_sample = sample ? in.n : 0;
-    const T* weights = sample ? in.y_weights : in.x_weights;
-    const T a = static_cast<T>(sample ? -in.y_scale : in.x_scale);
-    const T coefficient = a * (same ? T(1) : between);
+  for (int group = 0; group < in.groups; ++group) {
+    const int64_t end = in.begins[group + 1];
+    const T coefficient = static_cast<T>(pass.relation[group]);
+    OfColumns<T> of_group = {};
 #pragma unroll 1
-    for (int64_t first = 0; first < count; first += kTile<T, kD>) {
-      const int here =
-          static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
+    while (first < end) {
+      const int here = pass.template here<kD>(first, end);
       sync_block();  // the tile before has been read
-      load_tile<T, kD>(in, sample, kOptions ? weights : nullptr, item, count, first, here, at,
-                       memory);
+      load_tile<T, kD>(in, weighted, pass.item, group, first, here, rows, memory);
       sync_block();
       // A row's pair with itself has to be at no distance, exactly: its rounding would be all there
       // is where all others are many bandwidths away.
-      const bool own =
-          of_sample + first < first_row + lane.rows && first_row < of_sample + first + here;
-      const bool near = kProducts<kD> && !view.far && !own && recentre(view, here, memory);
+      const bool has_own = own.among(first, here);
+      const bool near = kProducts<kD> && !view.far && !has_own && recentre(view, here, memory);
       if (near != centred) {
         centred = near;
         T square = 0;
@@ -191,11 +212,10 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int
         }
         bias = square * T(-0.5);
       }
-      const bool weighted = kOptions && weights;
-      OfTile<T> of_tile = {};
+      OfColumns<T> of_tile = {};
       if (!near) {
         const int own_column =
-            own ? static_cast<int>(first_row + lane.row - of_sample - first) : kTile<T, kD>;
+            has_own ? static_cast<int>(own.first + lane.row - first) : kTile<T, kD>;
         of_tile = by_differences<T, kD, kOptions, kGradient>(
             in, near_from, lane, own_column, here, z, coefficient, weighted, scales, sums, memory);
       } else if constexpr (kProducts<kD>) {
@@ -203,48 +223,45 @@ __device__ void visit(const MmdInput<T>& in, int64_t item, const Lane& lane, int
                                                           coefficient / view.scale, weighted,
                                                           scales, sums, memory);
       }
-      const auto add = [&](int what, T value) {
-        sums[what] += same ? value : T(0);
-        sums[what + 1] += same ? T(0) : value;
-      };
-      add(kValues, a * of_tile.value);
-      add(kNears, of_tile.near);
-      if (kOptions) add(kFars, of_tile.far);
+      of_group.value += of_tile.value;
+      of_group.near += of_tile.near;
+      if (kOptions) of_group.far += of_tile.far;
+      first += here;
       turn += here;
-      if (turn >= kTurn || (sample == 1 && first + here == count)) {
-        collect<T, kD, kGradient ? kOfRow + kD : kOfRow>(sums, lane, memory);
+      const bool sums_are_long = turn >= kTurn;
+      if (sums_are_long || first == end) {
+        of_group.add(pass.weight_of(lane), group, pass.tail.parts, memory.scratch);
+        if (kOptions) of_weight += pass.relation[group] * of_group.of_weight(scales[0].weight);
+        of_group = {};
+      }
+      if (sums_are_long || first == in.rows) {
+        if (kGradient) collect<T, kD>(sums, lane, memory);
         turn = 0;
       }
     }
   }
+  return of_weight;
 }
 
-// Sum over the block's rows i and all columns j of a_i a_j r_ij k t for one bandwidth, without its
+// Sum over the block's rows i and all columns j of r_ij w_i w_j k t for one bandwidth, without its
 // weight; t = u / 2h.
-template <typename T, int kD, typename At>
-__device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lane& lane,
-                                  int64_t first_row, T unit, const At& at,
-                                  RowsMemory<T, kD>& memory) {
-  const int64_t i = first_row + lane.row;
-  const bool in_y = i >= in.n;
-  const T a_i = i < in.n + in.m ? signed_weight(in, item, i) : T(0);
+template <typename T, int kD, typename Rows>
+__device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T unit,
+                                  const Rows& rows, RowsMemory<T, kD>& memory) {
+  const MmdProblem<T>& in = pass.in;
   T z[kD];
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
-  const T between = between_samples(in, item);
   double total = 0;
+  int64_t first = 0;
 #pragma unroll 1
-  for (int sample = 0; sample < 2; ++sample) {
-    const int64_t count = sample ? in.m : in.n;
-    const T* weights = sample ? in.y_weights : in.x_weights;
-    const T coefficient = static_cast<T>(sample ? -in.y_scale : in.x_scale) *
-                          ((sample == 1) == in_y ? T(1) : between);
+  for (int group = 0; group < in.groups; ++group) {
+    const int64_t end = in.begins[group + 1];
 #pragma unroll 1
-    for (int64_t first = 0; first < count; first += kTile<T, kD>) {
-      const int here =
-          static_cast<int>(count - first < kTile<T, kD> ? count - first : kTile<T, kD>);
+    while (first < end) {
+      const int here = pass.template here<kD>(first, end);
       sync_block();
-      load_tile<T, kD>(in, sample, weights, item, count, first, here, at, memory);
+      load_tile<T, kD>(in, in.weights, pass.item, group, first, here, rows, memory);
       sync_block();
       T sum = 0;
 #pragma unroll 2
@@ -258,69 +275,84 @@ __device__ double visit_bandwidth(const MmdInput<T>& in, int64_t item, const Lan
         const T e = u * unit;
         // Where k is an exact zero, t may be infinite.
         const T t = max_or_nan(e, T(-1100)) * static_cast<T>(-0.69314718055994530942);
-        sum += (weights ? memory.weight[j] : T(1)) * (t * exp2_less_one(e).whole);
+        sum += (in.weights ? memory.weight[j] : T(1)) * (t * exp2_less_one(e).whole);
       }
-      total += coefficient * sum;
+      total += pass.relation[group] * sum;
+      first += here;
     }
   }
-  return sum_of_block(a_i * total, memory.scratch);
+  return sum_of_block(pass.weight_of(lane) * total, memory.scratch);
+}
+
+// Writes the derivatives in the rows' weights, of which every lane has a share. Barriers.
+template <typename T, int kD>
+__device__ void write_weights(const RowsPass<T>& pass, const Lane& lane, double share, T* to,
+                              RowsMemory<T, kD>& memory) {
+  double* shares = reinterpret_cast<double*>(&memory.tile[0][0]);
+  sync_block();  // the tile has been read
+  shares[lane.group * lane.rows + lane.row] = share;
+  sync_block();
+  const int row = static_cast<int>(threadIdx.x);
+  if (row >= pass.own.here) return;
+  double sum = 0;
+#pragma unroll 1
+  for (int group = 0; group < lane.groups; ++group) sum += shares[group * lane.rows + row];
+  to[pass.item * pass.in.rows + pass.own.first + row] = static_cast<T>(2 * sum);
 }
 
 template <typename T, int kD, bool kOptions>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOptions ? 2 : 1)
-    mmd_rows_kernel(const MmdCall<T> call, const MmdGradient<T> out, unsigned blocks) {
-  const MmdInput<T>& in = call.in;
-  RowsMemory<T, kD>& memory = *shared_memory<RowsMemory<T, kD>>();
-  double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<T>* scales = reinterpret_cast<Scale<T>*>(parts + kParts + in.scales);
-  const int64_t item = blockIdx.x / blocks, total = in.n + in.m;
-  const unsigned block = blockIdx.x % blocks;
+    mmd_rows_kernel(const MmdCall<T> call, const MmdValue<T> out) {
+  const MmdProblem<T>& in = call.in;
+  SharedLayout layout(shared_memory<unsigned char>());
+  RowsMemory<T, kD>& memory = *layout.array<RowsMemory<T, kD>>(1);
+  const MmdTail<T> tail(layout, in);
+  const int64_t item = blockIdx.x / call.device.blocks;
+  const unsigned block = blockIdx.x % call.device.blocks;
   const int d = static_cast<int>(in.d), rows = call.device.rows;
   const Lane lane(rows);
-  const int64_t first = int64_t{block} * rows;
-  const auto at = [&](int sample, int64_t row, int f) {
-    return load<T>(sample ? in.y : in.x, item, row, f);
+  const RowsPass<T> pass(in, item, block_of_rows(in, block, rows), tail);
+  const BlockOfRows& own = pass.own;
+  const auto rows_at = [&](int, int64_t first) {
+    return [of = rows_of(in, item, first)](int row, int f) { return load<T>(of, row, f); };
   };
+  const auto at = rows_at(own.group, own.first);
 #pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < rows * kD; place += kThreads) {
     const int row = place / kD, f = place % kD;
-    memory.rows[row][f] = first + row < total && f < d ? element(in, item, first + row, f) : T(0);
+    memory.rows[row][f] = row < own.here && f < d ? at(row, f) : T(0);
   }
-  load_scales(call, item, scales);
+  tail.load(call, item);
   clear_sums(memory, rows);
-  const View<T> view =
-      view_of(in, scales, static_cast<int>(total - first < rows ? total - first : rows), memory);
+  const View<T> view = view_of(in, tail.scales, own.here, memory);
 
-  if (first < out.row_end && first + rows > out.row_begin) {
-    visit<T, kD, kOptions, true>(in, item, lane, first, view, scales, at, memory);
-    const double factor = -2.0 / scales[0].variance;
+  double of_weight = 0;
+  if (own.wanted(out.row_begin, out.row_end)) {
+    of_weight = visit<T, kD, kOptions, true>(pass, lane, view, rows_at, memory);
+    const double factor = -2.0 / tail.scales[0].variance;
 #pragma unroll 1
-    for (int place = static_cast<int>(threadIdx.x); place < rows * d; place += kThreads) {
-      const int64_t row = first + place / d;
+    for (int place = static_cast<int>(threadIdx.x); place < own.here * d; place += kThreads) {
+      const int64_t row = own.first + place / d;
       const int f = place % d;
       if (row < out.row_begin || row >= out.row_end) continue;
-      const double a = signed_weight(in, item, row);
-      out.grad_z[(item * (out.row_end - out.row_begin) + row - out.row_begin) * d + f] =
-          static_cast<T>(factor * a * memory.sums[place / d][kOfRow + f]);
+      const double weight = row_weight(in, item, row);
+      gradient_of(in, out, item, row)[f] =
+          static_cast<T>(factor * weight * memory.sums[place / d][f]);
     }
   } else {
-    visit<T, kD, kOptions, false>(in, item, lane, first, view, scales, at, memory);
-  }
-  if (static_cast<int>(threadIdx.x) < rows) {
-#pragma unroll 1
-    for (int q = 0; q < kOfRow; ++q) memory.values[threadIdx.x][q] = memory.sums[threadIdx.x][q];
+    of_weight = visit<T, kD, kOptions, false>(pass, lane, view, rows_at, memory);
   }
   if constexpr (kOptions) {
-    if (out.grad_p) {
+    if (out.weights) write_weights(pass, lane, of_weight, out.weights, memory);
+    if (out.variance) {
 #pragma unroll 1
       for (int s = 0; s < in.scales; ++s) {
-        const double sum =
-            visit_bandwidth<T, kD>(in, item, lane, first, scales[s].unit, at, memory);
-        if (threadIdx.x == 0) parts[kParts + s] = sum;
+        const double sum = visit_bandwidth<T, kD>(pass, lane, tail.scales[s].unit, rows_at, memory);
+        if (threadIdx.x == 0) tail.parts[kOfGroup * in.groups + s] = sum;
       }
     }
   }
-  finish(call, out, item, block, blocks, rows, memory.values, parts, memory.scratch);
+  finish(call, out, item, block, tail, memory.scratch);
 }
 
 }  // namespace cgm_fast::cuda

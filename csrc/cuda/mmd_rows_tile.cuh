@@ -15,24 +15,16 @@ constexpr int kTurn = 8192;  // columns after which sums in registers join those
 // Shared memory of a block.
 template <typename T, int kD>
 struct RowsMemory {
-  static constexpr int kSums = kOfRow + kD;  // the last are of its gradient
-  static constexpr int kSome = 8;            // sums of a row that go through `tile` at once
+  static constexpr int kSome = 8;  // sums of a row that go through `tile` at once
   alignas(16) T tile[kTile<T, kD>][kD];
   T bias[kTile<T, kD>], weight[kTile<T, kD>];
   T rows[kWarp][kD];
   T centre[kD];
-  double sums[kWarp][kSums];
-  double values[kWarp][kOfRow];
+  double sums[kWarp][kD];  // of the rows' gradients
   double scratch[kScratch];
-  // Then: double parts[kParts + scales], Scale<T> scales[scales]
   static_assert(sizeof(tile) >= kThreads * kSome * sizeof(T));
+  static_assert(sizeof(tile) >= kThreads * sizeof(double));
 };
-
-template <typename T, int kD>
-std::size_t rows_shared_bytes(int64_t scales) {
-  return sizeof(RowsMemory<T, kD>) + static_cast<std::size_t>(kParts + scales) * sizeof(double) +
-         static_cast<std::size_t>(scales) * sizeof(Scale<T>);
-}
 
 // A warp's lane: its row, and its share of the columns.
 struct Lane {
@@ -52,45 +44,44 @@ struct Lane {
 
 template <typename T, int kD>
 __device__ void clear_sums(RowsMemory<T, kD>& memory, int rows) {
-  constexpr int kSums = RowsMemory<T, kD>::kSums;
 #pragma unroll 1
-  for (int at = static_cast<int>(threadIdx.x); at < rows * kSums; at += kThreads) {
-    memory.sums[at / kSums][at % kSums] = 0;
+  for (int at = static_cast<int>(threadIdx.x); at < rows * kD; at += kThreads) {
+    memory.sums[at / kD][at % kD] = 0;
   }
   sync_block();
 }
 
-// Columns [first, first + here) of a sample, from `at(sample, row, feature)`.
-template <typename T, int kD, typename At>
-__device__ void load_tile(const MmdInput<T>& in, int sample, const T* weights, int64_t item,
-                          int64_t count, int64_t first, int here, const At& at,
-                          RowsMemory<T, kD>& memory) {
+// Columns [first, first + here) of z, all of group `group`, from `rows(group, first)(j, feature)`.
+template <typename T, int kD, typename Rows>
+__device__ void load_tile(const MmdProblem<T>& in, bool weighted, int64_t item, int group,
+                          int64_t first, int here, const Rows& rows, RowsMemory<T, kD>& memory) {
   const int d = static_cast<int>(in.d);
+  const auto at = rows(group, first);
 #pragma unroll 1
   for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
     const int j = place / kD, f = place % kD;
-    memory.tile[j][f] = f < d ? at(sample, first + j, f) : T(0);
+    memory.tile[j][f] = f < d ? at(j, f) : T(0);
   }
-  if (weights) {
+  if (weighted) {
 #pragma unroll 1
     for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
-      memory.weight[j] = weights[item * count + first + j];
+      memory.weight[j] = row_weight(in, item, first + j);
     }
   }
 }
 
 // Add every lane's sums to the row's, in float64: lanes of a warp that share a row, then warps.
-template <typename T, int kD, int kCount>
-__device__ void collect(T (&sums)[kOfRow + kD], const Lane& lane, RowsMemory<T, kD>& memory) {
+template <typename T, int kD>
+__device__ void collect(T (&sums)[kD], const Lane& lane, RowsMemory<T, kD>& memory) {
   constexpr int kSome = RowsMemory<T, kD>::kSome;
   T(*scratch)[kSome] = reinterpret_cast<T(*)[kSome]>(&memory.tile[0][0]);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
-  for (int first = 0; first < kCount; first += kSome) {
+  for (int first = 0; first < kD; first += kSome) {
     sync_block();  // nobody still reads the tile, or the sums before
 #pragma unroll
     for (int q = 0; q < kSome; ++q) {
-      if (first + q >= kCount) break;
+      if (first + q >= kD) break;
       T sum = sums[first + q];
 #pragma unroll 1
       for (int bit = lane.rows; bit < kWarp; bit *= 2) sum += shuffle_xor(sum, bit);
@@ -98,7 +89,7 @@ __device__ void collect(T (&sums)[kOfRow + kD], const Lane& lane, RowsMemory<T, 
       sums[first + q] = 0;
     }
     sync_block();
-    const int some = kCount - first < kSome ? kCount - first : kSome;
+    const int some = kD - first < kSome ? kD - first : kSome;
 #pragma unroll 1
     for (int at = static_cast<int>(threadIdx.x); at < lane.rows * some; at += kThreads) {
       const int row = at / some, q = at % some;
@@ -138,7 +129,7 @@ __device__ T squared_length(const T (&row)[kD], const T (&centre)[kD], T scale) 
 
 // From memory.rows; of `here` rows. A barrier.
 template <typename T, int kD>
-__device__ View<T> view_of(const MmdInput<T>& in, const Scale<T>* scales, int here,
+__device__ View<T> view_of(const MmdProblem<T>& in, const Scale<T>* scales, int here,
                            RowsMemory<T, kD>& memory) {
 #pragma unroll 1
   for (int f = static_cast<int>(threadIdx.x); f < kD; f += kThreads) {
@@ -156,7 +147,7 @@ __device__ View<T> view_of(const MmdInput<T>& in, const Scale<T>* scales, int he
   const int row = static_cast<int>(threadIdx.x);
   const bool far =
       row < here && !(squared_length(memory.rows[row], memory.centre, view.scale) * view.widest <=
-                      T(kFar));  // or NaN
+                      T(kFarSquare));  // or NaN
   view.far = any_in_block(far);
   return view;
 }
@@ -168,7 +159,7 @@ __device__ bool recentre(const View<T>& view, int here, RowsMemory<T, kD>& memor
 #pragma unroll 1
   for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
     const T square = squared_length(memory.tile[j], memory.centre, view.scale);
-    far = far || !(square * view.widest <= T(kFar));
+    far = far || !(square * view.widest <= T(kFarSquare));
     memory.bias[j] = square * T(-0.5);
   }
   if (any_in_block(far)) return false;

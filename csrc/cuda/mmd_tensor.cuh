@@ -26,8 +26,8 @@ struct LeftFactor {
   using Memory = TensorMemory<kD, kOf>;
   float high[kD / 8][4], low[Memory::kSplit ? kD / 8 : 1][4];
 
-  __device__ void load(const Memory& memory, const int (&rows)[2], int t, const MmdInput<float>&,
-                       int64_t, int64_t) {
+  __device__ void load(const Memory& memory, const int (&rows)[2], int t, const MmdProblem<float>&,
+                       int64_t, const BlockOfRows&) {
 #pragma unroll
     for (int c = 0; c < kD / 16; ++c) {
 #pragma unroll
@@ -80,19 +80,18 @@ struct HalfLeftFactor {
   static constexpr int kOnce = kD == 16 ? 1 : 2;  // products whose operands lie side by side
   unsigned words[kD / 16][4];
 
-  __device__ void load(const Memory&, const int (&rows)[2], int t, const MmdInput<float>& in,
-                       int64_t item, int64_t first_row) {
+  __device__ void load(const Memory&, const int (&rows)[2], int t, const MmdProblem<float>& in,
+                       int64_t item, const BlockOfRows& own) {
+    const Samples of = rows_of(in, item, own.first);
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const int64_t i = first_row + rows[p % 2];
+        const int row = rows[p % 2];
         const int f = step / kOnce * 16 * kOnce + 4 * kOnce * t + step % kOnce * 4 + p / 2 * 2;
-        const Samples& of = i < in.n ? in.x : in.y;
-        const int64_t row = i < in.n ? i : i - in.n;
-        const bool there = i < in.n + in.m;
-        words[step][p] = bits_at(of, item, row, f, there && f < in.d) |
-                         bits_at(of, item, row, f + 1, there && f + 1 < in.d) << 16;
+        const bool there = row < own.here;
+        words[step][p] = bits_at(of, row, f, there && f < in.d) |
+                         bits_at(of, row, f + 1, there && f + 1 < in.d) << 16;
       }
     }
   }
@@ -232,8 +231,8 @@ __device__ inline float sum_of_four(float value) {
 
 // The rows' gradient, from sums over all columns. A barrier.
 template <int kD, Numbers kOf>
-__device__ void write_gradient(const MmdInput<float>& in, const MmdGradient<float>& out,
-                               int64_t item, unsigned block, float variance,
+__device__ void write_gradient(const MmdProblem<float>& in, const MmdValue<float>& out,
+                               int64_t item, const BlockOfRows& own, float variance,
                                const float (&sums)[TensorMemory<kD, kOf>::kSums],
                                TensorMemory<kD, kOf>& memory) {
   using Memory = TensorMemory<kD, kOf>;
@@ -248,14 +247,13 @@ __device__ void write_gradient(const MmdInput<float>& in, const MmdGradient<floa
   // Cutting takes 0.72 of 2^-11 off a weight on average; see triton_kernels.py.
   const double of_all = -2. / variance / (Memory::kHalf ? 1.f : memory.scale) *
                         (kOf == Numbers::tf32 ? 1 + 0.72 / 2048 : 1.);
-  float* of_item = out.grad_z + (item * (out.row_end - out.row_begin) - out.row_begin) * in.d;
 #pragma unroll
   for (int p = 0; p < 4; ++p) {
     const int row = warp + p / 2 * 8 + 2 * t + p % 2;
-    const int64_t i = int64_t{block} * kTensorRows + row;
-    if (i >= in.n + in.m || i < out.row_begin || i >= out.row_end) continue;
-    const double factor = of_all * signed_weight(in, item, i);
-    float* to = of_item + i * in.d;
+    const int64_t i = own.first + row;
+    if (row >= own.here || i < out.row_begin || i >= out.row_end) continue;
+    const double factor = of_all * row_weight(in, item, i);
+    float* to = gradient_of(in, out, item, i);
 #pragma unroll
     for (int at = 0; at < kD / 8; ++at) {
       const int f = 16 * (at / 2) + 2 * g + at % 2;
@@ -269,15 +267,57 @@ __device__ void write_gradient(const MmdInput<float>& in, const MmdGradient<floa
   }
 }
 
+// A tile's sums over values and weights join those of the rows in float64.
+template <int kD, Numbers kOf, bool kOptions>
+__device__ void add_values(const Visit<kD, kOf>& visit, TileSums<kD>& sums,
+                           TensorMemory<kD, kOf>& memory) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    // Without weights of their own as many pairs are near as k was lessened by 1 for.
+    if (!kOptions) sums.nears[row] = rint(sums.slopes[row] - sums.values[row]);
+    const float value = sum_of_four(sums.values[row]), near = sum_of_four(sums.nears[row]);
+    const float far = kOptions ? sum_of_four(sums.fars[row]) : 0.f;
+    if (visit.t == 0) {  // of a row's four lanes the one that keeps its sums
+      double* of_row = memory.sums + kOfGroup * visit.rows[row];
+      of_row[kValue] += static_cast<double>(value);
+      of_row[kNear] += static_cast<double>(near);
+      if (kOptions) of_row[kFar] += static_cast<double>(far);
+    }
+  }
+}
+
+// The rows' sums over columns of a group join the block's parts; they begin anew. Barriers.
+template <int kD, Numbers kOf>
+__device__ void end_group(const MmdProblem<float>& in, int64_t item, const BlockOfRows& own,
+                          int group, const TensorTail& tail, TensorMemory<kD, kOf>& memory) {
+  const int row = static_cast<int>(threadIdx.x);
+  double sums[kOfGroup] = {};
+  if (row < kTensorRows) {
+    double* of_row = memory.sums + kOfGroup * row;
+    if (row < own.here) {
+      const double weight = row_weight(in, item, own.first + row);
+      const double relation = relation_of(in, item)[own.group * in.groups + group];
+      const OfColumns<double> of{of_row[kValue], of_row[kNear], of_row[kFar]};
+      tail.of_weight[row] += relation * of.of_weight(tail.scales[0].weight);
+#pragma unroll
+      for (int q = 0; q < kOfGroup; ++q) sums[q] = weight * of_row[q];
+    }
+#pragma unroll
+    for (int q = 0; q < kOfGroup; ++q) of_row[q] = 0;
+  }
+  add_to_group(sums, group, tail.parts, memory.scratch);
+}
+
 template <int kD, Numbers kOf, bool kOptions>
 __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
-    mmd_tensor_kernel(const MmdCall<float> call, const MmdGradient<float> out, unsigned blocks) {
+    mmd_tensor_kernel(const MmdCall<float> call, const MmdValue<float> out) {
   using Memory = TensorMemory<kD, kOf>;
   constexpr int kColumns = Memory::kColumns, kSums = Memory::kSums, kSlopes = kD / 2;
-  const MmdInput<float>& in = call.in;
-  Memory& memory = *shared_memory<Memory>();
-  double* parts = reinterpret_cast<double*>(&memory + 1);
-  Scale<float>* scales = reinterpret_cast<Scale<float>*>(parts + kParts);
+  using Tile = TensorTile<kColumns>;
+  const MmdProblem<float>& in = call.in;
+  SharedLayout layout(shared_memory<unsigned char>());
+  Memory& memory = *layout.array<Memory>(1);
+  const TensorTail tail(layout, in);
   const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
   Visit<kD, kOf> visit;
@@ -287,8 +327,8 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
   visit.rows[1] = visit.rows[0] + 8;
   visit.at = LanePlaces::of<kD>(g, t);
 
-  const int tiles =
-      static_cast<int>((in.n + kColumns - 1) / kColumns + (in.m + kColumns - 1) / kColumns);
+  const int tiles = call.device.tiles;
+  const unsigned blocks = call.device.blocks;
   const StreamK stream_k{in.batch * blocks * tiles, tiles, gridDim.x};
   if (thread == 0) memory.stream_k = stream_k;
   const int64_t begin = stream_k.begin(blockIdx.x);
@@ -296,35 +336,34 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
   int first_tile = static_cast<int>(begin % tiles);
   unsigned block_of_all = static_cast<unsigned>(begin / tiles);
   int turn = 0;  // of the ring
-  const auto begin_copy = [&](int tile, unsigned item, int to) {
-    const TensorTile of = TensorTile::at<kColumns>(tile, in);
-    fetch<kD, kOf>(of.sample ? in.y : in.x, item, d, of.first, of.here, memory.ring[to]);
+  const auto begin_copy = [&](const Tile& of, unsigned item, int to) {
+    fetch<kD, kOf>(rows_of(in, item, of.first), d, of.here, memory.ring[to]);
   };
-  begin_copy(first_tile, block_of_all / blocks, 0);
+  Tile of = Tile::at(in, first_tile);
+  begin_copy(of, block_of_all / blocks, 0);
 
   for (; left > 0; ++block_of_all, first_tile = 0) {
     const unsigned item = block_of_all / blocks, block = block_of_all % blocks;
-    const int last_tile = left < tiles - first_tile ? first_tile + left : tiles;
-    left -= last_tile - first_tile;
-    const int64_t first_row = int64_t{block} * kTensorRows, total_rows = in.n + in.m;
-    const int rows_here = static_cast<int>(
-        total_rows - first_row < kTensorRows ? total_rows - first_row : kTensorRows);
-    const int rows_of_x = static_cast<int>(  // of this block
-        in.n <= first_row                ? 0
-        : in.n - first_row < kTensorRows ? in.n - first_row
-                                         : kTensorRows);
-    const float between = between_samples(in, item);
+    int tiles_here = left < tiles - first_tile ? left : tiles - first_tile;
+    left -= tiles_here;
+    const BlockOfRows own = block_of_rows(in, block, kTensorRows);
     if (thread == 0) {
       memory.item = item;
       memory.block = block;
+      memory.own = own;
     }
-    load_scales(call, item, scales);
+    tail.load(call, item);
+    if (thread < kTensorRows) {
+      tail.of_weight[thread] = 0;
+#pragma unroll
+      for (int q = 0; q < kOfGroup; ++q) memory.sums[kOfGroup * thread + q] = 0;
+    }
     sync_block();
-    visit.unit = scales[0].unit;
-    visit.near_from = near_exponent<float, kOptions>(scales, in.scales);
-    visit.gradient = first_row < out.row_end && first_row + kTensorRows > out.row_begin;
-    const bool far_rows = load_rows<kD, kOf>(in, item, first_row, rows_here, scales, memory);
-    visit.left.load(memory, visit.rows, t, in, item, first_row);
+    visit.unit = tail.scales[0].unit;
+    visit.near_from = near_exponent<float, kOptions>(tail.scales, in.scales);
+    visit.gradient = own.wanted(out.row_begin, out.row_end);
+    const bool far_rows = load_rows<kD, kOf>(in, item, own, tail.scales, memory);
+    visit.left.load(memory, visit.rows, t, in, item, own);
     for (int row = 0; row < 2; ++row) visit.row_bias[row] = memory.row_bias[visit.rows[row]];
 
     // sum_j w z_j as accumulators have it, and sum_j w of rows g and g + 8.
@@ -335,19 +374,12 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     };
 #pragma unroll
     for (int at = 0; at < kSums; ++at) keep(at, true, 0, 0);
-    if (t == 0) {  // of a row's four lanes the one that keeps its sums
-      for (int row : visit.rows) {
-        for (int q = 0; q < kOfRow; ++q) memory.sums[kOfRow * row + q] = 0;
-      }
-    }
-    for (int tile = first_tile; tile < last_tile; ++tile) {
-      const TensorTile of = TensorTile::at<kColumns>(tile, in);
-      const int here = of.here;
-      const int64_t stacked = of.first + (of.sample ? in.n : 0);
-      if (tile + 1 < last_tile || left > 0) {
-        const bool next_rows = tile + 1 == tiles;
-        begin_copy(next_rows ? 0 : tile + 1, next_rows ? (block_of_all + 1) / blocks : item,
-                   (turn + 1) % 2);
+    while (true) {
+      const bool rows_end = tiles_here == 1;
+      if (!rows_end || left > 0) {
+        const Tile next = rows_end ? Tile::at(in, 0) : of.next(in);
+        if (thread == 0) memory.next[turn % 2] = next;
+        begin_copy(next, rows_end ? (block_of_all + 1) / blocks : item, (turn + 1) % 2);
         copy_async_wait<1>();
       } else {
         copy_async_wait<0>();
@@ -355,81 +387,68 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       sync_block();
       const auto* raw = memory.ring[turn % 2];
       ++turn;
-      const float* weights = kOptions ? of.sample ? in.y_weights : in.x_weights : nullptr;
-      if (weights && thread < kColumns) {
-        memory.weight[thread] =
-            thread < here ? weights[int64_t{item} * (of.sample ? in.m : in.n) + of.first + thread]
-                          : 0.f;
+      const bool weighted = kOptions && in.weights;
+      if (weighted && thread < kColumns) {
+        memory.weight[thread] = thread < of.here ? row_weight(in, item, of.first + thread) : 0.f;
       }
-      const bool far = prepare<kD, kOf>(raw, here, memory);
-      const bool own = stacked < first_row + kTensorRows && first_row < stacked + here;
-      const bool by_differences = far_rows || far || own;
+      const bool far = prepare<kD, kOf>(raw, of.here, memory);
+      const bool has_own = own.among(of.first, of.here);
+      const bool by_differences = far_rows || far || has_own;
       // The block's first row as a column of this tile; a place that no column has, if far away.
-      const int own_column = own ? static_cast<int>(first_row - stacked) : kColumns;
+      const int own_column = has_own ? static_cast<int>(own.first - of.first) : kColumns;
 
       TileSums<kD> sums = {};
       int begin = 0;
-      const int plain = by_differences ? 0 : here / 8 * 8;
+      const int plain = by_differences ? 0 : of.here / 8 * 8;
 #pragma unroll 1
       for (; begin < plain; begin += 8) {
-        visit_columns<true, kD, kOf, kOptions>(visit, sums, memory, raw, begin, false, here,
-                                               own_column, scales, in.scales, weights != nullptr);
+        visit_columns<true, kD, kOf, kOptions>(visit, sums, memory, raw, begin, false, of.here,
+                                               own_column, tail.scales, in.scales, weighted);
       }
 #pragma unroll 1
-      for (; begin < here; begin += 8) {
+      for (; begin < of.here; begin += 8) {
         visit_columns<false, kD, kOf, kOptions>(visit, sums, memory, raw, begin, by_differences,
-                                                here, own_column, scales, in.scales,
-                                                weights != nullptr);
+                                                of.here, own_column, tail.scales, in.scales,
+                                                weighted);
       }
-      const float a = static_cast<float>(of.sample ? -in.y_scale : in.x_scale);
-      const auto across = [&](int row) { return (row >= rows_of_x) != (of.sample == 1); };
+      const float relation =
+          static_cast<float>(relation_of(in, item)[own.group * in.groups + of.group]);
+      add_values<kD, kOf, kOptions>(visit, sums, memory);
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        // Without weights of their own as many pairs are near as k was lessened by 1 for.
-        if (!kOptions) sums.nears[row] = rint(sums.slopes[row] - sums.values[row]);
-        const float value = sum_of_four(sums.values[row]), near = sum_of_four(sums.nears[row]);
-        const float far = kOptions ? sum_of_four(sums.fars[row]) : 0.f;
-        const bool other = across(visit.rows[row]);
-        if (t == 0) {
-          double* of_row = memory.sums + kOfRow * visit.rows[row] + other;
-          of_row[kValues] += static_cast<double>(a * value);
-          of_row[kNears] += static_cast<double>(near);
-          if (kOptions) of_row[kFars] += static_cast<double>(far);
-        }
-        keep(kSlopes + row, false, other ? a * between : a, sums.slopes[row]);
-      }
+      for (int row = 0; row < 2; ++row) keep(kSlopes + row, false, relation, sums.slopes[row]);
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const int row = warp * kRowsOfMma + p / 2 * 8 + 2 * t + p % 2;
-        const float coefficient = across(row) ? a * between : a;
 #pragma unroll
         for (int f = 0; f < kD / 8; ++f) {  // two of every sixteen features
-          keep(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2, false, coefficient,
+          keep(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2, false, relation,
                sums.weighted_sums[f / 2][p / 2][2 * (f % 2) + p % 2]);
         }
       }
       sync_block();  // the tile has been read
+      if (of.last || rows_end) end_group(in, item, own, of.group, tail, memory);
+      of = memory.next[(turn - 1) % 2];
+      if (rows_end) break;
+      --tiles_here;
     }
 
-    // Sums were complete before the barrier behind the last tile.
-    constexpr int kDoubles = kOfRow * kTensorRows / kThreads;  // of a thread
-    double doubles[kDoubles];
-#pragma unroll
-    for (int q = 0; q < kDoubles; ++q) doubles[q] = memory.sums[q * kThreads + thread];
     float numbers[kSums];
 #pragma unroll
     for (int at = 0; at < kSums; ++at) {
       numbers[at] = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
     }
+    sync_block();  // the parts are complete
     if (!stream_k_fixup(memory.stream_k, blockIdx.x, block_of_all, call.device.slots,
-                        call.device.counters + in.batch, doubles, numbers)) {
+                        call.device.counters + in.batch, tail.parts,
+                        kOfGroup * static_cast<int>(in.groups) + kTensorRows, numbers)) {
       continue;
     }
-#pragma unroll
-    for (int q = 0; q < kDoubles; ++q) memory.sums[q * kThreads + thread] = doubles[q];
-    write_gradient(in, out, memory.item, memory.block, scales[0].variance, numbers, memory);
-    finish(call, out, memory.item, memory.block, blocks, kTensorRows,
-           reinterpret_cast<const double (*)[kOfRow]>(memory.sums), parts, memory.scratch);
+    const BlockOfRows rows = memory.own;
+    write_gradient(in, out, memory.item, rows, tail.scales[0].variance, numbers, memory);
+    if (out.weights && thread < rows.here) {
+      out.weights[memory.item * in.rows + rows.first + thread] =
+          static_cast<float>(2 * tail.of_weight[thread]);
+    }
+    finish(call, out, memory.item, memory.block, tail, memory.scratch);
   }
 }
 

@@ -2,4 +2,4 @@
 #include "cuda/mmd_tensor_launch.cuh"
 
 template void cgm_fast::cuda::on_tensor_cores_of<cgm_fast::cuda::Numbers::float16>(
-    const MmdCall<float>&, const MmdGradient<float>&);
+    const MmdCall<float>&, const MmdValue<float>&);

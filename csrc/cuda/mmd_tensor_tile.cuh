@@ -16,6 +16,29 @@ namespace cgm_fast::cuda {
 
 constexpr int kTensorRows = 128, kRowsOfMma = 16;
 
+// A tile of columns, all of one group. The tiles of all groups stand in a line.
+template <int kColumns>
+struct TensorTile {
+  int group, here;
+  int64_t first;
+  bool last;  // of its group
+
+  __device__ static TensorTile at(const MmdProblem<float>& in, int tile) {
+    const BlockOfRows of = block_of_rows(in, static_cast<unsigned>(tile), kColumns);
+    return {of.group, of.here, of.first, of.first + of.here == in.begins[of.group + 1]};
+  }
+
+  // The one after it, which there has to be.
+  __device__ TensorTile next(const MmdProblem<float>& in) const {
+    const int64_t begin = first + here;
+    int of = group;
+#pragma unroll 1
+    while (begin >= in.begins[of + 1]) ++of;
+    const int64_t left = in.begins[of + 1] - begin;
+    return {of, static_cast<int>(left < kColumns ? left : kColumns), begin, left <= kColumns};
+  }
+};
+
 template <int kD, Numbers kOf>
 struct TensorMemory {
   static constexpr bool kHalf = kOf == Numbers::bfloat16 || kOf == Numbers::float16;
@@ -39,16 +62,20 @@ struct TensorMemory {
   // The same for all threads, and here to spare registers.
   StreamK stream_k;
   unsigned item, block;
-  double sums[kTensorRows * kOfRow];
+  BlockOfRows own;
+  TensorTile<kColumns> next[2];         // of every other turn
+  double sums[kTensorRows * kOfGroup];  // of every row, over the columns of a group
   double scratch[kScratch];
-  // Then: double parts[kParts], Scale<float> scales[scales]
 };
 
-template <int kD, Numbers kOf>
-std::size_t tensor_shared_bytes(int64_t scales) {
-  return sizeof(TensorMemory<kD, kOf>) + kParts * sizeof(double) +
-         static_cast<std::size_t>(scales) * sizeof(Scale<float>);
-}
+// Beside the groups' parts are the rows' shares of the derivatives in weights, half of them.
+struct TensorTail : MmdTail<float> {
+  double* of_weight;  // [kTensorRows]
+
+  __host__ __device__ TensorTail(SharedLayout& layout, const MmdProblem<float>& in)
+      : MmdTail<float>(layout, in.groups, in.scales, kTensorRows),
+        of_weight(parts + kOfGroup * in.groups) {}
+};
 
 // The tf32 number that tensor cores read, and the nearest one, ties away from zero.
 __device__ inline float cut_tf32(float value) { return from_bits(bits_of(value) & ~0x1fff); }
@@ -116,38 +143,22 @@ __device__ Pack<float, 4> raw_chunk(const Word* ring, int j, int c) {
   }
 }
 
-// A tile of columns, all of one sample.
-struct TensorTile {
-  int sample, here;
-  int64_t first;
-
-  template <int kColumns>
-  __device__ static TensorTile at(int tile, const MmdInput<float>& in) {
-    const int of_x = static_cast<int>((in.n + kColumns - 1) / kColumns);
-    const int sample = tile >= of_x;
-    const int64_t first = int64_t{tile - (sample ? of_x : 0)} * kColumns;
-    const int64_t left = (sample ? in.m : in.n) - first;
-    return {sample, static_cast<int>(left < kColumns ? left : kColumns), first};
-  }
-};
-
 // Whether rows can be copied by sixteen bytes, which are `numbers` numbers.
 __device__ inline bool aligned(const Samples& of, int64_t d, int numbers) {
   return of.feature_stride == 1 && d % numbers == 0 && of.row_stride % numbers == 0 &&
-         of.item_stride % numbers == 0 && reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
+         reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
 }
 
 // The bits of a half number, or 0.
-__device__ inline unsigned bits_at(const Samples& of, int64_t item, int64_t row, int f,
-                                   bool valid) {
-  const int64_t at = item * of.item_stride + row * of.row_stride + f * of.feature_stride;
+__device__ inline unsigned bits_at(const Samples& of, int row, int f, bool valid) {
+  const int64_t at = row * of.row_stride + f * of.feature_stride;
   return valid ? static_cast<const std::uint16_t*>(of.data)[at] : 0;
 }
 
-// Begin to copy a tile, with zeros beyond its rows and features. Half samples are of the type said,
-// others may be any that is computed in float32.
+// Begin to copy a tile, the first `here` of these rows, with zeros beyond them and their features.
+// Half samples are of the type said, others may be any that is computed in float32.
 template <int kD, Numbers kOf, typename Word>
-__device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, int here, Word* to) {
+__device__ void fetch(const Samples& from, int d, int here, Word* to) {
   using Memory = TensorMemory<kD, kOf>;
   constexpr int kWords = Memory::kWords, kOfWord = Memory::kHalf ? 2 : 1, kBytes = 4 / kOfWord;
   const int thread = static_cast<int>(threadIdx.x);
@@ -157,7 +168,7 @@ __device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, i
     for (int at = thread; at < Memory::kColumns * kWords / 4; at += kThreads) {
       const int j = at / (kWords / 4), c = at % (kWords / 4), f = c * 4 * kOfWord;
       const bool valid = j < here && f < d;
-      const int64_t row = item * from.item_stride + (first + (valid ? j : 0)) * from.row_stride;
+      const int64_t row = (valid ? j : 0) * from.row_stride;
       copy_async_16(to + ring_at<kWords, Memory::kHalf>(j, c),
                     data + (row + (valid ? f : 0)) * kBytes, valid);
     }
@@ -166,12 +177,12 @@ __device__ void fetch(const Samples& from, int64_t item, int d, int64_t first, i
     for (int at = thread; at < Memory::kColumns * kWords; at += kThreads) {
       const int j = at / kWords, w = at % kWords, f = w * kOfWord;
       Word& word = to[ring_at<kWords, Memory::kHalf>(j, w / 4) + w % 4];
-      const int64_t row = first + (j < here ? j : 0);
+      const int row = j < here ? j : 0;
       if constexpr (Memory::kHalf) {
-        word = bits_at(from, item, row, f, j < here && f < d) |
-               bits_at(from, item, row, f + 1, j < here && f + 1 < d) << 16;
+        word = bits_at(from, row, f, j < here && f < d) |
+               bits_at(from, row, f + 1, j < here && f + 1 < d) << 16;
       } else {
-        word = j < here && f < d ? load<float>(from, item, row, f) : 0.f;
+        word = j < here && f < d ? load<float>(from, row, f) : 0.f;
       }
     }
   }
@@ -210,9 +221,10 @@ __device__ float sum_of_chunks(float value) {
 // The block's rows and the place of their centre; whether one is far from it, or from 0 where half
 // samples are multiplied as they are. A barrier.
 template <int kD, Numbers kOf>
-__device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first_row, int here,
+__device__ bool load_rows(const MmdProblem<float>& in, int64_t item, const BlockOfRows& own,
                           const Scale<float>* scales, TensorMemory<kD, kOf>& memory) {
   constexpr int kChunks = kD / 4, kParts = kThreads / kChunks;  // a thread has chunks of one place
+  const int here = own.here;
   const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
   const int c = thread % kChunks;
   const float scale = sqrt(-2 * scales[0].unit);
@@ -223,13 +235,14 @@ __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first
     memory.scale = scale;
     memory.widest = widest;
   }
+  const Samples of = rows_of(in, item, own.first);
   float sum[4] = {};
 #pragma unroll 1
   for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const bool there = row < here && 4 * c + q < d;
-      const float value = there ? element(in, item, first_row + row, 4 * c + q) : 0.f;
+      const float value = there ? load<float>(of, row, 4 * c + q) : 0.f;
       memory.rows[row * kD + 4 * c + q] = value;
       sum[q] += value;
     }
@@ -255,7 +268,7 @@ __device__ bool load_rows(const MmdInput<float>& in, int64_t item, int64_t first
                                 read_pack<4>(memory.shift + 4 * c), scale, row < here, high, low);
     if (TensorMemory<kD, kOf>::kHalf) square *= scale * scale;
     square = sum_of_chunks<kD>(square);
-    far = far || !(square * widest <= kFar);  // or NaN
+    far = far || !(square * widest <= kFarSquare);  // or NaN
     if (c == 0) memory.row_bias[row] = square * -0.5f;
   }
   return any_in_block(far);
@@ -281,7 +294,7 @@ __device__ bool prepare(const typename TensorMemory<kD, kOf>::Word* raw, int her
     if constexpr (Memory::kSplit) write_pack(memory.parts[1] + chunk_at<kD>(j, c), low);
     if (Memory::kHalf) square *= scale * scale;
     square = sum_of_chunks<kD>(square);
-    far = far || !(square * widest <= kFar);
+    far = far || !(square * widest <= kFarSquare);
     if (c == 0) memory.bias[j] = square * -0.5f;
   }
   return any_in_block(far);

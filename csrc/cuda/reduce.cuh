@@ -8,7 +8,7 @@ namespace cgm_fast::cuda {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;  // of every block
 
 // Sums of a block that are added up between the same two barriers, at most, and room for them.
-constexpr int kTogether = 4, kScratch = kTogether * kWarps;
+constexpr int kTogether = 6, kScratch = kTogether * kWarps;
 
 // Sums over a block of kCount numbers per thread, to all of them; `scratch` [kScratch].
 template <int kCount>
@@ -46,34 +46,33 @@ __device__ inline bool last_to_finish(unsigned* counter, unsigned blocks) {
   return any_in_block(last);
 }
 
-// Write a block's `count` parts; the first thread of the last block gets their sums over all blocks
-// in their place. Whether this block is the last, to all its threads.
-__device__ inline bool add_parts(double* partials, unsigned* counter, int64_t item, unsigned block,
-                                 unsigned blocks, int count, double* parts, double* scratch) {
-  double* of_item = partials + item * blocks * count;
+// What blocks leave for the last of them to add up: `count` numbers each, [blocks, count].
+struct Partials {
+  double* of_item;
+  unsigned blocks;
+  int count;
+
+  // Write a block's numbers; whether this block is the last, to all its threads.
+  __device__ bool leave(const double* parts, unsigned block, unsigned* counter) const {
 #pragma unroll 1
-  for (int q = static_cast<int>(threadIdx.x); q < count; q += kThreads) {
-    of_item[int64_t{block} * count + q] = parts[q];
-  }
-  if (!last_to_finish(counter + item, blocks)) return false;
-#pragma unroll 1
-  for (int first = 0; first < count; first += kTogether) {
-    double sums[kTogether] = {};
-#pragma unroll 1
-    for (int64_t b = threadIdx.x; b < blocks; b += kThreads) {
-#pragma unroll
-      for (int q = 0; q < kTogether; ++q) {
-        if (first + q < count) sums[q] += load_fresh(of_item + b * count + first + q);
-      }
+    for (int q = static_cast<int>(threadIdx.x); q < count; q += kThreads) {
+      of_item[int64_t{block} * count + q] = parts[q];
     }
-    sums_of_block(sums, scratch);
-    if (threadIdx.x != 0) continue;
-#pragma unroll
-    for (int q = 0; q < kTogether; ++q) {
-      if (first + q < count) parts[first + q] = sums[q];
-    }
+    return last_to_finish(counter, blocks);
   }
-  return true;
-}
+
+  // Number q of a block.
+  __device__ double of(int64_t block, int q) const {
+    return load_fresh(of_item + block * count + q);
+  }
+
+  // The sum of number q over all blocks, by a block of threads and to all of them.
+  __device__ double sum(int q, double* scratch) const {
+    double sum = 0;
+#pragma unroll 1
+    for (int64_t block = threadIdx.x; block < blocks; block += kThreads) sum += of(block, q);
+    return sum_of_block(sum, scratch);
+  }
+};
 
 }  // namespace cgm_fast::cuda

@@ -26,39 +26,38 @@ struct StreamK {
   }
 };
 
-// Room of a slot, in doubles: kDoubles doubles and kCount floats of every thread.
-template <int kDoubles, int kCount>
-constexpr int64_t kSlot = kThreads * kDoubles + kThreads * kCount / 2;
-
 // The fix-up. Where others had parts of these rows, leave mine in a slot of the workspace for the
-// last of us: false, or, to the last, true and every thread's numbers over all workers.
-template <int kDoubles, int kCount>
+// last of us: false, or, to the last, true and the sums over all workers of every thread's
+// `numbers` and of the block's `parts` [count]. A slot has room for these, and then for the
+// numbers.
+template <int kCount>
 __device__ bool stream_k_fixup(const StreamK& stream_k, int64_t worker, int64_t rows, double* slots,
-                               unsigned* counters, double (&doubles)[kDoubles],
+                               unsigned* counters, double* parts, int count,
                                float (&numbers)[kCount]) {
   static_assert(kCount % 2 == 0);
   const int64_t first = stream_k.worker_of(rows * stream_k.units_of_rows);
   const int64_t last = stream_k.worker_of((rows + 1) * stream_k.units_of_rows - 1);
   if (first == last) return true;
   const int thread = static_cast<int>(threadIdx.x);
-  double* mine = slots + stream_k.slot(worker, rows) * kSlot<kDoubles, kCount>;
-#pragma unroll
-  for (int q = 0; q < kDoubles; ++q) mine[q * kThreads + thread] = doubles[q];
-  float* floats = reinterpret_cast<float*>(mine + kThreads * kDoubles);
+  const int64_t room = count + kThreads * kCount / 2;
+  double* mine = slots + stream_k.slot(worker, rows) * room;
+#pragma unroll 1
+  for (int q = thread; q < count; q += kThreads) mine[q] = parts[q];
+  float* floats = reinterpret_cast<float*>(mine + count);
 #pragma unroll
   for (int q = 0; q < kCount; ++q) floats[q * kThreads + thread] = numbers[q];
   // A worker is the first of one block of rows at most that it does not end.
   if (!last_to_finish(counters + first, static_cast<unsigned>(last - first + 1))) return false;
-#pragma unroll
-  for (int q = 0; q < kDoubles; ++q) doubles[q] = 0;
+#pragma unroll 1
+  for (int q = thread; q < count; q += kThreads) parts[q] = 0;
 #pragma unroll
   for (int q = 0; q < kCount; ++q) numbers[q] = 0;
 #pragma unroll 1
   for (int64_t other = first; other <= last; ++other) {
-    const double* its = slots + stream_k.slot(other, rows) * kSlot<kDoubles, kCount>;
-#pragma unroll
-    for (int q = 0; q < kDoubles; ++q) doubles[q] += load_fresh(its + q * kThreads + thread);
-    const float* its_floats = reinterpret_cast<const float*>(its + kThreads * kDoubles);
+    const double* its = slots + stream_k.slot(other, rows) * room;
+#pragma unroll 1
+    for (int q = thread; q < count; q += kThreads) parts[q] += load_fresh(its + q);
+    const float* its_floats = reinterpret_cast<const float*>(its + count);
 #pragma unroll
     for (int q = 0; q < kCount; ++q) numbers[q] += load_fresh(its_floats + q * kThreads + thread);
   }

@@ -61,6 +61,7 @@ __device__ void squared_distances(Pairs<T, kColumns>& u, Chunk<T, kRows>& rows,
     load_chunk<T, kColumns>(columns, columns_here, begin, d, at_column);
     sync_block();
     const int some = d - begin < kFeatures ? d - begin : kFeatures;
+    Pairs<T, kColumns> of_chunk = {};  // sums of sums: with many features rounding would add up
     for (int f = 0; f < some; ++f) {
       T of_row[kRowsOfWarp];
 #pragma unroll
@@ -71,10 +72,11 @@ __device__ void squared_distances(Pairs<T, kColumns>& u, Chunk<T, kRows>& rows,
 #pragma unroll
         for (int q = 0; q < kRowsOfWarp; ++q) {
           const T difference = of_row[q] - of_column;
-          u[q][c] = fma(difference, difference, u[q][c]);
+          of_chunk[q][c] = fma(difference, difference, of_chunk[q][c]);
         }
       }
     }
+    each_pair<kColumns>([&](int q, int c, int, int) { u[q][c] += of_chunk[q][c]; });
   }
 }
 

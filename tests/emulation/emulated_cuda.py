@@ -39,7 +39,8 @@ def build() -> Path:
     except ImportError as error:
         raise Missing(str(error)) from error
 
-    sources = [ROOT / "csrc/bindings_cuda.cpp", HERE / "module.cpp"]
+    sources = [ROOT / "csrc/bindings_cuda.cpp", ROOT / "csrc/bindings_plans.cpp"]
+    sources.append(HERE / "module.cpp")
     sources += sorted((ROOT / "csrc/cuda").glob("*.cu"))
     content = hashlib.sha256(sys.version.encode() + pybind11.__version__.encode())
     for path in sorted([*(ROOT / "csrc").rglob("*"), *HERE.glob("*")]):

@@ -28,10 +28,12 @@ EXPECTED = {
         for numbers in cuda_binary.NUMBERS
         for options in ("true", "false")
     ),
+    *(f"prototype_rows_kernel<{dtype}>" for dtype in ("float", "double")),
     *(
-        f"{kernel}<{dtype}>"
-        for kernel in ("mmd_wide_kernel", "mmd_hvp_kernel", "prototype_rows_kernel")
+        f"{kernel}<{dtype}, {gaussian}>"
+        for kernel in ("mmd_wide_kernel", "mmd_hvp_kernel")
         for dtype in ("float", "double")
+        for gaussian in ("true", "false")
     ),
     *(
         f"prototype_differences_kernel<{dtype}, {transposed}>"

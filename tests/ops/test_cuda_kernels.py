@@ -25,12 +25,21 @@ if backends.availability()["cuda"] is not None:
 from cgm_fast.ops.cgm_loss import cuda as cgm_loss
 from cgm_fast.ops.cuda import launch
 from cgm_fast.ops.mmd import cuda as mmd
+from cgm_fast.ops.mmd import reference
+from cgm_fast.ops.mmd.kernels import FAMILIES
+from cgm_fast.ops.mmd.problem import NOTHING, Problem, Tangent, Wanted
 from cgm_fast.ops.prototype_margin import cuda as margin
 
 
 @pytest.fixture
 def device(kernels_device):
     return kernels_device
+
+
+@pytest.mark.parametrize(("op", "module"), [("mmd", mmd), ("prototype_margin", margin),
+                                            ("cgm_loss", cgm_loss)])  # fmt: skip
+def test_the_compiled_module_has_the_same_launches(op, module):
+    assert tuple(launch.kernels().launches[op]["Launch"]) == module.Launch._fields
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def test_tensor_cores_keep_what_the_precision_promises(
 ):
     allow(precision)
     x, y = samples(300, 290, d, device=device)
-    assert mmd._workers(1, 300, 290, d, x.dtype, x.device) == 14
+    assert mmd._workers(1, (300, 290), d, x.dtype, x.device) == 14
     loss, gradient = errors(x, y, [math.sqrt(d)])
     assert loss <= allowed[0]
     assert gradient <= allowed[1]
@@ -95,17 +104,28 @@ def test_tensor_cores_with_every_option(how, options, allowed, tensor_cores, dev
     options = dict(options)
     if options.get("x_weights"):
         options["x_weights"] = sample_weights(300, device=device)
-    assert mmd._workers(x.shape[0] if x.dim() == 3 else 1, 300, 290, 20, x.dtype, x.device)
+    assert mmd._workers(x.shape[0] if x.dim() == 3 else 1, (300, 290), 20, x.dtype, x.device)
     loss, gradient = errors(x, y, options.pop("sigmas", [5.0]), **options)
     assert loss <= allowed[0]
     assert gradient <= allowed[1]
 
 
-def of_op(x, y, sigma):
+def problem_of(x, sizes, sigma, **options):
+    """The biased MMD² of the first two groups, or what the options make of it."""
+    scales = [1 / size for size in sizes]
+    relations = [a * b * (1 if i == j else -1) for i, a in enumerate(scales)
+                 for j, b in enumerate(scales)]  # fmt: skip
+    plain = Problem(x, None, None, None, None, tuple(sizes), tuple(relations), (sigma**2,), (1.0,),
+                    "gaussian", False)  # fmt: skip
+    return plain._replace(**options)
+
+
+def of_op(x, y, sigma, begin=0, end=None):
     """Loss and gradient as the op has them, before the gradient is rounded to the inputs' dtype."""
-    n, m = len(x), len(y)
-    given = (None, None, None, None, [sigma**2], [1.0], 1 / n, 1 / m, 1.0, 0, n + m, False, False)
-    return mmd.mmd_fwd(x, y, *given)[:2]
+    rows = len(x) + len(y)
+    wanted = NOTHING._replace(row_begin=begin, row_end=rows if end is None else end)
+    value = mmd.fwd(problem_of(x, (len(x), len(y)), sigma, y=y), wanted)
+    return value.loss, value.z
 
 
 @pytest.mark.parametrize("d", [9, 16, 27, 32, 64])
@@ -123,22 +143,16 @@ def test_half_samples_on_tensor_cores(d, dtype, offset, allowed, tensor_cores, d
     assert_gradient_close(gradient, torch.cat(wanted[1]), allowed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_samples_of_any_layout(dtype, tensor_cores, device):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_copies_by_sixteen_bytes_change_nothing(dtype, tensor_cores, device):
     x, y = samples(300, 290, 24, dtype=dtype, device=device)
     found = of_op(x, y, 5.0)
     strided = [torch.stack((z, z), -1)[..., 0] for z in (x, y)]
     shifted = [torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape) for z in (x, y)]
-    for moved in (strided, shifted):
-        assert all(torch.equal(a, b) for a, b in zip(found, of_op(*moved, 5.0), strict=True))
-
-
-def test_half_samples_of_two_dtypes(tensor_cores, device):
-    x, y = samples(300, 290, 20, device=device)
-    x, y = x.half(), y.bfloat16()
-    loss, _ = of_op(x, y, 5.0)
-    wide = x.double(), y.double()
-    assert_loss_close(loss, mmd_formula(*wide, sigma=[5.0]), mmd_total(*wide, sigma=[5.0]))
+    stacked = mmd.fwd(problem_of(torch.cat((x, y)), (300, 290), 5.0),
+                      NOTHING._replace(row_end=590))[:2]  # fmt: skip
+    for moved in (of_op(*strided, 5.0), of_op(*shifted, 5.0), stacked):
+        assert all(torch.equal(a, b) for a, b in zip(found, moved, strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])
@@ -159,10 +173,8 @@ def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, de
 def test_rows_whose_gradient_nobody_wants(tensor_cores, device):
     x, y = samples(300, 290, 12, device=device)
     whole = of_op(x, y, 3.0)[1]
-    given = (None, None, None, None, [9.0], [1.0], 1 / 300, 1 / 290, 1.0)
     for begin, end in ((0, 300), (300, 590), (130, 131)):
-        _, part, *_ = mmd.mmd_fwd(x, y, *given, begin, end, False, False)
-        assert torch.equal(part, whole[begin:end])
+        assert torch.equal(of_op(x, y, 3.0, begin, end)[1], whole[begin:end])
 
 
 def test_a_row_far_from_the_others_on_tensor_cores(tensor_cores, device):
@@ -171,19 +183,6 @@ def test_a_row_far_from_the_others_on_tensor_cores(tensor_cores, device):
     loss, gradient = errors(x, y, [5.0])
     assert loss <= HIGHEST[0]
     assert gradient <= HIGHEST[1]
-
-
-def test_copies_by_sixteen_bytes_change_nothing(tensor_cores, device):
-    x, y = samples(300, 290, 20, device=device)
-    found = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), (x, y), order=1)
-    for layout in ("strided", "shifted"):
-        if layout == "strided":
-            moved = [torch.stack((z, z), -1)[..., 0] for z in (x, y)]
-        else:
-            moved = [torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape) for z in (x, y)]
-        again = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), moved, order=1)
-        assert torch.equal(found[0], again[0])
-        assert all(torch.equal(a, b) for a, b in zip(found[1], again[1], strict=True))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -212,6 +211,194 @@ def test_blocks_of_any_number_of_rows_agree(rows, d, monkeypatch, device):
     found = derivatives(lambda x, y: cgm_fast.mmd(x, y, backend="cuda"), (x, y), order=1)
     assert_loss_close(found[0], wanted[0], mmd_total(x, y, sigma=[sigma]))
     assert_gradient_close(torch.cat(found[1]), torch.cat(wanted[1]))
+
+
+def symmetric(*shape, device):
+    """A relation of groups, of either sign."""
+    values = torch.randn(*shape, shape[-1], dtype=torch.float64).to(device)
+    return values + values.mT
+
+
+def problem_with(sizes, d, batch=None, dtype=torch.float32, options=True, device="cpu", **others):
+    """Rows in groups with a relation of their own; options: weights, and bandwidths as tensors."""
+    shape = (batch,) if batch else ()
+    z = torch.randn(*shape, sum(sizes), d, dtype=dtype).to(device)
+    variances = (0.5 * d, 2.0 * d)
+    problem = problem_of(z, sizes, 1.0, relation=symmetric(*shape, len(sizes), device=device),
+                         variances=variances[:1])  # fmt: skip
+    if options:
+        weights = torch.rand(*shape, sum(sizes), dtype=dtype).to(device) + 0.5
+        variance = torch.tensor(variances, dtype=dtype, device=device).expand(*shape, 2)
+        problem = problem._replace(
+            weights=weights, variance=variance.contiguous(), variances=variances,
+            kernel_weights=(0.5, 0.5),
+        )  # fmt: skip
+    return problem._replace(**others)
+
+
+def wide(record):
+    """The same in float64."""
+    return type(record)(*(v.double() if isinstance(v, torch.Tensor) else v for v in record))
+
+
+def assert_value_close(problem, allowed, wanted=None):
+    """Value, block sums and gradients, against the reference in float64."""
+    if wanted is None:
+        given = problem.weights is not None
+        wanted = Wanted(0, problem.x.shape[-2], given, True, given)
+    found, expected = mmd.fwd(problem, wanted), reference.fwd(wide(problem), wanted)
+    # Nothing is to be lost but what terms of either sign lose.
+    sizes = reference.fwd(wide(problem._replace(relation=problem.relation.abs())), wanted).loss
+    assert ((found.loss - expected.loss).abs() <= allowed * sizes.abs()).all()
+    assert ((found.relation - expected.relation).abs() <= allowed * expected.relation.abs()).all()
+    assert torch.equal(found.relation, found.relation.mT)
+    for name in ("z", "weights", "variance"):
+        got, right = getattr(found, name), getattr(expected, name)
+        assert (got is None) == (right is None)
+        if got is not None:
+            assert relative_l2(got, right) <= 10 * allowed, name
+
+
+GROUPS = [(45,), (30, 21), (40, 1, 33), (9, 1, 2, 33, 4, 1, 17)]
+ALLOWED = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+@pytest.mark.parametrize("sizes", GROUPS, ids=len)
+@pytest.mark.parametrize("d", [3, 10, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [False, True])
+def test_any_number_of_groups(sizes, d, dtype, options, device):
+    problem = problem_with(sizes, d, dtype=dtype, options=options, device=device)
+    assert_value_close(problem, ALLOWED[dtype])
+
+
+@pytest.mark.parametrize("d", [10, 70])
+def test_groups_of_a_batch_with_relations_of_their_own(d, device):
+    assert_value_close(problem_with((17, 1, 20), d, batch=3, device=device), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(600,), (300, 290), (130, 1, 261, 128), (9, 1, 2, 333, 4, 70, 1)], ids=len
+)
+@pytest.mark.parametrize("workers", [1, 5, 14, 23])
+@pytest.mark.parametrize("options", [False, True])
+def test_groups_on_tensor_cores(sizes, workers, options, monkeypatch, device):
+    monkeypatch.setattr(mmd, "_workers", lambda *_: workers)
+    problem = problem_with(sizes, 24, options=options, device=device)
+    wanted = Wanted(0, sum(sizes), options, True, False)
+    assert_value_close(problem, 1e-6, wanted)
+    assert not launch.counters(1 + workers, problem.x.device).any()
+
+
+def test_groups_of_a_batch_on_tensor_cores(monkeypatch, device):
+    monkeypatch.setattr(mmd, "_workers", lambda *_: 7)
+    problem = problem_with((130, 1, 50), 40, batch=2, device=device)
+    assert_value_close(problem, 1e-6, Wanted(0, 181, True, True, False))
+
+
+@pytest.mark.parametrize("d", [5, 70])
+@pytest.mark.parametrize("n", [20, 30, 31])
+def test_groups_in_two_tensors(n, d, device):
+    """Whether or not a group has rows in both."""
+    problem = problem_with((30, 1, 20), d, batch=2, device=device)
+    z = problem.x
+    two = problem._replace(x=z[:, :n], y=z[:, n:].transpose(0, 1).contiguous().transpose(0, 1))
+    wanted = Wanted(0, 51, True, True, True)
+    for found, right in zip(mmd.fwd(two, wanted), mmd.fwd(problem, wanted), strict=True):
+        assert torch.equal(found, right)
+
+
+def test_more_pairs_of_groups_than_threads(device):
+    sizes = tuple(1 + i % 3 for i in range(24))
+    assert_value_close(problem_with(sizes, 5, device=device), 1e-6)
+
+
+@pytest.mark.parametrize("d", [5, 20, 70])
+def test_block_sums_of_a_narrow_kernel(d, monkeypatch, device):
+    """Far pairs alone: each sum has the accuracy of k, and no rounding of k - 1."""
+    sizes = (60, 70)
+    if d == 20:
+        monkeypatch.setattr(mmd, "_workers", lambda *_: 3)
+    problem = problem_with(sizes, d, options=False, device=device, variances=(0.02 * d,))
+    found = mmd.fwd(problem, NOTHING._replace(relation=True)).relation
+    expected = reference.fwd(wide(problem), NOTHING._replace(relation=True)).relation
+    pairs = torch.tensor([[60 * 59, 60 * 70], [60 * 70, 70 * 69]], device=found.device)
+    assert relative_l2(found + pairs, expected + pairs) <= 1e-4
+
+
+@pytest.mark.parametrize("sizes", GROUPS, ids=len)
+@pytest.mark.parametrize("options", [False, True])
+def test_products_with_the_hessian_of_groups(sizes, options, device):
+    problem = problem_with(sizes, 10, options=options, device=device)
+    direction = Tangent(
+        torch.randn_like(problem.x),
+        torch.randn_like(problem.weights) if options else None,
+        symmetric(len(sizes), device=device) if options else None,
+        torch.randn_like(problem.variance) if options else None,
+    )
+    wanted = Wanted(0, sum(sizes), True, True, True)
+    found = mmd.hvp(problem, direction, wanted)
+    expected = reference.hvp(wide(problem), wide(direction), wanted)
+    for name, got, right in zip(found._fields, found, expected, strict=True):
+        assert relative_l2(got, right) <= 1e-5, name
+
+
+OTHERS = [name for name in FAMILIES if name != "gaussian"]
+SMOOTH = [name for name in OTHERS if FAMILIES[name].order == 2]
+
+
+@pytest.mark.parametrize("kernel", OTHERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [False, True])
+def test_families_of_kernels(kernel, dtype, options, device):
+    problem = problem_with((30, 1, 20), 4, dtype=dtype, options=options, device=device,
+                           kernel=kernel)  # fmt: skip
+    problem.x[5] = problem.x[3]  # rows that coincide, of one group and of two
+    problem.x[40] = problem.x[3]
+    assert_value_close(problem, ALLOWED[dtype])
+
+
+@pytest.mark.parametrize("kernel", OTHERS)
+@pytest.mark.parametrize("size", [1e-4, 0.05, 30.0, 1e6])
+def test_families_near_and_far(kernel, size, device):
+    """Where terms of φ - φ(0) cancel, and where φ has vanished."""
+    problem = problem_with((30, 20), 4, options=False, device=device, kernel=kernel)
+    problem = problem._replace(x=problem.x * size, relation=problem.relation.abs())
+    assert_value_close(problem, 1e-6)
+
+
+@pytest.mark.parametrize("kernel", SMOOTH)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_the_hessian_of_families(kernel, dtype, device):
+    problem = problem_with((30, 1, 20), 4, dtype=dtype, device=device, kernel=kernel)
+    problem.x[40] = problem.x[3]
+    direction = Tangent(
+        torch.randn_like(problem.x), torch.randn_like(problem.weights),
+        symmetric(3, device=device), torch.randn_like(problem.variance),
+    )  # fmt: skip
+    wanted = Wanted(0, 51, True, True, True)
+    found = mmd.hvp(problem, direction, wanted)
+    expected = reference.hvp(wide(problem), wide(direction), wanted)
+    for name, got, right in zip(found._fields, found, expected, strict=True):
+        assert relative_l2(got, right) <= 10 * ALLOWED[dtype], name
+
+
+@pytest.mark.parametrize("kernel", [name for name in OTHERS if name not in SMOOTH])
+def test_a_kernel_with_a_kink_has_no_hessian(kernel, device):
+    problem = problem_with((3, 2), 4, device=device, kernel=kernel)
+    direction = Tangent(torch.randn_like(problem.x), None, None, None)
+    with pytest.raises(ValueError, match="no second derivative"):
+        mmd.hvp(problem, direction, Wanted(0, 5, False, False, False))
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "energy"])
+def test_what_is_not_a_number_reaches_the_block_sums(kernel, device):
+    problem = problem_with((20, 10, 15), 4, device=device, kernel=kernel)
+    problem.x[22, 1] = math.nan
+    value = mmd.fwd(problem, NOTHING._replace(relation=True))
+    met = torch.tensor([False, True, False], device=value.loss.device)
+    assert value.loss.isnan()
+    assert torch.equal(value.relation.isnan(), met[:, None] | met)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
+import functools
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from cgm_fast.ops.cgm_loss import common
-from cgm_fast.ops.cuda.launch import MOST_FEATURES, counters, function, rows_of_block, stream
+from cgm_fast.ops.cgm_loss.problem import Problem, Value, Wanted
+from cgm_fast.ops.cuda.launch import (
+    MOST_FEATURES,
+    counters,
+    kernels,
+    rows_of_block,
+    stream,
+    tiles,
+)
 from cgm_fast.ops.gpu import constants, on_device
-from cgm_fast.ops.memory import address, compute_like, samples
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 
@@ -18,57 +26,72 @@ from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 MOST_ROWS, MOST_WORK = 1024, 1 << 21
 
 
-@on_device
-def cgm_loss_fwd(
-    r: Tensor,
-    g: Tensor,
-    labels: Tensor | None,
-    noise: Tensor,
-    sigma: float,
-    prior_sigma: float,
-    mmd_weight: float,
-    margin_weight: float,
-    margin: float,
-    negative_scale: float,
-    variances: list[float],
-    kernel_weights: list[float],
-    detach_prior: bool,
-    with_r: bool,
-    with_g: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], (mmd, margin) [2], assignment [B], z [B, d], gradients in r [B, d] and g [K, d]."""
-    dtype, like = compute_like(r)
-    (b, d), k = r.shape, g.shape[0]
-    if b > MOST_ROWS or d > MOST_FEATURES[dtype] or b * k * d > MOST_WORK:
-        return common.cgm_loss_fwd(
-            mmd, prototype_margin, r, g, labels, noise, sigma, prior_sigma, mmd_weight,
-            margin_weight, margin, negative_scale, variances, kernel_weights, detach_prior,
-            with_r, with_g,
-        )  # fmt: skip
+class Launch(NamedTuple):
+    """What a launch is given besides, as csrc/cgm_loss.h has it."""
 
-    r_dtype, (r, g, noise) = r.dtype, [value.to(dtype).contiguous() for value in (r, g, noise)]
-    labels = None if labels is None else labels.contiguous()
-    of_scales = constants(tuple(variances), dtype, r.device)
-    of_kernel = constants(tuple(kernel_weights), dtype, r.device)
-    loss, terms, z = like.new_empty(()), like.new_empty(2), like.new_empty((b, d))
-    assignment = r.new_empty(b, dtype=torch.int64)
-    grad_r = like.new_empty((b, d) if with_r else (0,))
-    grad_g = like.new_empty((k, d) if with_g else (0,))
-    rows = rows_of_block(1, 2 * b, r.device)
-    blocks = -(-2 * b // rows) + (k if with_g else 0)
-    partials = r.new_empty((blocks, 9), dtype=torch.float64)
-    prior = like.new_empty((b, d))
-    function("cgm_loss_fwd", dtype)(
-        b, k, d, samples(r), samples(g), address(labels), samples(noise), sigma, prior_sigma,
-        mmd_weight, margin_weight, margin, negative_scale, len(variances), of_scales.data_ptr(),
-        of_kernel.data_ptr(), detach_prior, loss.data_ptr(), terms.data_ptr(),
-        assignment.data_ptr(), z.data_ptr(),
-        grad_r.data_ptr() if with_r else 0, grad_g.data_ptr() if with_g else 0,
-        rows, partials.data_ptr(), prior.data_ptr(), counters(1, r.device).data_ptr(),
-        stream(r.device),
+    variances: int
+    kernel_weights: int
+    rows: int
+    partials: int
+    prior: int
+    counter: int
+    stream: int
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    of_margin: Any, noise_stride: tuple[int, ...], noise_dtype: torch.dtype, static: tuple[Any, ...]
+) -> Any:
+    """What does not change from call to call; made once."""
+    of = Problem(None, None, None, None, *static)  # type: ignore[arg-type]
+    return kernels().CgmLossPlan(
+        of_margin=of_margin, noise_dtype=DTYPES[noise_dtype], noise_strides=noise_stride,
+        sigma=of.sigma, prior_sigma=of.prior_sigma, mmd_weight=of.mmd_weight,
+        margin_weight=of.margin_weight, variances=of.variances, kernel_weights=of.kernel_weights,
+        kernel=of.kernel, detach_prior=of.detach_prior,
     )  # fmt: skip
-    return loss, terms, assignment, z.to(r_dtype), grad_r, grad_g
+
+
+@on_device
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """Loss, terms, assignment, latents and gradients: see `Value`."""
+    r, g, labels, noise = problem[:4]
+    dtype, like = compute_like(r)
+    (b, d), k, device = r.shape, g.shape[0], r.device
+    few = b <= MOST_ROWS and d <= MOST_FEATURES[dtype] and b * k * d <= MOST_WORK
+    if not few or problem.kernel != "gaussian":
+        return common.fwd(mmd, prototype_margin, problem, wanted)
+
+    check_address(r, g, noise)
+    of_r, of_g, of_noise = (value.to(dtype).contiguous() for value in (r, g, noise))
+    labels = None if labels is None else labels.contiguous()
+    value = Value(
+        like.new_empty(()),
+        like.new_empty(2),
+        r.new_empty(b, dtype=torch.int64),
+        like.new_empty((b, d)),
+        like.new_empty((b, d)) if wanted.r else None,
+        like.new_empty((k, d)) if wanted.g else None,
+    )
+    rows = rows_of_block(1, (b, b), device)
+    blocks = tiles((b, b), rows) + (k if wanted.g else 0)
+    partials = r.new_empty((blocks, 7), dtype=torch.float64)  # as in csrc/cgm_loss.h
+    prior, counter = like.new_empty((b, d)), counters(1, device)
+    variances = constants(problem.variances, dtype, device)
+    kernel_weights = constants(problem.kernel_weights, dtype, device)
+    margin = problem.margin, problem.negative_scale, 1.0 / b
+    kernels().cgm_loss_fwd_cuda(
+        _plan(prototype_margin.plan_of(of_r, of_g, margin), of_noise.stride(), dtype, problem[4:]),
+        addresses((of_r, of_g, labels, of_noise)),
+        addresses(value),
+        Launch(
+            variances=variances.data_ptr(), kernel_weights=kernel_weights.data_ptr(), rows=rows,
+            partials=partials.data_ptr(), prior=prior.data_ptr(), counter=counter.data_ptr(),
+            stream=stream(device),
+        ),
+    )  # fmt: skip
+    return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))
 
 
 # The Hessian-vector product is composed of the two ops' own.
-cgm_loss_hvp = partial(common.cgm_loss_hvp, mmd, prototype_margin)
+hvp = functools.partial(common.hvp, mmd, prototype_margin)

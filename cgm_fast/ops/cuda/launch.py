@@ -6,10 +6,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +40,6 @@ def kernels() -> ModuleType:
     return _module()
 
 
-@functools.cache
-def function(name: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """A pass of an op ("mmd_fwd") for numbers of this dtype."""
-    return getattr(kernels(), f"{name}_cuda_{str(dtype).removeprefix('torch.')}")
-
-
 ROWS = 32
 """Rows of a block, where nothing else is said."""
 LEAST_ROWS = 4
@@ -55,12 +47,17 @@ MOST_FEATURES = {torch.float32: 64, torch.float64: 16}
 """Of kernels that keep a row in a lane's registers (csrc/cuda/mmd_rows.cuh)."""
 
 
-def rows_of_block(batch: int, total: int, device: torch.device) -> int:
+def rows_of_block(batch: int, sizes: tuple[int, ...], device: torch.device) -> int:
     """Rows for a block of these kernels: fewer where there are too few for all multiprocessors."""
     rows = ROWS
-    while rows > LEAST_ROWS and batch * -(-total // rows) < multiprocessors(device):
+    while rows > LEAST_ROWS and batch * tiles(sizes, rows) < multiprocessors(device):
         rows //= 2
     return rows
+
+
+def tiles(sizes: tuple[int, ...], width: int) -> int:
+    """Blocks of so many rows, or tiles of so many columns, that lie within one group each."""
+    return sum(-(-size // width) for size in sizes)
 
 
 def why_no_module(error: ImportError) -> str:
@@ -80,7 +77,7 @@ def why_unavailable() -> str | None:
         module = kernels()
     except ImportError as error:
         return why_no_module(error)
-    if not hasattr(module, "mmd_fwd_cuda_float32"):
+    if not hasattr(module, "mmd_fwd_cuda"):
         left_out = module.build_info()["cuda_left_out"]
         return (
             f"cgm_fast was built without CUDA kernels ({left_out}); reinstall with nvcc (CUDA 12 "

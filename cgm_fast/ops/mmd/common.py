@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.gpu import constants
-from cgm_fast.ops.mmd.problem import Problem
+from cgm_fast.ops.mmd.problem import Problem, Wanted
 
 ROUNDING = 1e-14
 """Of a sum of terms whose sizes add up to 1, which is 0 if it is below."""
@@ -34,6 +34,21 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
         return type(out)(*(None if value is None else value.squeeze(0) for value in out))
 
     return wrapped
+
+
+def room_for_derivatives(
+    problem: Problem, wanted: Wanted, like: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """New tensors for derivatives in z, weights, relation and variance, where they are wanted."""
+    *batch, _, d = problem.x.shape
+    rows, groups = sum(problem.sizes), len(problem.sizes)
+    begin, end, with_weights, with_relation, with_variance = wanted
+    return (
+        like.new_empty((*batch, end - begin, d)) if end > begin else None,
+        like.new_empty((*batch, rows)) if with_weights else None,
+        like.new_empty((*batch, groups, groups), dtype=torch.float64) if with_relation else None,
+        like.new_empty((*batch, len(problem.kernel_weights))) if with_variance else None,
+    )
 
 
 def bounds_of_groups(sizes: tuple[int, ...]) -> list[tuple[int, int]]:

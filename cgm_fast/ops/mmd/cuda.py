@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor
 
 from cgm_fast.ops.cuda.launch import (
     MOST_FEATURES,
     ROWS,
     counters,
-    function,
+    kernels,
     rows_of_block,
     stream,
+    tiles,
 )
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
-from cgm_fast.ops.memory import address, compute_like, plain, samples
+from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
+from cgm_fast.ops.mmd.common import bounds_of_groups, room_for_derivatives
+from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
 
 # Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
 # on it has fewer instructions than mmd_rows.cuh, and pairs for a multiprocessor that are worth its
@@ -24,121 +29,144 @@ WORKERS = 2
 """Blocks of its grid for a multiprocessor: two share one up to 32 features, then take turns."""
 
 
-@on_device
-def mmd_fwd(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    cross: Tensor | None,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    x_scale: float,
-    y_scale: float,
-    cross_scale: float,
-    row_begin: int,
-    row_end: int,
-    with_a: bool,
-    with_p: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L [b], its gradients in z [b, row_end - row_begin, d], a [b, M], (h, cross) [b, s + 1]."""
-    dtype, like = compute_like(x)
-    *batch, n, d = x.shape
-    m, s = y.shape[-2], len(kernel_weights)
-    b = batch[0] if batch else 1
-    loss = like.new_empty(batch)
-    grad_z = like.new_empty((*batch, row_end - row_begin, d))
-    grad_a = like.new_empty((*batch, n + m)) if with_a else like.new_empty(0)
-    grad_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
-    x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
-    cross = plain(cross, dtype)
-    workers = 0 if with_p else _workers(b, n, m, d, dtype, x.device)
-    if workers:
-        rows = TENSOR_ROWS
-    else:
-        rows = rows_of_block(b, n + m, x.device) if d <= MOST_FEATURES[dtype] else ROWS
-    variance, device, _workspace = _device(
-        b,
-        n + m,
-        d,
-        rows,
-        workers,
-        dtype,
-        variance,
-        variances,
-        kernel_weights,
-        x.device,
-    )
-    function("mmd_fwd", dtype)(
-        row_begin, row_end,
-        loss.data_ptr(), grad_z.data_ptr(),
-        grad_a.data_ptr() if with_a else 0, grad_p.data_ptr() if with_p else 0,
-        device,
-        b, n, m, d, samples(x), samples(y),
-        address(x_weights), address(y_weights), x_scale, y_scale, address(cross), cross_scale,
-        variance.data_ptr(), variances, kernel_weights,
-    )  # fmt: skip
-    return loss, grad_z, grad_a, grad_p
+class Launch(NamedTuple):
+    """What a launch is given besides, as csrc/mmd.h has it; `begins` to `kernel_weights` are lists
+    that a problem has on the host."""
+
+    begins: int
+    relations: int
+    variances: int
+    kernel_weights: int
+    weighted_kernel: bool
+    rows: int
+    blocks: int
+    workers: int
+    tiles: int
+    tf32: bool
+    slots: int
+    partials: int
+    counters: int
+    stream: int
 
 
 @on_device
-def mmd_hvp(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    cross: Tensor | None,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    x_scale: float,
-    y_scale: float,
-    cross_scale: float,
-    row_begin: int,
-    row_end: int,
-    with_a: bool,
-    with_p: bool,
-    tangent_z: Tensor | None,
-    tangent_a: Tensor | None,
-    tangent_p: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hessian-vector product with (tangent_z, tangent_a, tangent_p): z, a and (h, cross) parts."""
-    dtype, like = compute_like(x)
-    *batch, n, d = x.shape
-    m, s = y.shape[-2], len(kernel_weights)
-    b = batch[0] if batch else 1
-    out_z = like.new_empty((*batch, row_end - row_begin, d))
-    out_a = like.new_empty((*batch, n + m)) if with_a else like.new_empty(0)
-    out_p = like.new_empty((*batch, s + 1)) if with_p else like.new_empty(0)
-    x_weights, y_weights = plain(x_weights, dtype), plain(y_weights, dtype)
-    cross = plain(cross, dtype)
-    tangent_z, tangent_a = plain(tangent_z, dtype), plain(tangent_a, dtype)
-    tangent_p = plain(tangent_p, dtype)
-    variance, device, _workspace = _device(
-        b, n + m, d, ROWS, 0, dtype, variance, variances, kernel_weights, x.device
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """L and its derivatives: see `Value`."""
+    problem = _readable(problem)
+    _, like = compute_like(problem.x)
+    value = Value(
+        like.new_empty(problem.x.shape[:-2]), *room_for_derivatives(problem, wanted, like)
     )
-    function("mmd_hvp", dtype)(
-        row_begin, row_end, address(tangent_z), address(tangent_a), address(tangent_p),
-        out_z.data_ptr(),
-        out_a.data_ptr() if with_a else 0, out_p.data_ptr() if with_p else 0,
-        device,
-        b, n, m, d, samples(x), samples(y),
-        address(x_weights), address(y_weights), x_scale, y_scale, address(cross), cross_scale,
-        variance.data_ptr(), variances, kernel_weights,
+    launch, _workspace = _launch(problem, _shares(problem, wanted))
+    kernels().mmd_fwd_cuda(
+        _plan_of(problem, wanted), addresses(problem[:5]), addresses(value), launch
+    )
+    return value
+
+
+@on_device
+def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
+    """The Hessian of L applied to a tangent: see `Product`."""
+    problem = _readable(problem)
+    dtype, like = compute_like(problem.x)
+    of_relation = plain(tangent.relation, torch.float64)
+    of_z, of_weights, of_variance = (
+        plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
+    )
+    product = Product(*room_for_derivatives(problem, wanted, like))
+    launch, _workspace = _launch(problem, _Shares(ROWS, 0, 0))
+    kernels().mmd_hvp_cuda(
+        _plan_of(problem, wanted),
+        addresses(problem[:5]),
+        addresses((of_z, of_weights, of_relation, of_variance)),
+        addresses(product),
+        launch,
+    )
+    return product
+
+
+def _readable(problem: Problem) -> Problem:
+    """Its tensors as kernels read them: no group has rows in x and in y."""
+    x, y = problem.x, problem.y
+    check_address(x, y)
+    dtype = compute_like(x)[0]
+    if y is not None and x.shape[-2] not in _begins(problem.sizes):
+        x, y = stacked(problem), None
+    return problem._replace(
+        x=x,
+        y=y,
+        weights=plain(problem.weights, dtype),
+        relation=plain(problem.relation, torch.float64),
+        variance=plain(problem.variance, dtype),
+    )
+
+
+def _begins(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows before each group, and all."""
+    return (0, *(end for _, end in bounds_of_groups(sizes)))
+
+
+def _plan_of(problem: Problem, wanted: Wanted) -> Any:
+    x, y = problem[:2]
+    stride = x.stride()
+    y_stride = stride if y is None else y.stride()
+    return _plan(x.shape, stride, y_stride, x.dtype, problem[5:], wanted[:2])
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: torch.Size,
+    x_stride: tuple[int, ...],
+    y_stride: tuple[int, ...],
+    dtype: torch.dtype,
+    static: tuple[Any, ...],
+    rows: tuple[int, int],
+) -> Any:
+    """What does not change from call to call, of x's shape; made once."""
+    sizes, relations, variances, kernel_weights, kernel, _ = static
+    *batch, n, d = shape
+    x_strides, y_strides = (of if batch else (0, *of) for of in (x_stride, y_stride))
+    return kernels().MmdPlan(
+        batch=batch[0] if batch else 1, x_rows=n, d=d, dtype=DTYPES[dtype], x_strides=x_strides,
+        y_strides=y_strides, float64=dtype == torch.float64, sizes=sizes, relations=relations,
+        variances=variances, kernel_weights=kernel_weights, kernel=kernel,
+        row_begin=rows[0], row_end=rows[1],
     )  # fmt: skip
-    return out_z, out_a, out_p
 
 
-def _workers(b: int, n: int, m: int, d: int, dtype: torch.dtype, device: torch.device) -> int:
+class _Shares(NamedTuple):
+    """How a launch's work is cut."""
+
+    rows: int
+    """Of a block."""
+    workers: int
     """The stream-K grid of the kernel on tensor cores (its blocks), or 0 to leave these out."""
-    total = n + m
+    tiles: int
+    """Of columns that these share for each block of rows."""
+
+
+def _shares(problem: Problem, wanted: Wanted) -> _Shares:
+    x, sizes = problem.x, problem.sizes
+    dtype, device, d = compute_like(x)[0], x.device, x.shape[-1]
+    b = x.shape[0] if x.dim() == 3 else 1
+    if problem.kernel != "gaussian":
+        return _Shares(ROWS, 0, 0)
+    if not wanted.variance and (workers := _workers(b, sizes, d, dtype, device)):
+        return _Shares(TENSOR_ROWS, workers, tiles(sizes, _columns(d)))
+    rows = rows_of_block(b, sizes, device) if d <= MOST_FEATURES[dtype] else ROWS
+    return _Shares(rows, 0, 0)
+
+
+def _workers(
+    b: int, sizes: tuple[int, ...], d: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Blocks of the kernel on tensor cores, or 0 where it is not worth its beginning."""
+    total = sum(sizes)
     if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
         return 0
     if b * total * total < LEAST_PAIRS * multiprocessors(device):
         return 0
-    columns = 2048 // _padded(d)
-    units = b * -(-total // TENSOR_ROWS) * (-(-n // columns) - (-m // columns))
+    units = b * tiles(sizes, TENSOR_ROWS) * tiles(sizes, _columns(d))
     return min(WORKERS * multiprocessors(device), units)
 
 
@@ -147,32 +175,33 @@ def _padded(d: int) -> int:
     return next(room for room in (16, 32, 64) if d <= room)
 
 
-def _device(
-    b: int,
-    total: int,
-    d: int,
-    rows: int,
-    workers: int,
-    dtype: torch.dtype,
-    variance: Tensor | None,
-    variances: list[float],
-    kernel_weights: list[float],
-    device: torch.device,
-) -> tuple[Tensor, tuple[int, ...], tuple[Tensor, ...]]:
-    """Variances [s] or [b, s]; what a launch needs besides; tensors to keep until it is made."""
-    if variance is None:
-        variance = constants(tuple(variances), dtype, device)
-    else:
-        variance = variance.to(dtype).contiguous()
-    of_kernel, s = constants(tuple(kernel_weights), dtype, device), len(kernel_weights)
-    partials = torch.empty((b, -(-total // rows), s + 8), dtype=torch.float64, device=device)
+def _columns(d: int) -> int:
+    """Columns of its tiles."""
+    return 2048 // _padded(d)
+
+
+def _launch(problem: Problem, shares: _Shares) -> tuple[Launch, tuple[torch.Tensor, ...]]:
+    """What a launch is given besides; tensors to keep until it is made."""
+    x, sizes, device = problem.x, problem.sizes, problem.x.device
+    dtype, b = compute_like(x)[0], x.shape[0] if x.dim() == 3 else 1
+    groups, scales = len(sizes), len(problem.kernel_weights)
+    rows, workers, columns = shares
+    blocks = tiles(sizes, rows)
+    partials = torch.empty((b, blocks, 3 * groups + scales), dtype=torch.float64, device=device)
     of_blocks = counters(b + workers, device)
     slots = partials
-    if workers:  # as in csrc/mmd.h
-        room = (2 * workers, 768 + 128 * (_padded(d) // 2 + 2))
-        slots = torch.empty(room, dtype=torch.float64, device=device)
-    given = (
-        of_kernel.data_ptr(), s if variance.dim() == 2 else 0, rows, workers, tf32_allowed(),
-        slots.data_ptr(), partials.data_ptr(), of_blocks.data_ptr(), stream(device),
+    if workers:
+        room = 3 * groups + TENSOR_ROWS * (1 + _padded(x.shape[-1]) // 2 + 2)
+        slots = torch.empty((2 * workers, room), dtype=torch.float64, device=device)
+    begins = constants(_begins(sizes), torch.int64, device)
+    relations = constants(problem.relations, torch.float64, device)
+    variances = constants(problem.variances, dtype, device)
+    kernel_weights = constants(problem.kernel_weights, dtype, device)
+    launch = Launch(
+        begins=begins.data_ptr(), relations=relations.data_ptr(), variances=variances.data_ptr(),
+        kernel_weights=kernel_weights.data_ptr(), weighted_kernel=problem.kernel_weights[0] != 1,
+        rows=rows, blocks=blocks, workers=workers, tiles=columns, tf32=tf32_allowed(),
+        slots=slots.data_ptr(), partials=partials.data_ptr(), counters=of_blocks.data_ptr(),
+        stream=stream(device),
     )  # fmt: skip
-    return variance, given, (partials, of_blocks, slots)
+    return launch, (partials, of_blocks, slots, begins, relations, variances, kernel_weights)

@@ -2,75 +2,106 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.cuda.launch import ROWS, counters, function, stream
+from cgm_fast.ops.cuda.launch import ROWS, counters, kernels, stream
 from cgm_fast.ops.gpu import multiprocessors, on_device
-from cgm_fast.ops.memory import address, compute_like, plain, samples
+from cgm_fast.ops.memory import DTYPES, address, addresses, check_address, compute_like, plain
+from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Value, Wanted
 
 # Up to this many numbers the last block adds every block's sums over its samples for the
 # prototypes, in one launch; it is one block only. Beyond, a second launch visits the prototypes.
 _MOST_SUMS = 1 << 20
 
 
+class Launch(NamedTuple):
+    """What launches are given besides, as csrc/prototype_margin.h has it."""
+
+    blocks: int
+    partials: int
+    partial_g: int
+    own: int
+    counter: int
+    stream: int
+
+
+def plan_of(r: Tensor, g: Tensor, static: tuple[Any, ...]) -> Any:
+    """What does not change from call to call; made once."""
+    return _plan(r.shape, g.shape, r.stride(), g.stride(), (r.dtype, g.dtype), static)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    r_shape: torch.Size,
+    g_shape: torch.Size,
+    r_stride: tuple[int, ...],
+    g_stride: tuple[int, ...],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    static: tuple[Any, ...],
+) -> Any:
+    margin, negative_scale, scale = static
+    return kernels().PrototypeMarginPlan(
+        rows=r_shape[0], k=g_shape[0], d=r_shape[1], r_dtype=DTYPES[dtypes[0]],
+        g_dtype=DTYPES[dtypes[1]], r_strides=(0, *r_stride), g_strides=(0, *g_stride),
+        float64=dtypes[0] == torch.float64, margin=margin, negative_scale=negative_scale,
+        scale=scale,
+    )  # fmt: skip
+
+
 @on_device
-def prototype_margin_fwd(
-    r: Tensor,
-    g: Tensor,
-    labels: Tensor | None,
-    margin: float,
-    negative_scale: float,
-    scale: float,
-    with_r: bool,
-    with_g: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], assignment [B], and gradients in r [B, d] and g [k, d] (empty if not wanted)."""
-    dtype, like = compute_like(r)
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """Loss, assignment and gradients: see `Value`."""
+    r, g, labels = problem[:3]
+    check_address(r, g)
+    _, like = compute_like(r)
     (b, d), k = r.shape, g.shape[0]
     labels = None if labels is None else labels.contiguous()
-    loss = like.new_empty(())
-    assignment = r.new_empty(b, dtype=torch.int64)
-    grad_r = like.new_empty(r.shape if with_r else (0,))
-    grad_g = like.new_empty(g.shape if with_g else (0,))
+    value = Value(
+        like.new_empty(()),
+        r.new_empty(b, dtype=torch.int64),
+        like.new_empty(r.shape) if wanted.r else None,
+        like.new_empty(g.shape) if wanted.g else None,
+    )
     row_blocks = -(-b // ROWS)
     blocks = min(row_blocks, multiprocessors(r.device))
     partial_g = own = None
-    if with_g and blocks * k * d <= _MOST_SUMS:
+    if wanted.g and blocks * k * d <= _MOST_SUMS:
         partial_g = like.new_empty((blocks, k, d))
     else:
         blocks = row_blocks
-        own = r.new_empty(b, dtype=torch.int32) if with_g else None
-    partials = r.new_empty(blocks, dtype=torch.float64)
-    function("prototype_margin_fwd", dtype)(
-        b, k, d, samples(r), samples(g), address(labels), margin, negative_scale, scale,
-        loss.data_ptr(), assignment.data_ptr(),
-        grad_r.data_ptr() if with_r else 0, grad_g.data_ptr() if with_g else 0,
-        blocks, partials.data_ptr(), address(partial_g), address(own),
-        counters(1, r.device).data_ptr(), stream(r.device),
+        own = r.new_empty(b, dtype=torch.int32) if wanted.g else None
+    partials, counter = r.new_empty(blocks, dtype=torch.float64), counters(1, r.device)
+    kernels().prototype_margin_fwd_cuda(
+        plan_of(r, g, problem[3:]),
+        addresses((r, g, labels)),
+        addresses(value),
+        Launch(
+            blocks=blocks, partials=partials.data_ptr(), partial_g=address(partial_g),
+            own=address(own), counter=counter.data_ptr(), stream=stream(r.device),
+        ),
     )  # fmt: skip
-    return loss, assignment, grad_r, grad_g
+    return value
 
 
 @on_device
-def prototype_margin_hvp(
-    r: Tensor,
-    g: Tensor,
-    assignment: Tensor,
-    margin: float,
-    negative_scale: float,
-    scale: float,
-    tangent_r: Tensor | None,
-    tangent_g: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Hessian-vector product with (tangent_r [B, d], tangent_g [k, d]): the gradient's formula."""
+def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
+    """The Hessian applied to a tangent; the problem's labels are the assignment."""
+    r, g, labels = problem[:3]
+    check_address(r, g)
     dtype, like = compute_like(r)
-    assignment = assignment.contiguous()
-    tangent_r, tangent_g = plain(tangent_r, dtype), plain(tangent_g, dtype)
-    out_r, out_g = like.new_empty(r.shape), like.new_empty(g.shape)
-    function("prototype_margin_hvp", dtype)(
-        r.shape[0], g.shape[0], r.shape[1], samples(r), samples(g), assignment.data_ptr(),
-        margin, negative_scale, scale, address(tangent_r), address(tangent_g),
-        out_r.data_ptr(), out_g.data_ptr(), stream(r.device),
-    )  # fmt: skip
-    return out_r, out_g
+    assert labels is not None
+    labels = labels.contiguous()
+    along = plain(tangent.r, dtype), plain(tangent.g, dtype)
+    product = Product(like.new_empty(r.shape), like.new_empty(g.shape))
+    kernels().prototype_margin_hvp_cuda(
+        plan_of(r, g, problem[3:]),
+        addresses((r, g, labels)),
+        addresses(along),
+        addresses(product),
+        Launch(0, 0, 0, 0, 0, stream(r.device)),
+    )
+    return product
