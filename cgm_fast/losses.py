@@ -16,6 +16,7 @@ from cgm_fast.ops.mmd.api import (
     ESTIMATORS,
     INTEGERS,
     KERNEL_AGGS,
+    KERNELS,
     Bandwidth,
     as_numbers,
     mmd,
@@ -25,7 +26,7 @@ from cgm_fast.ops.prototype_margin.api import NEGATIVES, REDUCTIONS, prototype_m
 
 
 class MMDLoss(nn.Module):
-    """Squared maximum mean discrepancy with a Gaussian kernel; see `cgm_fast.mmd`.
+    """Squared maximum mean discrepancy with a radial kernel; see `cgm_fast.mmd`.
 
     The bandwidth has to fit the data: the default is for features of unit variance. On others take
     it from the data, once, and warnings of class `BandwidthWarning` say where to:
@@ -35,6 +36,7 @@ class MMDLoss(nn.Module):
     Args:
         bandwidth: σ: a number, a sequence or array of numbers, a tensor (kept as a buffer; a
             Parameter is trained), "paper" (σ² = d, eq. 7) or "infovae" (2σ² = d²).
+        kernel: "gaussian", or another that `cgm_fast.mmd` names.
         estimator: "biased" or "unbiased".
         kernel_agg: "mean" or "sum" over several bandwidths.
         check_finite: Raise if an input holds NaN or infinity.
@@ -51,6 +53,7 @@ class MMDLoss(nn.Module):
         self,
         bandwidth: Bandwidth = "paper",
         *,
+        kernel: str = "gaussian",
         estimator: str = "biased",
         kernel_agg: str = "mean",
         check_finite: bool = False,
@@ -73,6 +76,7 @@ class MMDLoss(nn.Module):
                 self.register_buffer("bandwidth", bandwidth.detach().clone())
         else:
             self.bandwidth = _known(bandwidth)
+        self.kernel = check_choice("kernel", kernel, KERNELS)
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
         self.kernel_agg = check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
         self.check_finite = check_finite
@@ -105,6 +109,7 @@ class MMDLoss(nn.Module):
             x,
             y,
             bandwidth=self.bandwidth,
+            kernel=self.kernel,
             estimator=self.estimator,
             x_weights=x_weights,
             y_weights=y_weights,
@@ -115,7 +120,9 @@ class MMDLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for `print(loss)`."""
-        return _options(self, "bandwidth", "estimator", "kernel_agg", "check_finite", "backend")
+        return _options(
+            self, "bandwidth", "kernel", "estimator", "kernel_agg", "check_finite", "backend"
+        )
 
 
 def _trained(value: object) -> bool:

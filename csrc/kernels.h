@@ -9,6 +9,11 @@ namespace cgm_fast {
 
 enum class Kernel { gaussian, laplacian, matern32, matern52, rational_quadratic, imq, energy };
 
+// Whether k has a kink where rows coincide: then these have to be at distance 0, exactly.
+constexpr bool has_kink(Kernel kernel) {
+  return kernel == Kernel::laplacian || kernel == Kernel::energy;
+}
+
 struct KernelName {
   const char* name;
   Kernel kernel;

@@ -41,6 +41,7 @@ class Op:
         fake: Shapes and dtypes of the results, of the records.
         finish: Given the results and the problem, changes the results in place, whichever
             implementation computed them; derivatives do not see it.
+        check: Given the problem, raises where no implementation can have it.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Op:
         results: Record,
         fake: Callable[..., Any],
         finish: Callable[..., None] | None = None,
+        check: Callable[..., None] | None = None,
     ) -> None:
         self.op, self.step, self.records, self.results = op, step, records, results
         self.name = f"{op}_{step}"
-        self.finish = finish
+        self.finish, self.check = finish, check
         # Tensors that a plain call looks at; nothing but vectors of a second derivative comes in
         # the form that `legacy_batch` finds.
         self._tensors = tensor_fields(records[0])
@@ -85,6 +87,8 @@ class Op:
 
     def run(self, *args: Any) -> Any:
         """The implementation; args are the records and the backend's name."""
+        if self.check is not None:
+            self.check(args[0])
         module = implementation(self.op, args[-1], args[0][0].device)
         results = getattr(module, self.step)(*args[:-1])
         if self.finish is not None:

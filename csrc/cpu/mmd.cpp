@@ -2,9 +2,9 @@
 //
 // The unit of work is a macro-tile of rows against one of columns, a block of rows and a tile of
 // columns at a time. A pair of rows is visited once and serves both orders, unless the rows have
-// weights and there are derivatives in bandwidths: those need the sums of every row. How tiles make
-// up macro-tiles depends on the shape and the number of threads, and the sums of one are added in
-// order (pairs.h): results are reproducible bit for bit for a given number of threads.
+// weights and these sums of slopes are not those of values: then every row needs its own. How tiles
+// make up macro-tiles depends on the shape and the number of threads, and the sums of one are added
+// in order (pairs.h): results are reproducible bit for bit for a given number of threads.
 //
 // Sums run in T over a few hundred pairs and in double beyond. See cgm_fast/ops/mmd/README.md.
 #include "mmd.h"
@@ -111,6 +111,7 @@ class Worker {
     v.rows_z = layout_.rows.data + at * layout_.features;
     v.row_bias = layout_.bias.data + at;
     v.rows_weighted = layout_.weighted + at * layout_.features;
+    v.kernel = layout_.in.kernel;
     v.scaled = pass_.scaled;
     v.scales = layout_.in.scales;
     v.ratio = layout_.ratio.data();
@@ -147,7 +148,7 @@ class Worker {
     v.column_weight = layout_.weight.data + at;
     v.with_columns = with_columns && pass_.wanted(tile);
     v.column_values = column_values_.data + (tile.start - of.start) * (d_ + 1) + begin;
-    kernels_.visit(v);
+    visit_(v);
   }
 
   // Flushes the sums of k to double, `times` that they count, and those of the slopes.
@@ -169,18 +170,19 @@ class Worker {
         kernels_.flush_lanes(far_sums_.data, rows, 1.0, fars);
         *far_ += weighted(fars);
       }
+      for (int r = 0; pass_.slopes_apart && r < rows; ++r) nears[r] = -fars[r];
     } else if (!layout_.shifted) {
       kernels_.flush_lanes(near_of_scale_.data, layout_.in.scales, times, near_);
       if (with_far()) kernels_.flush_lanes(far_of_scale_.data, layout_.in.scales, times, far_);
       if (!pass_.sums.values.empty()) kernels_.flush_lanes(near_sums_.data, rows, -1.0, nears);
     }
-    // With what was subtracted for near pairs all are k; or `scaled`, with what was not for far
-    // ones k - 1.
+    // With what was subtracted for near pairs all are k; or with slopes apart, with what was not
+    // for far ones k - 1.
     for (int r = 0; r < rows; ++r) values[r] += nears[r];
-    if (pass_.scaled) kernels_.flush_lanes(slope_sums_.data, rows, 1.0, slopes);
+    if (pass_.slopes_apart) kernels_.flush_lanes(slope_sums_.data, rows, 1.0, slopes);
     if (!pass_.sums.rows.empty()) {
       double* last = pass_.sums.rows.data + (own.start + begin) * (d_ + 1) + d_;
-      const double* flushed = pass_.scaled ? slopes : values;
+      const double* flushed = pass_.slopes_apart ? slopes : values;
       for (int r = 0; r < rows; ++r) last[r * (d_ + 1)] += relation_ * flushed[r];
     }
     if (!pass_.sums.values.empty())
@@ -210,6 +212,9 @@ class Worker {
   const Pass<T>& pass_;
   const Layout<T>& layout_;
   const MmdKernels<T>& kernels_ = mmd_kernels<T>();
+  void (*const visit_)(const MmdVisit<T>&) = layout_.in.kernel == Kernel::gaussian
+                                                 ? kernels_.visit
+                                                 : family_kernels<T>().visit;
   const int64_t d_, row_width_;
   Buffer<T> w_, value_sums_, near_sums_, slope_sums_, near_of_scale_, far_sums_, far_of_scale_;
   Buffer<T> variance_sums_;
@@ -230,12 +235,14 @@ void forward_item(const MmdProblem<T>& in, const MmdValue<T>& out, int64_t item,
   const bool with_gradient = out.row_end > out.row_begin || out.weights;
   // What is visited does not depend on which derivatives are wanted, lest the value do too: there
   // are derivatives in bandwidths only where these are given as arrays.
+  const bool gaussian = in.kernel == Kernel::gaussian;
   const bool several = layout.several || in.variance || out.variance;
-  const bool symmetric = !in.weights || !several;
+  const bool symmetric = !in.weights || (gaussian && !several);
   const bool scaled = layout.several || out.variance;
+  const bool slopes_apart = scaled || !gaussian;
   Sums<T> sums(layout, macro_tiles.size(), with_gradient, with_gradient && symmetric,
-               out.weights && scaled);
-  const Pass<T> pass{layout, out, macro_tiles, sums, symmetric, scaled};
+               out.weights && slopes_apart);
+  const Pass<T> pass{layout, out, macro_tiles, sums, symmetric, scaled, slopes_apart};
   PairSchedule schedule(int64_t(macro_tiles.size()), symmetric);
   threads = int(std::min<int64_t>(threads, int64_t(macro_tiles.size())));
   std::vector<std::unique_ptr<Worker<T>>> workers(threads);
@@ -258,5 +265,6 @@ template void mmd_fwd_cpu(const MmdProblem<float>&, const MmdValue<float>&, int)
 template void mmd_fwd_cpu(const MmdProblem<double>&, const MmdValue<double>&, int);
 
 CGM_FAST_KERNELS(MmdKernels, mmd_kernels)
+CGM_FAST_KERNELS(FamilyKernels, family_kernels)
 
 }  // namespace cgm_fast

@@ -95,6 +95,7 @@ class Worker {
     const int64_t at = own.start + begin, scales = layout_.in.scales;
     const int count = int(std::min<int64_t>(kBlockRows, own.rows - begin));
     HvpVisit<T> v = {};
+    v.kernel = layout_.in.kernel;
     v.d = d_;
     v.features = layout_.features;
     v.rows = int(round_up(count, 4));

@@ -3,28 +3,15 @@
 #include "cpu/mmd_hvp_kernel.h"
 
 #include "cpu/products.h"
+#include "cpu/radial.h"
 
 namespace cgm_fast {
 namespace {
 
 constexpr int kRows = 2, kVectors = 2;  // in registers: twice that many sums, and their operands
 
-// phi(t) = exp(-t), the Gaussian kernel as a function of t = u / 2h. A radial kernel is this one
-// function: its value less one, and its first two derivatives.
-struct Gaussian {
-  template <typename T>
-  CGM_INLINE static void evaluate(Vec<T> t, Vec<T>& minus_one, Vec<T>& first, Vec<T>& second) {
-    constexpr T kLog2e = T(1.4426950408889634074);
-    Vec<T> power, rest;
-    split_exp2<T>(t * -kLog2e, power, rest);
-    minus_one = rest + (power - T(1));
-    second = rest + power;
-    first = -second;
-  }
-};
-
 // What a pair adds up, for one row and one vector of columns.
-template <typename Kernel, typename T>
+template <typename Family, typename T>
 CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
   Vec<T> less = {}, by_u = {}, less_dot = {}, by_u_dot = {};
   const T w_i = v.row_w[i], w_i_dot = v.row_w_dot[i];
@@ -37,11 +24,11 @@ CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T
   for (int64_t s = 0; s < v.scales; ++s) {
     const T h = v.variance[s], inverse = T(0.5) / h, weight = v.kernel_weight[s];
     const T relative = v.variance_dot[s] / h;
-    Vec<T> value, first, second;
     const Vec<T> t = -at_least(-(u * inverse), -largest);
     const Vec<T> t_dot = u_dot * inverse - t * relative;
-    Kernel::template evaluate<T>(t, value, first, second);
-    less += weight * value;
+    const Radial<T> k = Family::template at<T>(t);
+    const Vec<T> first = -k.slope, second = k.second;
+    less += weight * k.less;
     by_u += weight * inverse * first;
     less_dot += weight * first * t_dot;
     by_u_dot += weight * inverse * (second * t_dot - first * relative);
@@ -66,7 +53,7 @@ CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T
     store(v.relation_sums, load(v.relation_sums) + (ww_dot * less + ww * less_dot));
 }
 
-template <typename Kernel, typename T, int C>
+template <typename Family, typename T, int C>
 CGM_INLINE void pairs_of_rows(const HvpVisit<T>& v, int64_t i, int64_t j) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> u[kRows][C], u_dot[kRows][C];
@@ -86,18 +73,26 @@ CGM_INLINE void pairs_of_rows(const HvpVisit<T>& v, int64_t i, int64_t j) {
   }
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < C; ++c)
-      pair<Kernel, T>(v, i + r, j + c * kLanes, u[r][c] * v.unit, u_dot[r][c] * (T(2) * v.unit));
+      pair<Family, T>(v, i + r, j + c * kLanes, u[r][c] * v.unit, u_dot[r][c] * (T(2) * v.unit));
 }
 
-template <typename T>
-void pairs(const HvpVisit<T>& v) {
+template <typename Family, typename T>
+void pairs_of_family(const HvpVisit<T>& v) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int64_t i = 0; i < v.rows; i += kRows) {
     int64_t j = 0;
     for (; j + kVectors * kLanes <= v.columns; j += kVectors * kLanes)
-      pairs_of_rows<Gaussian, T, kVectors>(v, i, j);
-    for (; j < v.columns; j += kLanes) pairs_of_rows<Gaussian, T, 1>(v, i, j);
+      pairs_of_rows<Family, T, kVectors>(v, i, j);
+    for (; j < v.columns; j += kLanes) pairs_of_rows<Family, T, 1>(v, i, j);
   }
+}
+
+template <typename T>
+void pairs(const HvpVisit<T>& v) {
+  with_family(v.kernel, [&](auto family) {
+    // Where there is a kink there is no second derivative: callers have refused.
+    if constexpr (!decltype(family)::kKink) pairs_of_family<decltype(family), T>(v);
+  });
 }
 
 template <typename T>

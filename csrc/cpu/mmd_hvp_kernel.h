@@ -9,11 +9,13 @@
 #pragma once
 
 #include "cpu/block.h"
+#include "kernels.h"
 
 namespace cgm_fast {
 
 template <typename T>
 struct HvpVisit : Block<T> {
+  Kernel kernel;
   const T* rows_t;                   // [rows, features]: t_i, beside rows_z
   const T* panel_t;                  // [d, stride]: t_j, transposed
   const T *row_w, *row_w_dot;        // [rows]: w_i and its derivative

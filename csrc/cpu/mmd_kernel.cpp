@@ -8,7 +8,7 @@
 //   3. column_values += w^T (a z) (columns of the tile), for pairs visited once for both orders.
 #include "cpu/mmd_kernel.h"
 
-#include "cpu/products.h"
+#include "cpu/mmd_weights.h"
 
 namespace cgm_fast {
 namespace {
@@ -24,23 +24,17 @@ struct Gaussian {
     slope = value = rest + (power - T(1));
   }
 
-  // The value less 1 in some lanes, and the slope.
-  template <typename T, typename Lanes>
-  CGM_INLINE static void less_one_where(Lanes near, Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+  // The value less 1 in near lanes, which are returned, and the slope.
+  template <typename T>
+  CGM_INLINE static auto less_one_where_near(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+    const auto near = near_lanes(e);
     Vec<T> power, rest;
     split_exp2<T>(e, power, rest);
     value = rest + add_where(near, power, splat(T(-1)));
     slope = rest + power;
+    return near;
   }
 };
-
-// Zeroes the lane of row i's pair with itself: its gradient vanishes, and where all other pairs are
-// many bandwidths apart its rounding would be all there is.
-template <typename T>
-CGM_INLINE void leave_out_own(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T>& value) {
-  const int64_t lane = v.diagonal + i - j;
-  if (v.diagonal >= 0 && lane >= 0 && lane < Simd<T>::kLanes) value[lane] = T(0);
-}
 
 // What exponents are turned into: k - 1 for all pairs, or for near ones only, whose weights are
 // then added up; or those of far pairs as well.
@@ -74,8 +68,7 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
       if (kShifted) {
         Kernel::template shifted<T>(e[r][c], value, slope);
       } else {
-        const auto near = near_lanes(e[r][c]);
-        Kernel::template less_one_where<T>(near, e[r][c], value, slope);
+        const auto near = Kernel::template less_one_where_near<T>(e[r][c], value, slope);
         near_sum = add_where(near, near_sum, weight);
         if (kFar) far_sum += add_where(near, weight, -weight);
       }
@@ -86,63 +79,6 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
     store(values, value_sum);
     if (!kShifted) store(nears, near_sum);
     if (kFar) store(fars, far_sum);
-  }
-}
-
-// Step 1 with several bandwidths, or with derivatives in them.
-template <typename Kernel, typename T, int C, bool kDifferences, bool kShifted>
-CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
-                                  int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  constexpr T kLn2 = T(0.69314718055994530942), kShift = kShifted ? T(1) : T(0);
-  Vec<T> e[kR][C];
-  exponents<T, C, kDifferences>(v, i, j, begin, end, e);
-  for (int r = 0; r < kR; ++r) {
-    T* value_sums = v.value_sums + (i + r) * kTileAlign;
-    T* slope_sums = v.slope_sums + (i + r) * kTileAlign;
-    T* w = v.w + (i + r) * v.columns + j;
-    const T a_i = v.rows_weighted[(i + r) * v.features + v.d];
-    for (int c = 0; c < C; ++c) {
-      if (end < v.d) {
-        store(w + c * kLanes, e[r][c]);
-        continue;
-      }
-      Vec<T> own = splat(T(1));
-      leave_out_own<T>(v, i + r, j + c * kLanes, own);
-      const Vec<T> a_j = load(v.column_weight + j + c * kLanes) * own;
-      Vec<T> values = {}, slopes = {};
-      for (int64_t s = 0; s < v.scales; ++s) {
-        const Vec<T> exponent = e[r][c] * v.ratio[s];
-        Vec<T> value, slope;
-        if (kShifted) {
-          Kernel::template shifted<T>(exponent, value, slope);
-        } else {
-          const auto near = near_lanes(exponent);
-          Kernel::template less_one_where<T>(near, exponent, value, slope);
-          T* nears = v.near_of_scale + s * kTileAlign;
-          const Vec<T> pair = a_i * a_j;
-          store(nears, add_where(near, load(nears), pair));
-          if (v.far_of_scale) {
-            T* fars = v.far_of_scale + s * kTileAlign;
-            store(fars, load(fars) + add_where(near, pair, -pair));
-          }
-          if (v.far_values) {
-            T* fars = v.far_values + (i + r) * kTileAlign;
-            const Vec<T> weight = v.value_weight[s] * a_j;
-            store(fars, load(fars) + add_where(near, weight, -weight));
-          }
-        }
-        values += value * v.value_weight[s];
-        slopes += slope * v.slope_weight[s];
-        if (v.with_variance) {
-          T* sums = v.variance_sums + s * kTileAlign;
-          store(sums, load(sums) + exponent * (slope + kShift) * (-kLn2 * a_i) * a_j);
-        }
-      }
-      store(value_sums, load(value_sums) + values * a_j);
-      store(slope_sums, load(slope_sums) + slopes * a_j);
-      store(w + c * kLanes, slopes * own);
-    }
   }
 }
 

@@ -7,11 +7,13 @@
 #pragma once
 
 #include "cpu/block.h"
+#include "kernels.h"
 
 namespace cgm_fast {
 
 template <typename T>
 struct MmdVisit : Block<T> {
+  Kernel kernel;
   const T* column_weight;  // [columns]: a_j
 
   // Bandwidths: exponents e * ratio, weights of each k in the loss and in its slope -2 h_0 dk/du.
@@ -31,7 +33,7 @@ struct MmdVisit : Block<T> {
   // for far pairs, those of k < 1/2. Weights of near pairs are then added up apart:
   T* value_sums;
   T* near_sums;      // per row, lanes of sum_j a_j over near pairs; not `shifted` nor `scaled`
-  T* slope_sums;     // per row, lanes of sum_j a_j slope; `scaled`
+  T* slope_sums;     // per row, lanes of sum_j a_j slope; `scaled`, or not the Gaussian
   T* near_of_scale;  // [scales, kTileAlign]: lanes of sum_ij a_i a_j over near pairs; `scaled`
   T* far_values;     // per row, lanes of sum_s kernel weight sum_j a_j over far pairs; or null
   // The same as near_sums and near_of_scale for far pairs, where rows have weights of their own;
@@ -49,8 +51,16 @@ struct MmdKernels {
   void (*flush_lanes)(T* lanes, int64_t count, double factor, double* out);
 };
 
+// The same visit with other kernels than the Gaussian (mmd_family_kernel.cpp).
+template <typename T>
+struct FamilyKernels {
+  void (*visit)(const MmdVisit<T>&);
+};
+
 // The kernels in the best instruction set that this processor has.
 template <typename T>
 const MmdKernels<T>& mmd_kernels();
+template <typename T>
+const FamilyKernels<T>& family_kernels();
 
 }  // namespace cgm_fast

@@ -74,6 +74,7 @@ struct Pass {
   const std::vector<MacroTile>& macro_tiles;
   Sums<T>& sums;
   bool symmetric, scaled;
+  bool slopes_apart;  // sums of slopes are not those of values
 
   // Whether the derivatives of some row of a tile are asked for.
   bool wanted(const Tile& tile) const {

@@ -69,13 +69,13 @@ CGM_INLINE void each_column(const Block<T>& v, int64_t j, const Visit& visit) {
 
 // Calls visit(vectors, row, column, begin, end) for kR rows and some vectors of columns at a time,
 // over features [begin, end): a chunk of them, whose panel stays near.
-template <typename T, typename Visit>
+template <int kColumns = kPairColumns, typename T, typename Visit>
 CGM_INLINE void each_register_block(const Block<T>& v, const Visit& visit) {
   constexpr int64_t kChunk = kFeaturesAtOnce;
   for (int64_t begin = 0; begin < v.d; begin += kChunk) {
     const int64_t end = begin + kChunk < v.d ? begin + kChunk : v.d;
     for (int64_t i = 0; i < v.rows; i += kR)
-      each_column<kPairColumns>(v, 0, [&](auto vectors, int64_t j) __attribute__((always_inline)) {
+      each_column<kColumns>(v, 0, [&](auto vectors, int64_t j) __attribute__((always_inline)) {
         visit(vectors, i, j, begin, end);
       });
   }

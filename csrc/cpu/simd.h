@@ -106,6 +106,33 @@ CGM_INLINE Vec<double> at_least(Vec<double> value, Vec<double> bound) {
 #endif
 }
 
+// The square root of every lane.
+CGM_INLINE Vec<float> root(Vec<float> value) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(value);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(value);
+#elif defined(__SSE2__)
+  return _mm_sqrt_ps(value);
+#else
+  CGM_UNROLL for (int i = 0; i < Simd<float>::kLanes; ++i) value[i] = __builtin_sqrtf(value[i]);
+  return value;
+#endif
+}
+
+CGM_INLINE Vec<double> root(Vec<double> value) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_pd(value);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_pd(value);
+#elif defined(__SSE2__)
+  return _mm_sqrt_pd(value);
+#else
+  CGM_UNROLL for (int i = 0; i < Simd<double>::kLanes; ++i) value[i] = __builtin_sqrt(value[i]);
+  return value;
+#endif
+}
+
 // Which lanes of an exponent are near: 2^e >= 1/2. Not those that are NaN.
 #if defined(__AVX512F__)
 CGM_INLINE __mmask16 near_lanes(Vec<float> e) {
@@ -113,6 +140,18 @@ CGM_INLINE __mmask16 near_lanes(Vec<float> e) {
 }
 CGM_INLINE __mmask8 near_lanes(Vec<double> e) {
   return _mm512_cmp_pd_mask(e, splat(-1.0), _CMP_GE_OQ);
+}
+CGM_INLINE Vec<float> select(__mmask16 lanes, Vec<float> value, Vec<float> other) {
+  return _mm512_mask_mov_ps(other, lanes, value);
+}
+CGM_INLINE Vec<double> select(__mmask8 lanes, Vec<double> value, Vec<double> other) {
+  return _mm512_mask_mov_pd(other, lanes, value);
+}
+CGM_INLINE __mmask16 less_than(Vec<float> a, Vec<float> b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+CGM_INLINE __mmask8 less_than(Vec<double> a, Vec<double> b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ);
 }
 // sum + value in those lanes, and sum in the others.
 CGM_INLINE Vec<float> add_where(__mmask16 lanes, Vec<float> sum, Vec<float> value) {
@@ -124,6 +163,17 @@ CGM_INLINE Vec<double> add_where(__mmask8 lanes, Vec<double> sum, Vec<double> va
 #else
 CGM_INLINE Simd<float>::Bits near_lanes(Vec<float> e) { return e >= splat(-1.0f); }
 CGM_INLINE Simd<double>::Bits near_lanes(Vec<double> e) { return e >= splat(-1.0); }
+// The lanes of one where those of a comparison are set, and of the other elsewhere.
+CGM_INLINE Vec<float> select(Simd<float>::Bits lanes, Vec<float> value, Vec<float> other) {
+  typedef Simd<float>::Bits Bits;
+  return (Vec<float>)(((Bits)value & lanes) | ((Bits)other & ~lanes));
+}
+CGM_INLINE Vec<double> select(Simd<double>::Bits lanes, Vec<double> value, Vec<double> other) {
+  typedef Simd<double>::Bits Bits;
+  return (Vec<double>)(((Bits)value & lanes) | ((Bits)other & ~lanes));
+}
+CGM_INLINE Simd<float>::Bits less_than(Vec<float> a, Vec<float> b) { return a < b; }
+CGM_INLINE Simd<double>::Bits less_than(Vec<double> a, Vec<double> b) { return a < b; }
 CGM_INLINE Vec<float> add_where(Simd<float>::Bits lanes, Vec<float> sum, Vec<float> value) {
   return sum + (Vec<float>)((Simd<float>::Bits)value & lanes);
 }

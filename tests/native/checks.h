@@ -84,6 +84,12 @@ inline Dual operator/(Dual p, Dual q) {
   return {value, (p.dot - value * q.dot) / q.value};
 }
 inline Dual expm1(Dual p) { return {std::expm1(p.value), std::exp(p.value) * p.dot}; }
+inline Dual operator+(double p, Dual q) { return {p + q.value, q.dot}; }
+// Of a number that is constantly 0: 0.
+inline Dual sqrt(Dual p) {
+  const double root = std::sqrt(p.value);
+  return {root, root == 0 ? 0 : p.dot / (2 * root)};
+}
 inline Dual exp(Dual p) { return {std::exp(p.value), std::exp(p.value) * p.dot}; }
 
 struct Sums {  // of one quantity per element, and of the magnitudes of what was added up

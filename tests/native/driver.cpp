@@ -53,8 +53,8 @@ void check_mmd(const MmdOptions& options, Random& random, bool with_hvp = true) 
   for (int hvp = 0; hvp <= int(with_hvp); ++hvp) {
     std::vector<Exact> exact;
     for (int64_t b = 0; b < options.batch; ++b)
-      exact.push_back(
-          exact_mmd(problem.point(b), problem.begins, options.d, problem.kernel_weights, hvp));
+      exact.push_back(exact_mmd(problem.point(b), problem.begins, options.d, problem.kernel_weights,
+                                options.kernel, hvp));
     check_threads([&] { return MmdResult<T>(problem, hvp); }, exact);
   }
 }
@@ -91,6 +91,9 @@ void check_mmd(uint64_t seed) {
   o.of_weights &= o.weights;  // without weights the kernel does not sum every row
   o.tangent_z =
       !(o.tangent_weights || o.tangent_relation || o.tangent_variance) || random.chance(0.7);
+  if (random.chance(0.4))
+    o.kernel = random.pick({Kernel::laplacian, Kernel::matern32, Kernel::matern52,
+                            Kernel::rational_quadratic, Kernel::imq, Kernel::energy});
   if (random.chance(0.4)) {  // groups that have nothing to do with where y begins
     o.begins = {0};
     while (o.begins.back() < o.n + o.m && o.begins.size() < 6)
@@ -113,7 +116,8 @@ void check_mmd(uint64_t seed) {
                 int(o.m), int(o.d), int(o.batch), int(o.scales), o.width, int(o.x_dtype),
                 int(o.y_dtype), int(o.x_strides), int(o.y_strides));
   now_checking += text;
-  single ? check_mmd<float>(o, random) : check_mmd<double>(o, random);
+  const bool with_hvp = !has_kink(o.kernel);  // else there is no second derivative
+  single ? check_mmd<float>(o, random, with_hvp) : check_mmd<double>(o, random, with_hvp);
 }
 
 // Many tiles, and so rows and tiles enough for every sum that is kept apart.

@@ -11,6 +11,43 @@
 
 namespace checks {
 
+// phi(t) - phi(0) and -phi'(t), as cgm_fast/ops/mmd/kernels.py has them.
+struct Radial {
+  Dual less, slope;
+};
+
+inline Radial radial(Kernel kernel, Dual t) {
+  const auto over = [](Dual p, Dual q) { return q.value == 0 ? Dual{} : p / q; };
+  switch (kernel) {
+    case Kernel::gaussian:
+      return {expm1(-1 * t), exp(-1 * t)};
+    case Kernel::laplacian: {
+      const Dual s = sqrt(2 * t);
+      return {expm1(-1 * s), over(exp(-1 * s), s)};
+    }
+    case Kernel::matern32: {
+      const Dual s = sqrt(6 * t);
+      return {expm1(-1 * s) + s * exp(-1 * s), 3 * exp(-1 * s)};
+    }
+    case Kernel::matern52: {
+      const Dual s = sqrt(10 * t), more = s + (1.0 / 3) * (s * s);
+      return {expm1(-1 * s) + more * exp(-1 * s), (5.0 / 3) * ((1 + s) * exp(-1 * s))};
+    }
+    case Kernel::rational_quadratic: {
+      const Dual whole = Dual{1, 0} / (1 + t);
+      return {-1 * (t * whole), whole * whole};
+    }
+    case Kernel::imq: {
+      const Dual inverse = Dual{1, 0} / (1 + 2 * t), whole = sqrt(inverse);
+      return {-2 * (t * inverse) / (1 + whole), whole * inverse};
+    }
+    default: {
+      const Dual s = sqrt(2 * t);
+      return {-1 * s, over(Dual{1, 0}, s)};
+    }
+  }
+}
+
 struct Point {  // what the loss of one batch item is a function of, and a direction
   std::vector<Dual> z, w, h, relation;
 };
@@ -20,7 +57,7 @@ struct Exact {  // the loss and its derivatives, or all of their derivatives alo
 };
 
 inline Exact exact_mmd(const Point& at, const std::vector<int64_t>& begins, int64_t d,
-                       const Vector& kernel_weights, bool hvp) {
+                       const Vector& kernel_weights, Kernel kernel, bool hvp) {
   const int64_t rows = begins.back(), scales = int64_t(at.h.size());
   const int64_t groups = int64_t(begins.size()) - 1;
   Exact out{Sums(1), Sums(rows * d), Sums(rows), Sums(groups * groups), Sums(scales)};
@@ -41,8 +78,10 @@ inline Exact exact_mmd(const Point& at, const std::vector<int64_t>& begins, int6
           far += (z[f].value - centre[f]) * (z[f].value - centre[f]) / (2 * at.h[0].value);
       for (int64_t f = 0; f < d; ++f) u = u + (z_i[f] - z_j[f]) * (z_i[f] - z_j[f]);
       for (int64_t s = 0; s < scales; ++s) {
-        const Dual t = 0.5 * (u / at.h[s]), k = kernel_weights[s] * exp(-1 * t);
-        less = less + kernel_weights[s] * expm1(-1 * t);
+        const Dual t = 0.5 * (u / at.h[s]);
+        const Radial of_t = radial(kernel, t);
+        const Dual k = kernel_weights[s] * of_t.slope;
+        less = less + kernel_weights[s] * of_t.less;
         slope = slope - 0.5 * (k / at.h[s]);
         out.variance.add(s, pair * relation * k * t / at.h[s], hvp);
         // t is a rounded difference.
@@ -52,7 +91,7 @@ inline Exact exact_mmd(const Point& at, const std::vector<int64_t>& begins, int6
       for (int64_t entry : {g * groups + h, h * groups + g}) {
         out.relation.add(entry, ww * less, hvp);
         // A block may be all coincident rows, at the rounding of a product's distance.
-        out.relation.size[entry] += std::fabs(ww.value) * (1e-9 + 0.05 * far);
+        out.relation.size[entry] += std::fabs(ww.value) * (1e-9 + 0.1 * far);
       }
       out.weights.add(i, 2 * (relation * at.w[j] * less), hvp);
       out.weights.add(j, 2 * (relation * at.w[i] * less), hvp);
@@ -72,7 +111,8 @@ inline Exact exact_mmd(const Point& at, const std::vector<int64_t>& begins, int6
 
 struct MmdOptions {
   int64_t batch, n, m, d, scales;
-  std::vector<int64_t> begins;  // of groups; empty: x and y
+  std::vector<int64_t> begins = {};  // of groups; empty: x and y
+  Kernel kernel = Kernel::gaussian;
   Dtype x_dtype = Dtype::float32, y_dtype = Dtype::float32;
   Strides x_strides = Strides::contiguous, y_strides = Strides::contiguous;
   bool weights = false, relation = false, variance = false;  // given as arrays
@@ -144,7 +184,7 @@ struct Mmd {
     in.variance = variance.data;
     in.variances = variances.data();
     in.kernel_weights = kernel_weights.data();
-    in.kernel = Kernel::gaussian;
+    in.kernel = o.kernel;
   }
 
   int64_t size_of(int64_t group) const { return begins[group + 1] - begins[group]; }

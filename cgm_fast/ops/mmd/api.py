@@ -24,6 +24,7 @@ from cgm_fast.ops.checks import (
 )
 from cgm_fast.ops.mmd.autograd import MMD
 from cgm_fast.ops.mmd.blind import Seen, seen_before, warn_if_blind
+from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.mmd.ops import mmd_fwd, sums_dtype
 from cgm_fast.ops.mmd.problem import NOTHING, Problem
 from cgm_fast.ops.watching import differentiates_itself
@@ -33,6 +34,7 @@ Bandwidth = str | float | Sequence[float] | Sequence[Tensor] | Tensor
 BANDWIDTHS = ("paper", "infovae")
 ESTIMATORS = ("biased", "unbiased")
 KERNEL_AGGS = ("mean", "sum")
+KERNELS = tuple(FAMILIES)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -41,6 +43,7 @@ def mmd(
     y: Tensor,
     *,
     bandwidth: Bandwidth = "paper",
+    kernel: str = "gaussian",
     estimator: str = "biased",
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
@@ -48,11 +51,23 @@ def mmd(
     check_finite: bool = False,
     backend: str = AUTO,
 ) -> Tensor:
-    """Squared maximum mean discrepancy of two samples, with a Gaussian kernel (eq. 5 and 7).
+    """Squared maximum mean discrepancy of two samples, with a radial kernel (eq. 5 and 7).
 
     L = Σ_ij w_i w_j k(x_i, x_j) − 2 Σ_ij w_i v_j k(x_i, y_j) + Σ_ij v_i v_j k(y_i, y_j) with
     k(a, b) = exp(−|a − b|² / 2σ²), w = 1/n and v = 1/m. Value and gradient come from one pass
     over the pairs of rows; memory is O((n + m) d).
+
+    Other kernels of r = |a − b|, by name:
+
+        "laplacian", "matern12"  exp(−r / σ)
+        "matern32"               (1 + √3 r / σ) exp(−√3 r / σ)
+        "matern52"               (1 + √5 r / σ + 5 r² / 3σ²) exp(−√5 r / σ)
+        "rational_quadratic"     1 / (1 + r² / 2σ²)
+        "imq"                    1 / √(1 + r² / σ²)
+        "energy"                 −r / σ; σ = 1, as "paper" means here: L is the energy distance
+
+    "laplacian" and "energy" have a kink where rows coincide: such rows do not pull each other, and
+    there is no second derivative.
 
     The bandwidth has to fit the data. "paper" is for features of unit variance, whose distances
     are about √(2d); on data of another scale k is 0 or 1 everywhere, and the loss has no gradient
@@ -68,6 +83,7 @@ def mmd(
         bandwidth: σ, in units of the data: a number, a sequence or array of numbers, or a tensor of
             shape [], [s] or [b, s] (which may require a gradient); several are averaged or added.
             "paper": σ² = d (eq. 7). "infovae": 2σ² = d².
+        kernel: One of those above.
         estimator: "biased" (V-statistic, eq. 5, never negative) or "unbiased" (U-statistic:
             pairs i = j left out, n and m at least 2).
         x_weights: [n] or [b, n], in place of 1/n. Used as they are: a probability sums to one.
@@ -87,7 +103,7 @@ def mmd(
             weights leave the unbiased estimator one row, an option is unknown, an input is not
             finite (with `check_finite`).
         RuntimeError: the implementation asked for cannot run here, or a third derivative is asked
-            for.
+            for, or a second one that the kernel does not have.
     """
     x, y = _check_samples(x, y)
     if backend != AUTO:
@@ -105,7 +121,7 @@ def mmd(
             variance = _tensor_variance(bandwidth, x)
             bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
     static, seen = cached(
-        _static, bandwidth, d, x.dtype, estimator, kernel_agg, n, m,
+        _static, bandwidth, d, x.dtype, kernel, estimator, kernel_agg, n, m,
         x_weights is None, y_weights is None,
     )  # fmt: skip
     if variance is None and seen is not None and seen.due():
@@ -134,7 +150,8 @@ def mmd(
         loss = mmd_fwd(Problem(*inputs, *static), NOTHING, backend).loss
     if difference is not None:
         # The op sums k - k(0); what that leaves out vanishes when both samples have the same mass.
-        loss = loss + sum(static[KERNEL_WEIGHTS]) * difference * difference
+        at_zero = FAMILIES[kernel].at_zero * sum(static[KERNEL_WEIGHTS])
+        loss = loss + at_zero * difference * difference
         if estimator == "biased":
             # As the op does without weights: up to zero, with the gradient that it has.
             loss = loss - loss.detach().clamp_max(0)
@@ -150,6 +167,7 @@ def _static(
     bandwidth: str | float | tuple[float, ...],
     d: int,
     dtype: torch.dtype,
+    kernel: str,
     estimator: str,
     kernel_agg: str,
     n: int,
@@ -164,12 +182,17 @@ def _static(
     """
     if isinstance(bandwidth, (float, int)):
         check_number("bandwidth", bandwidth, above=0)
+    check_choice("kernel", kernel, KERNELS)
+    if kernel == "energy" and bandwidth == "paper":
+        bandwidth = 1.0
     variances = cached(_variances, bandwidth, d, dtype)
     scales = len(variances)
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     kernel_weights = (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
-    seen = None if is_compiling() else seen_before(variances, d)
+    seen = None
+    if kernel == "gaussian" and not is_compiling():
+        seen = seen_before(variances, d)
     biased = estimator == "biased"
     if not biased and (n < 2 or m < 2):
         raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
@@ -183,7 +206,7 @@ def _static(
     nonnegative = biased and equal_x and equal_y
     if torch.jit.is_tracing():  # where sizes are tensors
         n, m = int(n), int(m)
-    return ((n, m), relations, variances, kernel_weights, "gaussian", nonnegative), seen
+    return ((n, m), relations, variances, kernel_weights, kernel, nonnegative), seen
 
 
 def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 from cgm_fast.ops.registration import Op
 
@@ -47,5 +48,16 @@ def _not_negative(value: Value, problem: Problem) -> None:
             loss.relu_()
 
 
+def _twice_differentiable(problem: Problem) -> None:
+    if FAMILIES[problem.kernel].order < 2:
+        smooth = (name for name, family in FAMILIES.items() if family.order == 2)
+        raise RuntimeError(
+            f"kernel={problem.kernel!r} has no second derivative where rows coincide; "
+            f"{', '.join(map(repr, smooth))} have"
+        )
+
+
 mmd_fwd = Op("mmd", "fwd", (Problem, Wanted), Value, _value_fake, _not_negative)
-mmd_hvp = Op("mmd", "hvp", (Problem, Tangent, Wanted), Product, _product_fake)
+mmd_hvp = Op(
+    "mmd", "hvp", (Problem, Tangent, Wanted), Product, _product_fake, check=_twice_differentiable
+)

@@ -1,0 +1,170 @@
+// Radial kernels: each is one function of t = |a - b|^2 / 2h, here of vectors. The same as in
+// cgm_fast/ops/mmd/kernels.py, where the formulas are. Included by kernels that are compiled once
+// per instruction set, like simd.h.
+#pragma once
+
+#include "cpu/simd.h"
+#include "kernels.h"
+
+namespace cgm_fast {
+namespace {
+
+// phi(t) - phi(0), phi(t), and -phi'(t); phi''(t) is second. Where t is 0 an infinite derivative
+// counts as 0: the factors a - b beside it are.
+template <typename T>
+struct Radial {
+  Vec<T> less, whole, slope, second;
+};
+
+// e^-s for s >= 0, and less one.
+template <typename T>
+CGM_INLINE void decay(Vec<T> s, Vec<T>& whole, Vec<T>& less) {
+  constexpr T kLog2e = T(1.4426950408889634074);
+  Vec<T> power, rest;
+  split_exp2<T>(s * -kLog2e, power, rest);
+  less = rest + (power - T(1));
+  whole = rest + power;
+}
+
+// a / s, and 0 where s is.
+template <typename T>
+CGM_INLINE Vec<T> over(Vec<T> a, Vec<T> s) {
+  const Vec<T> tiny = splat(sizeof(T) == 4 ? T(1e-30) : T(1e-300));
+  return select(less_than(s, tiny), Vec<T>{}, a / s);
+}
+
+// Where a series has less error than a difference of terms that cancel.
+template <typename T>
+constexpr T kSmall = sizeof(T) == 4 ? T(0.3) : T(0.01);
+
+// exp(-t)
+struct GaussianOfT {
+  static constexpr bool kVanishes = true, kKink = false;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    decay<T>(t, out.whole, out.less);
+    out.slope = out.second = out.whole;
+    return out;
+  }
+};
+
+// exp(-r / sigma)
+struct Laplacian {
+  static constexpr bool kVanishes = true, kKink = true;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    const Vec<T> s = root(t + t);
+    decay<T>(s, out.whole, out.less);
+    out.slope = over<T>(out.whole, s);
+    out.second = Vec<T>{};
+    return out;
+  }
+};
+
+// (1 + s) exp(-s), s = sqrt(3) r / sigma
+struct Matern32 {
+  static constexpr bool kVanishes = true, kKink = false;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    const Vec<T> s = root(t * T(6));
+    Vec<T> whole, less;
+    decay<T>(s, whole, less);
+    Vec<T> series = T(0.125) - s * (T(1.0 / 30) - s * (T(1.0 / 144) - s * T(1.0 / 840)));
+    series = s * s * (T(-0.5) + s * (T(1.0 / 3) - s * series));
+    out.less = select(less_than(s, splat(kSmall<T>)), series, less + s * whole);
+    out.whole = whole + s * whole;
+    out.slope = T(3) * whole;
+    out.second = over<T>(T(9) * whole, s);
+    return out;
+  }
+};
+
+// (1 + s + s^2 / 3) exp(-s), s = sqrt(5) r / sigma
+struct Matern52 {
+  static constexpr bool kVanishes = true, kKink = false;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    const Vec<T> square = t * T(10), s = root(square);
+    Vec<T> whole, less;
+    decay<T>(s, whole, less);
+    Vec<T> series = T(1.0 / 45) - s * (T(1.0 / 144) - s * (T(1.0 / 630) - s * T(1.0 / 3456)));
+    series = square * (T(-1.0 / 6) + square * (T(1.0 / 24) - s * series));
+    const Vec<T> more = s + square * T(1.0 / 3);
+    out.less = select(less_than(s, splat(kSmall<T>)), series, less + more * whole);
+    out.whole = whole + more * whole;
+    out.slope = T(5.0 / 3) * (whole + s * whole);
+    out.second = T(25.0 / 3) * whole;
+    return out;
+  }
+};
+
+// 1 / (1 + t)
+struct RationalQuadratic {
+  static constexpr bool kVanishes = true, kKink = false;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    out.whole = T(1) / (T(1) + t);
+    out.less = -t * out.whole;
+    out.slope = out.whole * out.whole;
+    out.second = T(2) * out.slope * out.whole;
+    return out;
+  }
+};
+
+// 1 / sqrt(1 + 2 t)
+struct InverseMultiquadric {
+  static constexpr bool kVanishes = true, kKink = false;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    const Vec<T> inverse = T(1) / (T(1) + (t + t));
+    out.whole = root(inverse);
+    out.less = T(-2) * t * inverse / (T(1) + out.whole);
+    out.slope = out.whole * inverse;
+    out.second = T(3) * out.slope * inverse;
+    return out;
+  }
+};
+
+// -r / sigma
+struct Energy {
+  static constexpr bool kVanishes = false, kKink = true;
+  template <typename T>
+  CGM_INLINE static Radial<T> at(Vec<T> t) {
+    Radial<T> out;
+    const Vec<T> s = root(t + t);
+    out.less = out.whole = -s;
+    out.slope = over<T>(splat(T(1)), s);
+    out.second = Vec<T>{};
+    return out;
+  }
+};
+
+// Calls body(family) for the kernel's family.
+template <typename Body>
+CGM_INLINE void with_family(Kernel kernel, const Body& body) {
+  switch (kernel) {
+    case Kernel::gaussian:
+      return body(GaussianOfT());
+    case Kernel::laplacian:
+      return body(Laplacian());
+    case Kernel::matern32:
+      return body(Matern32());
+    case Kernel::matern52:
+      return body(Matern52());
+    case Kernel::rational_quadratic:
+      return body(RationalQuadratic());
+    case Kernel::imq:
+      return body(InverseMultiquadric());
+    case Kernel::energy:
+      return body(Energy());
+  }
+}
+
+}  // namespace
+}  // namespace cgm_fast
