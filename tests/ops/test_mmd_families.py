@@ -161,10 +161,8 @@ def test_the_hessian_vector_product(kernel, backend, device):
     x, y = samples(9, 11)
     rows, relations = len(x) + len(y), (1 / 81, -1 / 99, -1 / 99, 1 / 121)
     generator = torch.Generator().manual_seed(2)
-    weights, along = (
-        torch.ones(rows, dtype=wide),
-        torch.randn(rows, 4, generator=generator).double(),
-    )
+    weights = torch.ones(rows, dtype=wide)
+    along = torch.randn(rows, 4, generator=generator).double()
     of_weights, of_variance = torch.randn(rows, generator=generator), torch.randn(2)
     variance = torch.tensor([0.7, 3.0], dtype=wide)
     static = ((9, 11), relations, (), (0.5, 0.5), kernel, False)
@@ -200,7 +198,7 @@ def test_a_second_derivative_that_does_not_exist_is_an_error(kernel, backend, de
     x, y = (v.float().to(device).requires_grad_() for v in samples(5, 6))
     loss = cgm_fast.mmd(x, y, kernel=kernel, backend=backend)
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=f"kernel='{kernel}' has no second derivative.*'matern"):
+    with pytest.raises(RuntimeError, match=rf"kernel='{kernel}' has no second derivative.*'matern"):
         torch.autograd.grad(gradient.square().sum(), x)
 
 
@@ -212,9 +210,9 @@ def test_the_energy_distance_has_a_bandwidth_of_one():
 
 def test_an_unknown_kernel_is_refused():
     x, y = samples()
-    with pytest.raises(ValueError, match="kernel must be one of 'gaussian', .*got 'box'"):
+    with pytest.raises(ValueError, match=r"kernel must be one of 'gaussian', .*got 'box'"):
         cgm_fast.mmd(x, y, kernel="box")
-    with pytest.raises(ValueError, match="kernel must be one of 'gaussian', .*got 'box'"):
+    with pytest.raises(ValueError, match=r"kernel must be one of 'gaussian', .*got 'box'"):
         cgm_fast.MMDLoss(kernel="box")
 
 
