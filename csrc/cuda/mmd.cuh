@@ -127,12 +127,15 @@ struct OfColumns {
     return static_cast<double>(value) - static_cast<double>(of_kernel) * static_cast<double>(far);
   }
 
-  // Adds them up over a block whose threads have a row each, or none, that weighs so much.
-  __device__ void add(double weight, int group, double* parts, double* scratch) const {
-    double sums[kOfGroup];
-    sums[kValue] = weight * static_cast<double>(value);
-    sums[kNear] = weight * static_cast<double>(near);
-    sums[kFar] = weight * static_cast<double>(far);
+  // Adds them up over a block whose threads have a row each that weighs so much; or none is
+  // `there`, whose sums may be anything.
+  __device__ void add(bool there, double weight, int group, double* parts, double* scratch) const {
+    double sums[kOfGroup] = {};
+    if (there) {
+      sums[kValue] = weight * static_cast<double>(value);
+      sums[kNear] = weight * static_cast<double>(near);
+      sums[kFar] = weight * static_cast<double>(far);
+    }
     add_to_group(sums, group, parts, scratch);
   }
 };

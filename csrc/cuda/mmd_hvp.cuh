@@ -183,6 +183,7 @@ struct HvpPass {
       const T c_dot = relation.value * pair.dot() + relation.dot * pair.value();
       memory.pairs[row][lane()] = c * sum.slope;
       memory.pairs_dot[row][lane()] = c_dot * sum.slope + c * sum.slope_dot;
+      if (row >= own.here) continue;
       block += pair.dot() * sum.value + pair.value() * sum.value_dot;
       if (!out.weights) continue;
       const T of_column = relation.dot * pair.column + relation.value * pair.column_dot;
@@ -224,6 +225,7 @@ struct HvpPass {
                                                            memory.pairs_dot[row][lane()],
                                                            tail.scales[s], tail.scales_dot[s]);
       const Pair pair = pair_of(row, first, here);
+      if (row >= own.here) continue;
       sum += (relation.value * pair.dot() + relation.dot * pair.value()) * of.by_h +
              relation.value * pair.value() * of.by_h_dot;
     }

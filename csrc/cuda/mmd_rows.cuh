@@ -230,7 +230,8 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
       turn += here;
       const bool sums_are_long = turn >= kTurn;
       if (sums_are_long || first == end) {
-        of_group.add(pass.weight_of(lane), group, pass.tail.parts, memory.scratch);
+        of_group.add(lane.row < own.here, pass.weight_of(lane), group, pass.tail.parts,
+                     memory.scratch);
         if (kOptions) of_weight += pass.relation[group] * of_group.of_weight(scales[0].weight);
         of_group = {};
       }
@@ -281,7 +282,8 @@ __device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T u
       first += here;
     }
   }
-  return sum_of_block(pass.weight_of(lane) * total, memory.scratch);
+  const bool there = lane.row < pass.own.here;
+  return sum_of_block(there ? pass.weight_of(lane) * total : 0.0, memory.scratch);
 }
 
 // Writes the derivatives in the rows' weights, of which every lane has a share. Barriers.

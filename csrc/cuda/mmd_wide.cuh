@@ -71,9 +71,7 @@ struct WidePass {
   __device__ double relation(int group) const {
     return relation_of(in, item)[own.group * in.groups + group];
   }
-  __device__ T weight_of_row(int row) const {
-    return row < own.here ? row_weight(in, item, own.first + row) : T(0);
-  }
+  __device__ T weight_of_row(int row) const { return row_weight(in, item, own.first + row); }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
   __device__ static int first_of_warp() {
     return static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
@@ -132,6 +130,7 @@ struct WidePass {
           memory.pairs[row][j] = there ? coefficient * weight * slope[p] : T(0);
         }
       }
+      if (row >= own.here) continue;
       const double weight = weight_of_row(row);
       sums[kValue] += weight * of_row.value;
       sums[kNear] += weight * of_row.near;
@@ -171,7 +170,7 @@ struct WidePass {
         const T t = scaled(memory.pairs[row][j], variance);
         of_row -= row_weight(in, item, first + j) * (t * radial<kGaussian>(in.kernel, t).first);
       }
-      sum += static_cast<double>(weight_of_row(row)) * of_row;
+      if (row < own.here) sum += static_cast<double>(weight_of_row(row)) * of_row;
     }
     return relation(group) * sum;
   }

@@ -401,6 +401,19 @@ def test_what_is_not_a_number_reaches_the_block_sums(kernel, device):
     assert torch.equal(value.relation.isnan(), met[:, None] | met)
 
 
+@pytest.mark.parametrize("d", [3, 7, 30, 70])
+@pytest.mark.parametrize("kernel", ["gaussian", "imq"])
+def test_rows_that_a_block_has_room_for_count_for_nothing(d, kernel, device):
+    """Wherever the others are: places hold zeros, or what comes of these far from a centre."""
+    wanted = Wanted(0, 3, False, True, False)
+    for seed in range(60):
+        rows = torch.cat(samples(2, 1, d, device=device, seed=seed)) + 100.0
+        problem = problem_of(rows, (2, 1), 2.0, kernel=kernel)
+        found, expected = mmd.fwd(problem, wanted), reference.fwd(wide(problem), wanted)
+        assert relative_l2(found.relation, expected.relation) <= 1e-4, seed
+        assert relative_l2(found.z, expected.z) <= 1e-3, seed
+
+
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("margin_", [0.5, 50.0])
 def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device):
