@@ -94,7 +94,7 @@ struct Layout {
     // |a|^2 + |b|^2 - 2ab loses what |a|^2 has over the distance, the more so the more features are
     // added up: not where the data is wide, nor where so few features cost no more as differences.
     const double loss = 2 + 0.5 * std::sqrt(double(std::min<int64_t>(in.d, kFeaturesAtOnce)));
-    differences = largest * widest * loss > 16 || in.d <= 4 || has_kink(in.kernel);
+    differences = largest * widest * loss > 16 || in.d <= 4 || in.kernel != Kernel::gaussian;
     several = in.scales > 1 || in.kernel_weights[0] != 1.0;
     scale = std::sqrt(1 / (2 * kLn2 * h[0])) * (differences ? 1.0 : std::sqrt(2.0));
     finish();

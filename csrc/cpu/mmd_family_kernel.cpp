@@ -1,5 +1,6 @@
 // The visit of mmd_kernel.cpp with other kernels than the Gaussian: the same two products, and an
-// exponent that becomes t. Compiled once per instruction set.
+// exponent that becomes t, by plain differences, lest every family be compiled twice. Compiled once
+// per instruction set.
 #include "cpu/mmd_weights.h"
 #include "cpu/radial.h"
 
@@ -26,12 +27,12 @@ struct OfExponent {
 };
 
 // Step 1 for 4 rows and C vectors of columns, of one bandwidth.
-template <typename Kernel, typename T, int C, bool kDifferences>
+template <typename Kernel, typename T, int C>
 CGM_INLINE void weights_of_family(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
                                   int64_t end) {
   constexpr int kLanes = Simd<T>::kLanes;
   Vec<T> e[kR][C];
-  exponents<T, C, kDifferences>(v, i, j, begin, end, e);
+  exponents<T, C, true>(v, i, j, begin, end, e);
   CGM_UNROLL for (int r = 0; r < kR; ++r) {
     T* w = v.w + (i + r) * v.columns + j;
     T* values = v.value_sums + (i + r) * kTileAlign;
@@ -56,28 +57,27 @@ CGM_INLINE void weights_of_family(const MmdVisit<T>& v, int64_t i, int64_t j, in
   }
 }
 
-template <typename Kernel, typename T, bool kDifferences>
+template <typename Kernel, typename T>
 void all_weights(const MmdVisit<T>& v) {
-  each_register_block<2>(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
-                                int64_t end) __attribute__((always_inline)) {
-    constexpr int C = decltype(vectors)::kCount;
-    if (v.scaled)
-      weights_of_scales<Kernel, T, C, kDifferences, false>(v, i, j, begin, end);
-    else
-      weights_of_family<Kernel, T, C, kDifferences>(v, i, j, begin, end);
-  });
+  if (v.scaled)
+    each_register_block<1>(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
+                                  int64_t end) __attribute__((always_inline)) {
+      constexpr int C = decltype(vectors)::kCount;
+      weights_of_scales<Kernel, T, C, true, false>(v, i, j, begin, end);
+    });
+  else
+    each_register_block<2>(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin, int64_t end)
+                                  __attribute__((always_inline)) {
+                                    constexpr int C = decltype(vectors)::kCount;
+                                    weights_of_family<Kernel, T, C>(v, i, j, begin, end);
+                                  });
 }
 
 template <typename T>
 void visit(const MmdVisit<T>& v) {
   with_family(v.kernel, [&](auto family) {
-    using Family = decltype(family);
-    if constexpr (Family::kKink)  // distances by products would not be 0 where rows coincide
-      all_weights<OfExponent<Family>, T, true>(v);
-    else if (v.differences)
-      all_weights<OfExponent<Family>, T, true>(v);
-    else
-      all_weights<OfExponent<Family>, T, false>(v);
+    // The Gaussian has a kernel of its own (mmd_kernel.cpp).
+    if constexpr (!decltype(family)::kGaussian) all_weights<OfExponent<decltype(family)>, T>(v);
   });
   if (v.with_rows) all_rows(v);
   if (v.with_columns) all_columns(v);
