@@ -18,8 +18,8 @@ class Family(NamedTuple):
     """A kernel k(a, b) = φ(t)."""
 
     radial: Radial
-    """(t, order) -> φ(t) − φ(0), φ(t), φ'(t), and for order 2 φ''(t); t ≥ 0. At t = 0, where φ' or
-    φ'' may be infinite, it is 0: the factors (a − b) beside it are."""
+    """(t, order) -> φ(t) − φ(0), φ(t), φ'(t), a tensor of its own, and for order 2 φ''(t); t ≥ 0.
+    At t = 0, where φ' or φ'' may be infinite, it is 0: the factors (a − b) beside it are."""
     at_zero: float
     """φ(0)."""
     vanishes: bool

@@ -84,7 +84,7 @@ class Chunk:
         for s, (h, weight) in enumerate(zip(self.variances, weights, strict=True)):
             t = self.scaled(h)
             less, whole, slope = self.family.radial(t, 1)[:3]
-            slope = self.leave_out_own(slope.clone())
+            slope = self.leave_out_own(slope)
             near = less >= -0.5 if self.family.vanishes else torch.ones_like(less, dtype=torch.bool)
             small, by_u = torch.where(near, less, whole), slope * (0.5 * weight / h)
             if weight != 1:
