@@ -67,9 +67,10 @@ class Chunk:
         """The kernel."""
         return FAMILIES[self.problem.kernel]
 
-    def scaled(self, h: float | Tensor) -> Tensor:
-        """t = u / 2h, finite: what has vanished is not to become NaN by a product."""
-        return (self.u * (0.5 / h)).clamp_max_(1e30 if self.u.dtype == torch.float32 else 1e300)
+    def scaled(self, h: float | Tensor, finite: bool) -> Tensor:
+        """t = u / 2h; finite where what has vanished would become NaN by a product."""
+        t = self.u * (0.5 / h)
+        return t.clamp_max_(1e30 if t.dtype == torch.float32 else 1e300) if finite else t
 
     def leave_out_own(self, value: Tensor) -> Tensor:
         """Zero, or False, for a row's pair with itself: its gradient vanishes, but where all others
@@ -82,7 +83,7 @@ class Chunk:
         out = OfPairs(self.u, [], self.u, self.u, [])
         weights = self.problem.kernel_weights
         for s, (h, weight) in enumerate(zip(self.variances, weights, strict=True)):
-            t = self.scaled(h)
+            t = self.scaled(h, wanted.variance or self.problem.kernel != "gaussian")
             less, whole, slope = self.family.radial(t, 1)[:3]
             slope = self.leave_out_own(slope)
             near = less >= -0.5 if self.family.vanishes else torch.ones_like(less, dtype=torch.bool)
@@ -108,7 +109,7 @@ class Chunk:
         weights = self.problem.kernel_weights
         for s, (h, weight) in enumerate(zip(self.variances, weights, strict=True)):
             relative = 0 if h_dot is None else h_dot[:, s, None, None] / h
-            t = self.scaled(h)
+            t = self.scaled(h, True)
             t_dot = u_dot * (0.5 / h) - t * relative
             first, second = (
                 self.leave_out_own(value.clone()) for value in self.family.radial(t, 2)[2:]
