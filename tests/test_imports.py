@@ -75,6 +75,7 @@ LIBRARY = {
     "definition": (OP + r"\.ops", {"problem", "radial", "registration"}),
     "problem": (OP + r"\.problem", {"problem"}),
     "radial": (OP + r"\.kernels", set()),
+    "plans": (OP + r"\.plans", {"plans", "problem", "memory"}),
     "common": (OP + r"\.common", {"gpu", "problem"}),
     "blind": (OP + r"\.blind", {"forks", "watching"}),
     "kernels": (OP + r"\.triton_(kernels|hvp)", {"kernels", "triton"}),
@@ -83,6 +84,7 @@ LIBRARY = {
         OP + r"\.(?P<name>\w+)",
         {
             "implementation",
+            "plans",
             "problem",
             "radial",
             "common",
@@ -171,7 +173,7 @@ def why_not(importer, imported):
     elif target == "kernels" and layer == "kernels":
         if own["op"] not in ("cgm_loss", other["op"]):
             return "only cgm_loss's kernels may import those of other ops"
-    elif target == "problem" and own.get("op") == "cgm_loss":
+    elif target in ("problem", "plans") and own.get("op") == "cgm_loss":
         return None  # it is made of the other two
     elif "op" in own and "op" in other and own["op"] != other["op"] and target != "api":
         return "what lies below another op's api is its own affair"

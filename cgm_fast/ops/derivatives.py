@@ -146,7 +146,7 @@ def differentiate(formula: Formula) -> None:
 
 
 def _differentiate(rule: OfValue | OfProduct) -> None:
-    op, lib = rule.op.registered, rule.op.library
+    op, lib = rule.op.registered, rule.op.fragment
     after_autograd = torch._C._after_autograd_keyset
 
     class Level(_SingleLevelFunction):
@@ -254,4 +254,4 @@ def map_items(op: Op, rule: Callable[..., Any] | None = None) -> None:
         items = [registered(*item(i)) for i in range(info.batch_size)]
         return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
 
-    library.register_vmap(registered._name, rule or one_by_one, lib=op.library)
+    library.register_vmap(registered._name, rule or one_by_one, lib=op.fragment)

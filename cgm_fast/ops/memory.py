@@ -14,24 +14,6 @@ class NoMemory(TypeError):
     """A tensor whose values do not lie in memory; the dispatcher may know what they are."""
 
 
-def samples(value: Tensor) -> tuple[int, int, int, int, int]:
-    """Where samples [rows, d] or [b, rows, d] lie: kernels read any dtype with any strides."""
-    *item, row, feature = value.stride()
-    return begin(value), DTYPES[value.dtype], item[0] if item else 0, row, feature
-
-
-def begin(value: Tensor) -> int:
-    """The address of a tensor that has one.
-
-    Raises:
-        NoMemory: it has none.
-    """
-    out = value.data_ptr()
-    if not out:  # of zeros that torch has not written anywhere, or a subclass of Tensor
-        raise NoMemory(f"a {type(value).__name__} of shape {list(value.shape)} has no address")
-    return out
-
-
 def addresses(values: Iterable[Tensor | None]) -> tuple[int, ...]:
     """Of a record's tensors in their order, as the compiled module takes them; 0 for None."""
     return tuple([0 if value is None else value.data_ptr() for value in values])

@@ -70,11 +70,11 @@ class Op:
 
         if self.name in _LIBRARIES:
             _LIBRARIES.pop(self.name)._destroy()
-        self.library = _LIBRARIES[self.name] = library.Library("cgm_fast", "FRAGMENT")
+        self.fragment = _LIBRARIES[self.name] = library.Library("cgm_fast", "FRAGMENT")
         count = len(results.__annotations__)
-        library.define(f"cgm_fast::{self.name}", schema(records, count), lib=self.library)
-        library.impl(f"cgm_fast::{self.name}", "CompositeExplicitAutograd", lib=self.library)(run)
-        library.register_fake(f"cgm_fast::{self.name}", lib=self.library)(fake_of)
+        library.define(f"cgm_fast::{self.name}", schema(records, count), lib=self.fragment)
+        library.impl(f"cgm_fast::{self.name}", "CompositeExplicitAutograd", lib=self.fragment)(run)
+        library.register_fake(f"cgm_fast::{self.name}", lib=self.fragment)(fake_of)
 
     @property
     def registered(self) -> Any:

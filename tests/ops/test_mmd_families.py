@@ -163,7 +163,7 @@ def test_the_hessian_vector_product(kernel, backend, device):
     generator = torch.Generator().manual_seed(2)
     weights = torch.ones(rows, dtype=wide)
     along = torch.randn(rows, 4, generator=generator).double()
-    of_weights, of_variance = torch.randn(rows, generator=generator), torch.randn(2)
+    of_weights, of_variance = (torch.randn(k, generator=generator) for k in (rows, 2))
     variance = torch.tensor([0.7, 3.0], dtype=wide)
     static = ((9, 11), relations, (), (0.5, 0.5), kernel, False)
     problem = Problem(x, y, weights, None, variance, *static)
@@ -206,6 +206,14 @@ def test_the_energy_distance_has_a_bandwidth_of_one():
     x, y = samples()
     found = cgm_fast.mmd(x, y, kernel="energy")
     torch.testing.assert_close(found, exact(x, y, "energy", 1.0))
+
+
+def test_energy_of_unequal_masses_may_be_negative():
+    x, y = samples()
+    v = torch.full((len(x),), 3 / len(x), dtype=wide)
+    truth = exact(x, y, "energy", 1.0, v)
+    assert truth < 0
+    torch.testing.assert_close(cgm_fast.mmd(x, y, x_weights=v, kernel="energy"), truth)
 
 
 def test_an_unknown_kernel_is_refused():

@@ -2,8 +2,8 @@
 
 The first pass of mmd is compiled for compute capability 9.0 and disassembled; the instructions of
 its loop over columns are counted by the unit that executes them. A unit's clocks for a pair of rows
-against its rate say which unit is the slowest, and how far the code is from the floor of DESIGN's
-table: one exp2, six operations and the products. It is a model: latencies, memory and what a
+against its rate say which unit is the slowest, and how far the code is from the floor:
+one exp2, six operations and the products. It is a model: latencies, memory and what a
 scheduler makes of it are not in it. No GPU is needed, and none has confirmed it.
 """
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from cgm_fast.ops.cgm_loss import common
+from cgm_fast.ops.cgm_loss.plans import plan_of
 from cgm_fast.ops.cgm_loss.problem import Problem, Value, Wanted
 from cgm_fast.ops.cuda.launch import (
     MOST_FEATURES,
@@ -18,7 +19,7 @@ from cgm_fast.ops.cuda.launch import (
     tiles,
 )
 from cgm_fast.ops.gpu import constants, on_device
-from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like
+from cgm_fast.ops.memory import addresses, check_address, compute_like
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 
@@ -36,20 +37,6 @@ class Launch(NamedTuple):
     prior: int
     counter: int
     stream: int
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    of_margin: Any, noise_stride: tuple[int, ...], noise_dtype: torch.dtype, static: tuple[Any, ...]
-) -> Any:
-    """What does not change from call to call; made once."""
-    of = Problem(None, None, None, None, *static)  # type: ignore[arg-type]
-    return kernels().CgmLossPlan(
-        of_margin=of_margin, noise_dtype=DTYPES[noise_dtype], noise_strides=noise_stride,
-        sigma=of.sigma, prior_sigma=of.prior_sigma, mmd_weight=of.mmd_weight,
-        margin_weight=of.margin_weight, variances=of.variances, kernel_weights=of.kernel_weights,
-        kernel=of.kernel, detach_prior=of.detach_prior,
-    )  # fmt: skip
 
 
 @on_device
@@ -79,9 +66,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     prior, counter = like.new_empty((b, d)), counters(1, device)
     variances = constants(problem.variances, dtype, device)
     kernel_weights = constants(problem.kernel_weights, dtype, device)
-    margin = problem.margin, problem.negative_scale, 1.0 / b
     kernels().cgm_loss_fwd_cuda(
-        _plan(prototype_margin.plan_of(of_r, of_g, margin), of_noise.stride(), dtype, problem[4:]),
+        plan_of(kernels(), of_r, of_g, of_noise, problem[4:]),
         addresses((of_r, of_g, labels, of_noise)),
         addresses(value),
         Launch(

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
 from cgm_fast import _native
 from cgm_fast.ops.cgm_loss import common
+from cgm_fast.ops.cgm_loss.plans import plan_of
 from cgm_fast.ops.cgm_loss.problem import Problem, Value, Wanted
-from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like
+from cgm_fast.ops.memory import addresses, check_address, compute_like
 from cgm_fast.ops.mmd import native as mmd
 from cgm_fast.ops.prototype_margin import native as prototype_margin
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    of_margin: _native.PrototypeMarginPlan,
-    noise_stride: tuple[int, ...],
-    noise_dtype: torch.dtype,
-    static: tuple[Any, ...],
-) -> _native.CgmLossPlan:
-    """What does not change from call to call; made once."""
-    of = Problem(None, None, None, None, *static)  # type: ignore[arg-type]
-    return _native.CgmLossPlan(
-        of_margin=of_margin, noise_dtype=DTYPES[noise_dtype], noise_strides=noise_stride,
-        sigma=of.sigma, prior_sigma=of.prior_sigma, mmd_weight=of.mmd_weight,
-        margin_weight=of.margin_weight, variances=of.variances, kernel_weights=of.kernel_weights,
-        kernel=of.kernel, detach_prior=of.detach_prior,
-    )  # fmt: skip
 
 
 def fwd(problem: Problem, wanted: Wanted) -> Value:
@@ -48,9 +31,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     given = addresses((r, g, labels, noise))
     if not (given[0] and given[1] and given[3]):
         check_address(r, g, noise)
-    margin = problem.margin, problem.negative_scale, 1.0 / r.shape[0]
-    of_margin = prototype_margin.plan_of(r, g, margin)
-    plan = _plan(of_margin, noise.stride(), noise.dtype, problem[4:])
+    plan = plan_of(_native, r, g, noise, problem[4:])
     _native.cgm_loss_fwd(plan, given, addresses(value), torch.get_num_threads())
     return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))
 

@@ -152,8 +152,9 @@ def mmd(
         # The op sums k - k(0); what that leaves out vanishes when both samples have the same mass.
         at_zero = FAMILIES[kernel].at_zero * sum(static[KERNEL_WEIGHTS])
         loss = loss + at_zero * difference * difference
-        if estimator == "biased":
-            # As the op does without weights: up to zero, with the gradient that it has.
+        if estimator == "biased" and FAMILIES[kernel].vanishes:
+            # As the op does without weights: up to zero, with the gradient that it has. Of the
+            # energy and unequal masses less is no rounding.
             loss = loss - loss.detach().clamp_max(0)
     return loss
 

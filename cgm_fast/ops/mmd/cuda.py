@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +16,9 @@ from cgm_fast.ops.cuda.launch import (
     tiles,
 )
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
-from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
+from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
 from cgm_fast.ops.mmd.common import bounds_of_groups, room_for_derivatives
+from cgm_fast.ops.mmd.plans import plan_of
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
 
 # Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
@@ -108,30 +108,8 @@ def _begins(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _plan_of(problem: Problem, wanted: Wanted) -> Any:
     x, y = problem[:2]
-    stride = x.stride()
-    y_stride = stride if y is None else y.stride()
-    return _plan(x.shape, stride, y_stride, x.dtype, problem[5:], wanted[:2])
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    shape: torch.Size,
-    x_stride: tuple[int, ...],
-    y_stride: tuple[int, ...],
-    dtype: torch.dtype,
-    static: tuple[Any, ...],
-    rows: tuple[int, int],
-) -> Any:
-    """What does not change from call to call, of x's shape; made once."""
-    sizes, relations, variances, kernel_weights, kernel, _ = static
-    *batch, n, d = shape
-    x_strides, y_strides = (of if batch else (0, *of) for of in (x_stride, y_stride))
-    return kernels().MmdPlan(
-        batch=batch[0] if batch else 1, x_rows=n, d=d, dtype=DTYPES[dtype], x_strides=x_strides,
-        y_strides=y_strides, float64=dtype == torch.float64, sizes=sizes, relations=relations,
-        variances=variances, kernel_weights=kernel_weights, kernel=kernel,
-        row_begin=rows[0], row_end=rows[1],
-    )  # fmt: skip
+    strides = x.stride(), x.stride() if y is None else y.stride()
+    return plan_of(kernels(), x.shape, strides, x.dtype, problem[5:], wanted[:2])
 
 
 class _Shares(NamedTuple):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cgm_fast import _native
-from cgm_fast.ops.memory import DTYPES, addresses, check_address, compute_like, plain
+from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
+from cgm_fast.ops.mmd.plans import plan_of
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 
 
@@ -43,15 +44,9 @@ def _plan(
     wanted: Wanted,
 ) -> _Plan:
     """Of x's shape, and of all that does not change."""
-    sizes, relations, variances, kernel_weights, kernel, _ = static
-    *batch, n, d = shape
-    x_strides, y_strides = (of if batch else (0, *of) for of in (x_stride, y_stride))
-    native = _native.MmdPlan(
-        batch=batch[0] if batch else 1, x_rows=n, d=d, dtype=DTYPES[dtype], x_strides=x_strides,
-        y_strides=y_strides, float64=dtype == torch.float64, sizes=sizes, relations=relations,
-        variances=variances, kernel_weights=kernel_weights, kernel=kernel,
-        row_begin=wanted.row_begin, row_end=wanted.row_end,
-    )  # fmt: skip
+    sizes, kernel_weights = static[0], static[3]
+    *batch, _, d = shape
+    native = plan_of(_native, shape, (x_stride, y_stride), dtype, static, wanted[:2])
     rows, groups = wanted.row_end - wanted.row_begin, len(sizes)
     return _Plan(
         native,

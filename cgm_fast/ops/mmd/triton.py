@@ -13,7 +13,7 @@ from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.memory import plain
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as kernels
-from cgm_fast.ops.mmd.common import batched, pair_masses, relation_of
+from cgm_fast.ops.mmd.common import batched, pair_masses, relation_of, room_for_derivatives
 from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted
 from cgm_fast.ops.triton.launch import FUSED, Numbers, numbers, parallel, widened, with_bandwidths
@@ -99,14 +99,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     x, rows, groups = problem.x, sum(problem.sizes), len(problem.sizes)
     operands = _operands("mmd_fwd", problem, numbers(x.dtype))
     p, wide = operands.packed, torch.float64
-    b, like, some = x.shape[0], p.weight, wanted.row_end - wanted.row_begin
-    value = Value(
-        like.new_empty(b),
-        like.new_empty((b, some, p.d)) if some > 0 else None,
-        like.new_empty((b, rows)) if wanted.weights else None,
-        like.new_empty((b, groups, groups), dtype=wide) if wanted.relation else None,
-        like.new_empty((b, len(problem.kernel_weights))) if wanted.variance else None,
-    )
+    b, like = x.shape[0], p.weight
+    value = Value(like.new_empty(b), *room_for_derivatives(problem, wanted, like))
     sums = visit(problem, wanted, operands)
     relation = relation_of(problem, wide).contiguous()
     masses = pair_masses(problem, wide)

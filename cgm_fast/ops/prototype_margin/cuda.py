@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from cgm_fast.ops.cuda.launch import ROWS, counters, kernels, stream
 from cgm_fast.ops.gpu import multiprocessors, on_device
-from cgm_fast.ops.memory import DTYPES, address, addresses, check_address, compute_like, plain
+from cgm_fast.ops.memory import address, addresses, check_address, compute_like, plain
+from cgm_fast.ops.prototype_margin.plans import plan_of
 from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Value, Wanted
 
 # Up to this many numbers the last block adds every block's sums over its samples for the
@@ -27,29 +26,6 @@ class Launch(NamedTuple):
     own: int
     counter: int
     stream: int
-
-
-def plan_of(r: Tensor, g: Tensor, static: tuple[Any, ...]) -> Any:
-    """What does not change from call to call; made once."""
-    return _plan(r.shape, g.shape, r.stride(), g.stride(), (r.dtype, g.dtype), static)
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan(
-    r_shape: torch.Size,
-    g_shape: torch.Size,
-    r_stride: tuple[int, ...],
-    g_stride: tuple[int, ...],
-    dtypes: tuple[torch.dtype, torch.dtype],
-    static: tuple[Any, ...],
-) -> Any:
-    margin, negative_scale, scale = static
-    return kernels().PrototypeMarginPlan(
-        rows=r_shape[0], k=g_shape[0], d=r_shape[1], r_dtype=DTYPES[dtypes[0]],
-        g_dtype=DTYPES[dtypes[1]], r_strides=(0, *r_stride), g_strides=(0, *g_stride),
-        float64=dtypes[0] == torch.float64, margin=margin, negative_scale=negative_scale,
-        scale=scale,
-    )  # fmt: skip
 
 
 @on_device
@@ -76,7 +52,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         own = r.new_empty(b, dtype=torch.int32) if wanted.g else None
     partials, counter = r.new_empty(blocks, dtype=torch.float64), counters(1, r.device)
     kernels().prototype_margin_fwd_cuda(
-        plan_of(r, g, problem[3:]),
+        plan_of(kernels(), r, g, problem[3:]),
         addresses((r, g, labels)),
         addresses(value),
         Launch(
@@ -98,7 +74,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     along = plain(tangent.r, dtype), plain(tangent.g, dtype)
     product = Product(like.new_empty(r.shape), like.new_empty(g.shape))
     kernels().prototype_margin_hvp_cuda(
-        plan_of(r, g, problem[3:]),
+        plan_of(kernels(), r, g, problem[3:]),
         addresses((r, g, labels)),
         addresses(along),
         addresses(product),
