@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cgm_fast.losses import CGMLoss, MMDLoss, PrototypeLoss
 from cgm_fast.ops.backends import availability, last_backend
 from cgm_fast.ops.cgm_loss.api import CGMLossResult, cgm_loss
+from cgm_fast.ops.kernel_product.api import kernel_product
 from cgm_fast.ops.mmd.api import mmd
 from cgm_fast.ops.mmd.blind import BandwidthWarning
 from cgm_fast.ops.prototype_margin.api import PrototypeMarginResult, prototype_margin
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "availability",
     "cgm_loss",
+    "kernel_product",
     "last_backend",
     "mmd",
     "prototype_margin",

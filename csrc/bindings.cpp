@@ -37,6 +37,7 @@ struct OnCpu {
   using Mmd = int;
   using PrototypeMargin = int;
   using CgmLoss = int;
+  using KernelProduct = int;
   static constexpr const char* suffix = "";
 
   template <typename T>
@@ -62,6 +63,11 @@ struct OnCpu {
   static void cgm_loss_fwd(const cf::CgmLossInput<T>& in, const cf::CgmLossGradient<T>& value,
                            int threads) {
     cf::cgm_loss_fwd_cpu(in, value, threads);
+  }
+  template <typename T>
+  static void kernel_product_fwd(const cf::KernelProductProblem<T>& in,
+                                 const cf::KernelProductValue<T>& value, int threads) {
+    cf::kernel_product_fwd_cpu(in, value, threads);
   }
 };
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cgm_loss.h"
+#include "kernel_product.h"
 #include "mmd.h"
 #include "prototype_margin.h"
 
@@ -50,6 +51,8 @@ inline const std::vector<Fields>& fields() {
       {"prototype_margin", "Product", {"r", "g"}},
       {"cgm_loss", "Problem", {"r", "g", "labels", "noise"}},
       {"cgm_loss", "Value", {"loss", "terms", "assignment", "z", "r", "g"}},
+      {"kernel_product", "Problem", {"x", "y", "u", "v", "variance"}},
+      {"kernel_product", "Value", {"product", "x", "variance"}},
   };
   return kFields;
 }
@@ -173,6 +176,41 @@ template <typename T>
 CgmLossGradient<T> cgm_loss_value(const Addresses<6>& given) {
   const auto [loss, terms, assignment, z, r, g] = given.of;
   return {at<T>(loss), at<T>(terms), at<int64_t>(assignment), at<T>(z), at<T>(r), at<T>(g)};
+}
+
+// What of a kernel product is not a tensor, and the shapes of those.
+struct KernelProductPlan {
+  int64_t batch, rows, columns, d, values;
+  Samples x, y;  // without addresses
+  bool float64;
+  std::vector<double> variances, kernel_weights;
+  Kernel kernel;
+
+  // `variances` and `kernel_weights` are on the host here.
+  template <typename T>
+  KernelProductProblem<T> problem(const Addresses<5>& given) const {
+    const auto [of_x, of_y, u, v, variance] = given.of;
+    return {batch,
+            rows,
+            columns,
+            d,
+            values,
+            static_cast<int64_t>(kernel_weights.size()),
+            with_address(x, of_x),
+            with_address(y, of_y),
+            at<const T>(u),
+            at<const T>(v),
+            at<const T>(variance),
+            variances.data(),
+            kernel_weights.data(),
+            kernel};
+  }
+};
+
+template <typename T>
+KernelProductValue<T> kernel_product_value(const Addresses<3>& given) {
+  const auto [product, x, variance] = given.of;
+  return {at<T>(product), at<T>(x), at<T>(variance)};
 }
 
 // Calls body(T()) for the type that is computed in.

@@ -9,8 +9,8 @@
 namespace cgm_fast::bindings {
 
 // `On` says where: `suffix` of the functions' names; `Release`, under which they run; what they are
-// given last for each op, as Mmd, PrototypeMargin and CgmLoss; and what they call, which takes
-// structs instead of addresses.
+// given last for each op, as Mmd, PrototypeMargin, CgmLoss and KernelProduct; and what they call,
+// which takes structs instead of addresses.
 template <typename On>
 void bind_ops(pybind11::module_& module) {
   using Release = typename On::Release;
@@ -73,6 +73,16 @@ void bind_ops(pybind11::module_& module) {
         in_dtype(plan.of_margin.float64, [&](auto number) {
           using T = decltype(number);
           On::cgm_loss_fwd(plan.input<T>(problem), cgm_loss_value<T>(value), given);
+        });
+      },
+      Release());
+  module.def(
+      name("kernel_product_fwd").c_str(),
+      [](const KernelProductPlan& plan, const Addresses<5>& problem, const Addresses<3>& value,
+         const typename On::KernelProduct& given) {
+        in_dtype(plan.float64, [&](auto number) {
+          using T = decltype(number);
+          On::kernel_product_fwd(plan.problem<T>(problem), kernel_product_value<T>(value), given);
         });
       },
       Release());

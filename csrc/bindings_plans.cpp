@@ -69,6 +69,25 @@ CgmLossPlan cgm_loss_plan(const PrototypeMarginPlan& of_margin, int noise_dtype,
           detach_prior};
 }
 
+KernelProductPlan kernel_product_plan(int64_t batch, int64_t rows, int64_t columns, int64_t d,
+                                      int64_t values, int dtype, const Strides& x_strides,
+                                      const Strides& y_strides, bool float64,
+                                      const std::vector<double>& variances,
+                                      const std::vector<double>& kernel_weights,
+                                      const std::string& kernel) {
+  return {batch,
+          rows,
+          columns,
+          d,
+          values,
+          without_address(dtype, x_strides),
+          without_address(dtype, y_strides),
+          float64,
+          variances,
+          kernel_weights,
+          kernel_of(kernel)};
+}
+
 }  // namespace
 
 py::dict fields_by_op(const std::vector<Fields>& records) {
@@ -99,6 +118,10 @@ void bind_plans(py::module_& module) {
            arg("noise_strides"), arg("sigma"), arg("prior_sigma"), arg("mmd_weight"),
            arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("detach_prior"));
+  py::class_<KernelProductPlan>(module, "KernelProductPlan", here)
+      .def(py::init(&kernel_product_plan), py::kw_only(), arg("batch"), arg("rows"), arg("columns"),
+           arg("d"), arg("values"), arg("dtype"), arg("x_strides"), arg("y_strides"),
+           arg("float64"), arg("variances"), arg("kernel_weights"), arg("kernel"));
   module.attr("fields") = fields_by_op(fields());
   py::list kernels;
   for (const KernelName& known : kKernelNames) kernels.append(known.name);

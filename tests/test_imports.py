@@ -24,7 +24,7 @@ EXTRAS = (
     "torchvision", "PIL",
 )  # fmt: skip
 
-OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_loss)"
+OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_loss|kernel_product)"
 
 # Layer: its modules, and the layers that they may import; the first pattern that fits decides.
 # A layer that is a package may import itself.
@@ -70,7 +70,7 @@ LIBRARY = {
     ),
     "autograd": (
         OP + r"\.autograd",
-        {"definition", "problem", "formulas", "fused", "derivatives"},
+        {"definition", "problem", "formulas", "fused", "derivatives", "records", "watching"},
     ),
     "definition": (OP + r"\.ops", {"problem", "radial", "registration"}),
     "problem": (OP + r"\.problem", {"problem"}),
@@ -151,6 +151,7 @@ MODEL = {
 }
 
 LAYERS = LIBRARY | MODEL
+SHARED_BY_KERNELS = ("radial", "definition", "problem", "common")
 
 
 def layer_of(module):
@@ -175,6 +176,8 @@ def why_not(importer, imported):
             return "only cgm_loss's kernels may import those of other ops"
     elif target in ("problem", "plans") and own.get("op") == "cgm_loss":
         return None  # it is made of the other two
+    elif target in SHARED_BY_KERNELS and own.get("op") == "kernel_product":
+        return None  # it has mmd's kernels, and second derivatives of its
     elif "op" in own and "op" in other and own["op"] != other["op"] and target != "api":
         return "what lies below another op's api is its own affair"
     return None

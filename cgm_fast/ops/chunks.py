@@ -1,8 +1,10 @@
-"""How many pairs of rows the reference implementations hold at once, on any device."""
+"""What the reference implementations share: how many pairs of rows they hold at once, in which
+precision they add up, on any device."""
 
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -32,3 +34,15 @@ def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
     return min(max(total // _SHARE, _LEAST), _MOST) if total else 4 * _LEAST
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype for sums over rows: float64, or float32 where the device has none (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Half-precision matrix products would break the numerics contract."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

@@ -10,7 +10,7 @@ which comes with the value, can be differentiated once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, library
@@ -141,11 +141,43 @@ class OfProduct:
 
 def differentiate(formula: Formula) -> None:
     """Register the derivatives of an op and of its product, reverse and forward."""
-    _differentiate(OfValue(formula))
-    _differentiate(OfProduct(formula))
+    differentiate_by(OfValue(formula))
+    differentiate_by(OfProduct(formula))
 
 
-def _differentiate(rule: OfValue | OfProduct) -> None:
+class Rule(Protocol):
+    """What the derivatives of one op are made of; arguments are as torch passes them."""
+
+    op: Op
+
+    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
+        """The arguments with which the results hold what the derivatives in those needed need."""
+
+    def narrowed(
+        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Of the results for the wide arguments, those that `args` ask for."""
+
+    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
+        """Which results `args` ask for and are differentiable."""
+
+    def backward(
+        self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
+    ) -> dict[int, Tensor | None]:
+        """Derivatives in the arguments needed."""
+
+    def along(
+        self,
+        args: tuple[Any, ...],
+        results: Any,
+        tangents: dict[int, Tensor],
+        asked: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        """Derivatives of the results asked for along tangents of arguments."""
+
+
+def differentiate_by(rule: Rule) -> None:
+    """Register the derivatives of one op."""
     op, lib = rule.op.registered, rule.op.fragment
     after_autograd = torch._C._after_autograd_keyset
 
@@ -255,3 +287,32 @@ def map_items(op: Op, rule: Callable[..., Any] | None = None) -> None:
         return tuple(torch.stack(parts) for parts in zip(*items, strict=True)), (0,) * len(items[0])
 
     library.register_vmap(registered._name, rule or one_by_one, lib=op.fragment)
+
+
+def as_batch(op: Any) -> Any:
+    """A rule for vmap: its dimension is a batch, or joins the batch there is.
+
+    Of an op whose first argument is [n, d], or [b, n, d], as all of them then have a batch.
+    """
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        size = info.batch_size
+        x, in_dim = args[0], in_dims[0]
+        inner = x.shape[:-2] if in_dim is None else x.movedim(in_dim, 0).shape[1:-2]
+
+        def joined(arg: Any, dim: int | None) -> Any:
+            if not isinstance(arg, Tensor):
+                return arg
+            arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            return arg.flatten(0, 1) if inner else arg
+
+        results = op(*map(joined, args, in_dims))
+        empty = [value.shape == (0,) for value in results]
+        if inner:
+            results = tuple(
+                value if none else value.unflatten(0, (size, inner[0]))
+                for value, none in zip(results, empty, strict=True)
+            )
+        return results, tuple(None if none else 0 for none in empty)
+
+    return rule

@@ -115,9 +115,9 @@ class Formula:
         if any(vector is not None for vector in vectors):
             tangent = self.tangent(problem, wanted, vectors)
             product = hvp(self.second(problem, results), tangent, wanted, backend)
-            parts = [_sum(*pair) for pair in zip(parts, product, strict=True)]
+            parts = [add(*pair) for pair in zip(parts, product, strict=True)]
         reached = self.reached(cotangents[: self.values], len(parts))
-        return [_sum(*pair) for pair in zip(parts, reached, strict=True)]
+        return [add(*pair) for pair in zip(parts, reached, strict=True)]
 
     def along(
         self,
@@ -173,5 +173,6 @@ class OfPair(Formula):
         return problem._replace(labels=results[self.assignment])
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two tensors; None is zero."""
     return b if a is None else a if b is None else a + b

@@ -34,7 +34,7 @@ class Op:
     """`cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
     Args:
-        op: "mmd", "prototype_margin" or "cgm_loss".
+        op: "mmd", "prototype_margin", "cgm_loss" or "kernel_product".
         step: "fwd" or "hvp": the function of an implementation that runs it.
         records: What it takes: a problem, and what else there is (records.py).
         results: A NamedTuple of tensors.
@@ -42,6 +42,8 @@ class Op:
         finish: Given the results and the problem, changes the results in place, whichever
             implementation computed them; derivatives do not see it.
         check: Given the problem, raises where no implementation can have it.
+        vectors: Whether the problem holds cotangents or tangents, as a third record does: they come
+            in a form of their own where a backward pass is mapped over them.
     """
 
     def __init__(
@@ -53,14 +55,16 @@ class Op:
         fake: Callable[..., Any],
         finish: Callable[..., None] | None = None,
         check: Callable[..., None] | None = None,
+        vectors: bool = False,
     ) -> None:
         self.op, self.step, self.records, self.results = op, step, records, results
         self.name = f"{op}_{step}"
         self.finish, self.check = finish, check
-        # Tensors that a plain call looks at; nothing but vectors of a second derivative comes in
-        # the form that `legacy_batch` finds.
+        # Tensors that a plain call looks at; nothing but vectors comes in the form that
+        # `legacy_batch` finds.
         self._tensors = tensor_fields(records[0])
-        self._hidden = watching.legacy_batch if step == "hvp" else None
+        self._has_tangent = len(records) > 2
+        self._hidden = watching.legacy_batch if vectors or self._has_tangent else None
 
         def run(*args: Any) -> tuple[Any, ...]:
             return with_empty(self.run(*rebuild(records, args), args[-1]), args[0])
@@ -116,7 +120,7 @@ class Op:
         ):
             return self.dispatched(problem, *rest)
         others = problem[1 : self._tensors]
-        for value in others if self._hidden is None else (*others, *rest[0]):
+        for value in (*others, *rest[0]) if self._has_tangent else others:
             # What has no address of its own, or not the address of its values, is dispatched.
             if value is not None and (
                 type(value) not in PLAIN

@@ -105,7 +105,7 @@ def mmd(
         RuntimeError: the implementation asked for cannot run here, or a third derivative is asked
             for, or a second one that the kernel does not have.
     """
-    x, y = _check_samples(x, y)
+    x, y = check_samples(x, y)
     if backend != AUTO:
         check_name(backend)
     if check_finite:
@@ -118,7 +118,7 @@ def mmd(
     if not isinstance(bandwidth, (str, float, int)):
         bandwidth = as_numbers(bandwidth, x)
         if isinstance(bandwidth, Tensor):
-            variance = _tensor_variance(bandwidth, x)
+            variance = tensor_variance(bandwidth, x)
             bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
     static, seen = cached(
         _static, bandwidth, d, x.dtype, kernel, estimator, kernel_agg, n, m,
@@ -210,7 +210,8 @@ def _static(
     return ((n, m), relations, variances, kernel_weights, kernel, nonnegative), seen
 
 
-def _check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x [n, d] and y [m, d], or with a batch, of one dtype."""
     check_float_tensor("x", x)
     check_float_tensor("y", y)
     of_x, of_y = x.shape, y.shape
@@ -315,7 +316,7 @@ def _variances(
     return (_variance(bandwidth, dtype),)
 
 
-def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
+def tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
     """σ² of a bandwidth tensor, [s], or [b, s] beside samples with a batch."""
     if bandwidth.dtype in INTEGERS:
         bandwidth = bandwidth.to(compute_dtype(x.dtype))

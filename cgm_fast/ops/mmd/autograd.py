@@ -114,32 +114,6 @@ def _padded(rows: Tensor, before: int, after: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, 0, before, after))
 
 
-def _batched(op: Any) -> Any:
-    """The rule for vmap: its dimension is a batch, or joins the batch there is."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        size = info.batch_size
-        x, in_dim = args[0], in_dims[0]
-        inner = x.shape[:-2] if in_dim is None else x.movedim(in_dim, 0).shape[1:-2]
-
-        def joined(arg: Any, dim: int | None) -> Any:
-            if not isinstance(arg, Tensor):
-                return arg
-            arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            return arg.flatten(0, 1) if inner else arg
-
-        results = op(*map(joined, args, in_dims))
-        empty = [value.shape == (0,) for value in results]
-        if inner:
-            results = tuple(
-                value if none else value.unflatten(0, (size, inner[0]))
-                for value, none in zip(results, empty, strict=True)
-            )
-        return results, tuple(None if none else 0 for none in empty)
-
-    return rule
-
-
 FORMULA = MMDFormula()
 
 
@@ -158,5 +132,5 @@ class MMD(torch.autograd.Function):
 
 
 derivatives.differentiate(FORMULA)
-derivatives.map_items(mmd_fwd, _batched(mmd_fwd.registered))
-derivatives.map_items(mmd_hvp, _batched(mmd_hvp.registered))
+derivatives.map_items(mmd_fwd, derivatives.as_batch(mmd_fwd.registered))
+derivatives.map_items(mmd_hvp, derivatives.as_batch(mmd_hvp.registered))

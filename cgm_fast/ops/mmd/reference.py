@@ -7,13 +7,12 @@ waits for the device. See README.md beside this file for the formulas.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.chunks import pairs_per_chunk
+from cgm_fast.ops.chunks import no_autocast, pairs_per_chunk, wide_dtype
 from cgm_fast.ops.mmd.common import (
     PairSums,
     batched,
@@ -125,7 +124,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
     z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
-    dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
+    dtype, wide = torch.promote_types(z.dtype, torch.float32), wide_dtype(z.device)
     # Sums over the rows of each group, column by column.
     small = z.new_zeros((b, groups, rows), dtype=wide)
     near = z.new_zeros((b, scales, groups, rows), dtype=wide)
@@ -134,7 +133,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     grad_weights = z.new_empty((b, rows if wanted.weights else 0), dtype=dtype)
     grad_variance = z.new_zeros((b, scales), dtype=wide)
     weighted = problem.weights is not None
-    with _no_autocast(z.device.type):
+    with no_autocast(z.device.type):
         for chunk in _chunks(problem, z, 10 + 6 * scales):
             c, g, i0, i1 = chunk.batch, chunk.group, chunk.i0, chunk.i1
             k = chunk.kernel(wanted)
@@ -185,7 +184,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     """The Hessian of L applied to a tangent: see `Product`."""
     z, sizes = stacked(problem), problem.sizes
     (b, rows, d), scales, groups = z.shape, len(problem.kernel_weights), len(sizes)
-    dtype, wide = torch.promote_types(z.dtype, torch.float32), _wide(z)
+    dtype, wide = torch.promote_types(z.dtype, torch.float32), wide_dtype(z.device)
     out_z = z.new_empty((b, wanted.row_end - wanted.row_begin, d), dtype=dtype)
     out_weights = z.new_empty((b, rows if wanted.weights else 0), dtype=dtype)
     out_relation = z.new_zeros((b, groups, groups), dtype=wide)
@@ -196,7 +195,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     h_dot = tangent.variance
     columns = [slice(*bounds) for bounds in bounds_of_groups(sizes)]
     everything = Wanted(0, 0, True, True, True)
-    with _no_autocast(z.device.type):
+    with no_autocast(z.device.type):
         for chunk in _chunks(problem, z, 20 + 8 * scales):
             c, i0, i1 = chunk.batch, chunk.i0, chunk.i1
             t, t_rows = z_dot[c], z_dot[c, i0:i1]
@@ -254,7 +253,7 @@ def _chunks(problem: Problem, z: Tensor, temporaries: int) -> Iterator[Chunk]:
     dtype, device = torch.promote_types(z.dtype, torch.float32), z.device
     # The loss does not move when the origin does. |a|² + |b|² - 2ab loses what |a|² has over the
     # distance: so it is taken in float64, where there is one.
-    far = z.to(_wide(z))
+    far = z.to(wide_dtype(z.device))
     far = far - far.mean(1, keepdim=True)
     squares = (far * far).sum(-1)
     z = far.to(dtype)
@@ -301,15 +300,3 @@ def _weighted_differences(w: Tensor, rows: Tensor, z: Tensor, sizes: tuple[int, 
     parts = zip(w.split(sizes, -1), z.split(sizes, -2), strict=True)
     sums = [part.sum(-1, keepdim=True) * rows - part @ of for part, of in parts]
     return sum(sums[1:], sums[0])
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype for sums over rows: float64, or float32 where the device has none (MPS)."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Half-precision matrix products would break the numerics contract."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

@@ -7,12 +7,11 @@ for the device. See README.md beside this file for the formulas.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.chunks import pairs_per_chunk
+from cgm_fast.ops.chunks import no_autocast, pairs_per_chunk, wide_dtype
 from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Value, Wanted
 
 
@@ -20,12 +19,12 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     """Loss, assignment and gradients: see `Value`."""
     r, g, labels, margin, negative_scale, scale = problem
     dtype = torch.promote_types(r.dtype, torch.float32)
-    wide = _wide(r)
+    wide = wide_dtype(r.device)
     loss = r.new_zeros((), dtype=wide)
     assignment = torch.empty(r.shape[:1], dtype=torch.int64, device=r.device)
     grad_r = r.new_empty(r.shape if wanted.r else (0,), dtype=dtype)
     grad_g = r.new_zeros(g.shape if wanted.g else (0,), dtype=wide)
-    with _no_autocast(r.device.type):
+    with no_autocast(r.device.type):
         for i, rows, prototypes, distance in _chunks(r, g):
             if labels is None:
                 nearest = distance.argmin(1)
@@ -59,11 +58,11 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     assert assignment is not None
     dtype = torch.promote_types(r.dtype, torch.float32)
     out_r = r.new_empty(r.shape, dtype=dtype)
-    out_g = r.new_zeros(g.shape, dtype=_wide(r))
+    out_g = r.new_zeros(g.shape, dtype=wide_dtype(r.device))
     zero = r.new_zeros((), dtype=dtype)
     t_r = zero.expand(r.shape) if tangent.r is None else tangent.r.to(dtype)
     t_g = zero.expand(g.shape) if tangent.g is None else tangent.g.to(dtype)
-    with _no_autocast(r.device.type):
+    with no_autocast(r.device.type):
         for i, _, _, distance in _chunks(r, g):
             nearest = assignment[i].clamp(0, g.shape[0] - 1)
             a = _slopes(_own(nearest, g.shape[0]), distance, margin, negative_scale)
@@ -97,15 +96,3 @@ def _chunks(r: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tenso
         # Plain differences: a matrix product rounds equal prototypes differently, by their place.
         parts = [(some.unsqueeze(1) - prototypes).square().sum(2) for some in rows.split(part)]
         yield i, rows, prototypes, torch.cat(parts)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype for sums over samples: float64, or float32 where the device has none (MPS)."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Half-precision matrix products would break the numerics contract."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

@@ -1,0 +1,30 @@
+"""K V by the compiled CPU kernels (csrc/cpu/kernel_product.cpp)."""
+
+from __future__ import annotations
+
+import torch
+
+from cgm_fast import _native
+from cgm_fast.ops.kernel_product.plans import plan_of
+from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted
+from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
+
+
+def fwd(problem: Problem, wanted: Wanted) -> Value:
+    """The derivatives of Q that are wanted: see `Value`."""
+    x, y, u, v, variance = problem[:5]
+    dtype, like = compute_like(x)
+    check_address(x, y, v)
+    u, v, variance = (plain(value, dtype) for value in (u, v, variance))
+    assert v is not None
+    *batch, n, d = x.shape
+    plan = plan_of(_native, (x.shape, v.shape), (x.stride(), y.stride()), x.dtype, problem[5:])
+    scales = len(problem.kernel_weights)
+    value = Value(
+        like.new_empty((*batch, n, v.shape[-1])) if wanted.product else None,
+        like.new_empty((*batch, n, d)) if wanted.x else None,
+        like.new_empty((*batch, scales)) if wanted.variance else None,
+    )
+    given = addresses((x, y, u, v, variance))
+    _native.kernel_product_fwd(plan, given, addresses(value), torch.get_num_threads())
+    return value
