@@ -10,11 +10,10 @@
 #include "cpu/mmd_kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/read.h"
+#include "cpu/tiles.h"
 #include "mmd.h"
 
 namespace cgm_fast {
-
-constexpr double kLn2 = 0.69314718055994530942;
 
 struct Tile {
   int64_t group;    // of rows, that it lies in
@@ -38,25 +37,6 @@ std::vector<Tile> make_tiles(const MmdProblem<T>& in, int64_t width) {
     }
   }
   return tiles;
-}
-
-// A block's slopes, a tile's panel and its sums stay in the first two levels of cache, and every
-// thread gets a few tiles.
-inline int64_t tile_width(int64_t d, int64_t rows, int threads) {
-  const int64_t by_cache = 49152 / d, by_thread = threads > 1 ? rows / (2 * threads) : rows;
-  return std::clamp<int64_t>(std::min(by_cache, by_thread) / 64 * 64, 64, 256);
-}
-
-// In eight sums: one would wait for each addition.
-template <typename T>
-double sum_of_squares(const T* row, int64_t d) {
-  double part[8] = {}, rest = 0;
-  int64_t f = 0;
-  for (; f + 8 <= d; f += 8)
-    for (int l = 0; l < 8; ++l) part[l] += double(row[f + l]) * double(row[f + l]);
-  for (; f < d; ++f) rest += double(row[f]) * double(row[f]);
-  for (int l = 0; l < 4; ++l) part[l] += part[l + 4];
-  return ((part[0] + part[1]) + (part[2] + part[3])) + rest;
 }
 
 template <typename T>
@@ -91,10 +71,7 @@ struct Layout {
     // Slopes less 1 leave least to cancel where all pairs are within a bandwidth or so; but a row
     // far from all others would be left with the rounding of 1 - 1.
     shifted = in.kernel == Kernel::gaussian && largest * widest < 1.5;
-    // |a|^2 + |b|^2 - 2ab loses what |a|^2 has over the distance, the more so the more features are
-    // added up: not where the data is wide, nor where so few features cost no more as differences.
-    const double loss = 2 + 0.5 * std::sqrt(double(std::min<int64_t>(in.d, kFeaturesAtOnce)));
-    differences = largest * widest * loss > 16 || in.d <= 4 || in.kernel != Kernel::gaussian;
+    differences = by_differences(largest * widest, in.d) || in.kernel != Kernel::gaussian;
     several = in.scales > 1 || in.kernel_weights[0] != 1.0;
     scale = std::sqrt(1 / (2 * kLn2 * h[0])) * (differences ? 1.0 : std::sqrt(2.0));
     finish();
@@ -209,18 +186,11 @@ struct Layout {
       for (int64_t f = 0; f < d; ++f) of_row[f] = own * row[f];
       of_row[d] = own;
     }
-    transpose(rows.data, tile, panels.data);
-    if (given) transpose(own_weighted.data, tile, own_weighted_panels.data);
-  }
-
-  // A tile of row-major `from` as a panel: a line of cache at a time.
-  void transpose(const T* from, const Tile& tile, T* to) const {
-    for (int64_t lane = 0; lane < tile.columns; lane += kTileAlign) {
-      const T* row = from + (tile.start + lane) * features;
-      T* panel = to + tile.start * in.d + lane;
-      for (int64_t f = 0; f < in.d; ++f, panel += tile.columns)
-        for (int l = 0; l < kTileAlign; ++l) panel[l] = row[l * features + f];
-    }
+    const int64_t at = tile.start * features, of_panel = tile.start * d;
+    transpose(rows.data + at, tile.columns, features, d, panels.data + of_panel);
+    if (given)
+      transpose(own_weighted.data + at, tile.columns, features, d,
+                own_weighted_panels.data + of_panel);
   }
 };
 
