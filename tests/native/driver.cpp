@@ -3,6 +3,7 @@
 //   driver [SEEDS]       every check; a line for each failure, and exit status 1
 //   driver mmd SEED      one check of mmd, and of its Hessian-vector product
 //   driver margin SEED   one check of prototype_margin
+//   driver product SEED  one check of kernel_product
 //   driver count [NAME]  the cases whose instructions are counted, or one: see instructions.py
 //
 // A seed stands for a problem: shapes, dtypes, strides and options are drawn from it.
@@ -27,6 +28,7 @@
 #include "cpu/isa.h"
 #include "margin_problem.h"
 #include "mmd_problem.h"
+#include "product_problem.h"
 
 int check_cgm_loss();  // check_cgm_loss.cpp
 
@@ -173,6 +175,57 @@ void check_margin(uint64_t seed) {
 
 // --- threads
 
+template <typename T>
+void check_product(const ProductOptions& options, Random& random) {
+  const Product<T> problem(options, random);
+  std::vector<ExactProduct> exact;
+  for (int64_t b = 0; b < options.batch; ++b) exact.push_back(problem.exact(b));
+  check_threads([&] { return ProductResult<T>(problem); }, exact);
+}
+
+void check_product(uint64_t seed) {
+  now_checking = "product " + std::to_string(seed);
+  Random random{seed + 1000000};
+  ProductOptions o;
+  const bool wide = random.chance(0.3), many = random.chance(0.1);
+  o.d = wide ? random.pick({64, 300, 600}) : random.pick({1, 2, 3, 10, 31, 32, 33});
+  o.p = random.pick({1, 1, 2, 7, 31, 32, 33, wide ? 600 : 5});
+  const auto rows = [&] { return random.pick({1, 2, 5, 15, 16, 17, 64, 65, wide ? 40 : 300}); };
+  o.n = many ? random.pick({1, 20}) : rows();
+  o.m = many ? 5000 : rows();  // few rows: the columns are shared
+  if (many) o.d = o.p = 3;
+  o.batch = o.n * o.m * (o.d + o.p) > 100000 ? 1 : random.pick({1, 2, 3, 7});
+  o.scales = random.pick({1, 1, 2, 5});
+  const bool single = random.chance(0.7);
+  o.dtype = random.pick(
+      {Dtype::float16, Dtype::bfloat16, Dtype::float32, single ? Dtype::float32 : Dtype::float64});
+  if (!single) o.dtype = Dtype::float64;
+  const auto strides = [&] {
+    return random.pick({Strides::contiguous, Strides::padded, Strides::spread, Strides::transposed,
+                        Strides::same_items});
+  };
+  o.x_strides = strides();
+  o.y_strides = strides();
+  o.kernel =
+      random.pick({Kernel::gaussian, Kernel::gaussian, Kernel::laplacian, Kernel::matern32,
+                   Kernel::matern52, Kernel::rational_quadratic, Kernel::imq, Kernel::energy});
+  o.variance = random.chance(0.4);
+  o.width = random.pick({0.01, 1.0, 30.0});
+  o.offset = random.pick({0.0, 0.0, o.dtype < Dtype::float32 ? 2.0 : 100.0});
+  o.of_x = random.chance(0.6);
+  o.of_variance = random.chance(0.4);
+  o.of_product = random.chance(0.7) || !(o.of_x || o.of_variance);
+  char text[200];
+  std::snprintf(text, sizeof text,
+                " (%d %d %d %d, batch %d, scales %d, kernel %d, width %g, dtype %d, strides %d %d, "
+                "wanted %d %d %d)",
+                int(o.n), int(o.m), int(o.d), int(o.p), int(o.batch), int(o.scales), int(o.kernel),
+                o.width, int(o.dtype), int(o.x_strides), int(o.y_strides), int(o.of_product),
+                int(o.of_x), int(o.of_variance));
+  now_checking += text;
+  single ? check_product<float>(o, random) : check_product<double>(o, random);
+}
+
 struct Everything {  // one of each call, with work for several threads
   Everything()
       : random{3}, mmd(options(), random), margin(3000, 100, 31, true, false, true, true, random) {}
@@ -277,6 +330,15 @@ bool count(const char* wanted) {
     MarginResult<float> result(problem, true, true);
     run(name, [&] { result.compute_first(1); });
   };
+  const auto product = [&](const char* name, int64_t rows, int64_t d, int64_t p, bool of_x) {
+    if (wanted && std::strcmp(name, wanted) != 0) return;
+    Random random{1};
+    ProductOptions o{1, rows, rows, d, p, 1};
+    o.of_x = of_x;
+    const Product<float> problem(o, random);
+    ProductResult<float> result(problem);
+    run(name, [&] { result.compute(1); });
+  };
 #ifdef __clang__
   std::printf("clang %d %s\n", __clang_major__, isa_name(isa()));
 #else
@@ -289,6 +351,8 @@ bool count(const char* wanted) {
   mmd("mmd-256x10-float64", 256, 10, 1, 0.0, false);
   mmd("mmd-256x10-bandwidths5", 256, 10, 5, 0.0f, false);
   mmd("mmd-hvp-128x10", 128, 10, 1, 0.0f, true);
+  product("product-512x10x1", 512, 10, 1, false);
+  product("product-256x64x64-of-x", 256, 64, 64, true);
   margin("margin-64x10x10", 64, 10, 10);
   margin("margin-1024x100x64", 1024, 100, 64);
   margin("margin-256x1000x10", 256, 1000, 10);
@@ -315,16 +379,19 @@ int main(int count_of_arguments, char** arguments) {
     check_mmd(std::strtoull(which, nullptr, 10));
   } else if (what == "margin" && which) {
     check_margin(std::strtoull(which, nullptr, 10));
+  } else if (what == "product" && which) {
+    check_product(std::strtoull(which, nullptr, 10));
   } else if (seeds > 0) {
     for (uint64_t seed = 0; seed < seeds; ++seed) check_mmd(seed);
     for (uint64_t seed = 0; seed < seeds / 2; ++seed) check_margin(seed);
+    for (uint64_t seed = 0; seed < seeds; ++seed) check_product(seed);
     check_large_mmd();
     check_nan();
     failures += check_cgm_loss();
     check_concurrent_calls();
     check_fork();
   } else {
-    std::printf("usage: driver [SEEDS | mmd SEED | margin SEED | count [NAME]]\n");
+    std::printf("usage: driver [SEEDS | mmd SEED | margin SEED | product SEED | count [NAME]]\n");
     return 2;
   }
   std::printf("%s: %d failures\n", isa_name(isa()), failures);
