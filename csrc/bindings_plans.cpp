@@ -100,8 +100,9 @@ void bind_plans(py::module_& module) {
            arg("margin_weight"), arg("variances"), arg("kernel_weights"), arg("kernel"),
            arg("detach_prior"));
   module.attr("fields") = fields_by_op(fields());
-  py::list kernels;
-  for (const KernelName& known : kKernelNames) kernels.append(known.name);
+  py::dict kernels;  // by name, whether they vanish and have a kink
+  for (const KernelName& known : kKernelNames)
+    kernels[known.name] = py::make_tuple(vanishes(known.kernel), has_kink(known.kernel));
   module.attr("kernels") = kernels;
 }
 
