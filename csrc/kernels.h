@@ -9,7 +9,15 @@
 
 namespace cgm_fast {
 
-enum class Kernel { gaussian, laplacian, matern32, matern52, rational_quadratic, imq, energy };
+enum class Kernel {
+  gaussian,
+  laplacian,
+  matern32,
+  matern52,
+  rational_quadratic,
+  imq,
+  energy,
+};
 
 // Whether k has a kink where rows coincide: then these have to be at distance 0, exactly.
 CGM_HOST_DEVICE constexpr bool has_kink(Kernel kernel) {
