@@ -123,8 +123,9 @@ void bind_plans(py::module_& module) {
            arg("d"), arg("values"), arg("dtype"), arg("x_strides"), arg("y_strides"),
            arg("float64"), arg("variances"), arg("kernel_weights"), arg("kernel"));
   module.attr("fields") = fields_by_op(fields());
-  py::list kernels;
-  for (const KernelName& known : kKernelNames) kernels.append(known.name);
+  py::dict kernels;  // by name, whether they vanish and have a kink
+  for (const KernelName& known : kKernelNames)
+    kernels[known.name] = py::make_tuple(vanishes(known.kernel), has_kink(known.kernel));
   module.attr("kernels") = kernels;
 }
 

@@ -5,11 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define CGM_HOST_DEVICE __host__ __device__
-#else
-#define CGM_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace cgm_fast {
 

@@ -5,14 +5,27 @@
 #include <stdexcept>
 #include <string>
 
+#include "host_device.h"
+
 namespace cgm_fast {
 
-enum class Kernel { gaussian, laplacian, matern32, matern52, rational_quadratic, imq, energy };
+enum class Kernel {
+  gaussian,
+  laplacian,
+  matern32,
+  matern52,
+  rational_quadratic,
+  imq,
+  energy,
+};
 
 // Whether k has a kink where rows coincide: then these have to be at distance 0, exactly.
-constexpr bool has_kink(Kernel kernel) {
+CGM_HOST_DEVICE constexpr bool has_kink(Kernel kernel) {
   return kernel == Kernel::laplacian || kernel == Kernel::energy;
 }
+
+// Whether phi goes to 0. Of one that does not phi(0) is never added back: all pairs are near.
+CGM_HOST_DEVICE constexpr bool vanishes(Kernel kernel) { return kernel != Kernel::energy; }
 
 struct KernelName {
   const char* name;

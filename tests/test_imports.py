@@ -281,6 +281,46 @@ def test_a_module_without_a_layer_is_noticed():
         layer_of("cgm_fast.novelty")
 
 
+# Functions whose options users name; each has a default.
+PUBLIC = {"mmd", "cgm_loss"}
+TRITON = {"kernel", "triton.jit"}  # decorators
+
+
+def long_signatures(tree):
+    """Functions of more than eight parameters that are not Triton's, which take pointers."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            given, marks = node.args, getattr(node, "decorator_list", ())
+            every = (*given.posonlyargs, *given.args, *given.kwonlyargs)
+            if len(every) > 8 and TRITON.isdisjoint(map(ast.unparse, marks)):
+                yield getattr(node, "name", "lambda")
+
+
+def test_signatures_of_the_ops_have_eight_parameters_at_most():
+    """What belongs together goes by name, in a record (ops/records.py)."""
+    found = [
+        f"{module}.{name}"
+        for module, path in MODULES.items()
+        if module.startswith("cgm_fast.ops.")
+        for name in long_signatures(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert sorted(found) == [f"cgm_fast.ops.{name}.api.{name}" for name in sorted(PUBLIC)]
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def f(a, b, c, d, /, e, f, *, g, h): ...", []),
+        ("def f(a, b, c, d, /, e, f, *, g, h, i): ...", ["f"]),
+        ("class A:\n    async def f(self, a, b, c, d, e, f, g, h): ...", ["f"]),
+        ("lambda a, b, c, d, e, f, g, h, i: 0", ["lambda"]),
+        ("@triton.jit\ndef f(a, b, c, d, e, f, g, h, i): ...", []),
+    ],
+)
+def test_a_long_signature_is_noticed(code, found):
+    assert list(long_signatures(ast.parse(code))) == found
+
+
 def includes(path):
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', path.read_text(encoding="utf-8"), re.M)
 

@@ -34,8 +34,7 @@ class Op:
     """`cgm_fast::<op>_<step>`, run by whichever implementation is chosen on real tensors.
 
     Args:
-        op: "mmd", "prototype_margin", "cgm_loss" or "kernel_product".
-        step: "fwd" or "hvp": the function of an implementation that runs it.
+        name: The op, then "_fwd" or "_hvp", the function of an implementation that runs it.
         records: What it takes: a problem, and what else there is (records.py).
         results: A NamedTuple of tensors.
         fake: Shapes and dtypes of the results, of the records.
@@ -48,8 +47,7 @@ class Op:
 
     def __init__(
         self,
-        op: str,
-        step: str,
+        name: str,
         records: tuple[Record, ...],
         results: Record,
         fake: Callable[..., Any],
@@ -57,8 +55,8 @@ class Op:
         check: Callable[..., None] | None = None,
         vectors: bool = False,
     ) -> None:
-        self.op, self.step, self.records, self.results = op, step, records, results
-        self.name = f"{op}_{step}"
+        self.name, self.records, self.results = name, records, results
+        self.op, _, self.step = name.rpartition("_")
         self.finish, self.check = finish, check
         # Tensors that a plain call looks at; nothing but vectors comes in the form that
         # `legacy_batch` finds.

@@ -16,8 +16,9 @@ struct OfExponent {
     const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
     const Vec<T> t = at_least(at_least(e, -largest) * T(-0.69314718055994530942), Vec<T>{});
     const Radial<T> k = Family::template at<T>(t);
-    const auto near = near_lanes(Family::kVanishes ? k.less + k.less : Vec<T>{});
-    value = Family::kVanishes ? select(near, k.less, k.whole) : k.less;
+    constexpr bool kVanishes = vanishes(Family::kKernel);
+    const auto near = near_lanes(kVanishes ? k.less + k.less : Vec<T>{});
+    value = kVanishes ? select(near, k.less, k.whole) : k.less;
     slope = k.slope;
     return near;
   }
@@ -77,7 +78,8 @@ template <typename T>
 void visit(const MmdVisit<T>& v) {
   with_family(v.kernel, [&](auto family) {
     // The Gaussian has a kernel of its own (mmd_kernel.cpp).
-    if constexpr (!decltype(family)::kGaussian) all_weights<OfExponent<decltype(family)>, T>(v);
+    using Family = decltype(family);
+    if constexpr (Family::kKernel != Kernel::gaussian) all_weights<OfExponent<Family>, T>(v);
   });
   if (v.with_rows) all_rows(v);
   if (v.with_columns) all_columns(v);

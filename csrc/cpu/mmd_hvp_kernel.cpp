@@ -91,7 +91,8 @@ template <typename T>
 void pairs(const HvpVisit<T>& v) {
   with_family(v.kernel, [&](auto family) {
     // Where there is a kink there is no second derivative: callers have refused.
-    if constexpr (!decltype(family)::kKink) pairs_of_family<decltype(family), T>(v);
+    using Family = decltype(family);
+    if constexpr (!has_kink(Family::kKernel)) pairs_of_family<Family, T>(v);
   });
 }
 

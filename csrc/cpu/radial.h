@@ -39,7 +39,7 @@ constexpr T kSmall = sizeof(T) == 4 ? T(0.3) : T(0.01);
 
 // exp(-t)
 struct GaussianOfT {
-  static constexpr bool kVanishes = true, kKink = false, kGaussian = true;
+  static constexpr Kernel kKernel = Kernel::gaussian;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
@@ -51,7 +51,7 @@ struct GaussianOfT {
 
 // exp(-r / sigma)
 struct Laplacian {
-  static constexpr bool kVanishes = true, kKink = true, kGaussian = false;
+  static constexpr Kernel kKernel = Kernel::laplacian;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
@@ -65,7 +65,7 @@ struct Laplacian {
 
 // (1 + s) exp(-s), s = sqrt(3) r / sigma
 struct Matern32 {
-  static constexpr bool kVanishes = true, kKink = false, kGaussian = false;
+  static constexpr Kernel kKernel = Kernel::matern32;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
@@ -84,7 +84,7 @@ struct Matern32 {
 
 // (1 + s + s^2 / 3) exp(-s), s = sqrt(5) r / sigma
 struct Matern52 {
-  static constexpr bool kVanishes = true, kKink = false, kGaussian = false;
+  static constexpr Kernel kKernel = Kernel::matern52;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
@@ -104,7 +104,7 @@ struct Matern52 {
 
 // 1 / (1 + t)
 struct RationalQuadratic {
-  static constexpr bool kVanishes = true, kKink = false, kGaussian = false;
+  static constexpr Kernel kKernel = Kernel::rational_quadratic;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
@@ -118,7 +118,7 @@ struct RationalQuadratic {
 
 // 1 / sqrt(1 + 2 t)
 struct InverseMultiquadric {
-  static constexpr bool kVanishes = true, kKink = false, kGaussian = false;
+  static constexpr Kernel kKernel = Kernel::imq;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
@@ -133,7 +133,7 @@ struct InverseMultiquadric {
 
 // -r / sigma
 struct Energy {
-  static constexpr bool kVanishes = false, kKink = true, kGaussian = false;
+  static constexpr Kernel kKernel = Kernel::energy;
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;

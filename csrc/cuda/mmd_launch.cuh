@@ -67,7 +67,7 @@ void mmd_fwd_cuda(const MmdProblem<T>& in, const MmdValue<T>& out, const MmdDevi
 template <typename T>
 void mmd_hvp_cuda(const MmdProblem<T>& in, const MmdTangent<T>& tangent, const MmdProduct<T>& out,
                   const MmdDevice<T>& device) {
-  if (in.kernel == Kernel::laplacian || in.kernel == Kernel::energy) {
+  if (has_kink(in.kernel)) {
     throw std::invalid_argument("this kernel has no second derivative where rows coincide");
   }
   cuda::launch<cuda::HvpMemory<T>, cuda::HvpTail<T>>(

@@ -35,7 +35,7 @@ __device__ void kernels_of(Kernel kernel, const T (&u)[kPairs], const Scale<T>* 
     kernels_at(e, scales, count, near_from, value, slope, near);
   } else {
     static_assert(kPairs == 1);  // kernels are too long for a copy for each pair
-    const bool all_near = near_from != -1 || kernel == Kernel::energy;
+    const bool all_near = near_from != -1 || !vanishes(kernel);
     value[0] = slope[0] = near[0] = 0;
 #pragma unroll 1
     for (int64_t s = 0; s < count; ++s) {

@@ -88,6 +88,8 @@ template <bool kGaussian, typename T>
 __device__ Radial<T> radial(Kernel kernel, T t) {
   if constexpr (kGaussian) return gaussian(t);
   switch (kernel) {
+    case Kernel::gaussian:
+      break;
     case Kernel::laplacian:
       return laplacian(t);
     case Kernel::matern32:
@@ -100,9 +102,8 @@ __device__ Radial<T> radial(Kernel kernel, T t) {
       return imq(t);
     case Kernel::energy:
       return energy(t);
-    default:
-      return gaussian(t);
   }
+  return gaussian(t);
 }
 
 // t = u / 2h that stays finite, so that what has vanished is not made a NaN by a product; NaNs

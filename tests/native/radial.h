@@ -38,11 +38,12 @@ inline Radial radial(Kernel kernel, Dual t) {
       const Dual inverse = Dual{1, 0} / (1 + 2 * t), whole = sqrt(inverse);
       return {-2 * (t * inverse) / (1 + whole), whole * inverse};
     }
-    default: {
+    case Kernel::energy: {
       const Dual s = sqrt(2 * t);
       return {-1 * s, over(Dual{1, 0}, s)};
     }
   }
+  return {};
 }
 
 // phi(0).

@@ -22,7 +22,7 @@ from cgm_fast.ops.checks import (
     check_number,
     compute_dtype,
 )
-from cgm_fast.ops.mmd.api import KERNEL_AGGS, resolve_variances, takes_bandwidth
+from cgm_fast.ops.mmd.api import kernel_weights, resolve_variances, takes_bandwidth
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, check_labels, check_prototypes
 from cgm_fast.ops.watching import differentiates_itself
 
@@ -101,10 +101,10 @@ def cgm_loss(
         raise TypeError(f"bandwidth must be {takes_bandwidth(tensors=False)} here, got a tensor")
     b, d = r.shape
     variances = resolve_variances(bandwidth, d, r.dtype)
-    scalars, kernel_weights = cached(
-        _constants, sigma2, prior_sigma2, mmd_weight, margin_weight, margin, kernel_agg, negatives,
-        len(variances), g.shape[0],
-    )  # fmt: skip
+    weights = kernel_weights(kernel_agg, len(variances))
+    scalars = cached(
+        _scalars, sigma2, prior_sigma2, mmd_weight, margin_weight, margin, negatives, g.shape[0]
+    )
     if noise is None:
         # torch.compile takes no generator, not even None, where a size is a symbol.
         source: dict[str, Any] = {} if generator is None else {"generator": generator}
@@ -121,7 +121,7 @@ def cgm_loss(
         for name, value in (("r", r), ("g", g), ("noise", noise)):
             check_all_finite(name, value)
     inputs = (r, g, labels, noise)
-    static = (*scalars, variances, kernel_weights, "gaussian", detach_prior)
+    static = (*scalars, variances, weights, "gaussian", detach_prior)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
         loss, terms, assignment, z = CGMLoss.apply(static, backend, None, *inputs)
     else:
@@ -131,18 +131,16 @@ def cgm_loss(
 
 
 @functools.lru_cache(maxsize=1024, typed=True)
-def _constants(
+def _scalars(
     sigma2: float,
     prior_sigma2: float | None,
     mmd_weight: float,
     margin_weight: float,
     margin: float,
-    kernel_agg: str,
     negatives: str,
-    scales: int,
     k: int,
-) -> tuple[tuple[float, float, float, float, float, float], tuple[float, ...]]:
-    """σ, τ, λ, β, m and the weight of a negative, checked; the weights of the bandwidths."""
+) -> tuple[float, float, float, float, float, float]:
+    """σ, τ, λ, β, m and the weight of a negative of k − 1, checked."""
     sigma2 = check_number("sigma2", sigma2, at_least=0)
     if prior_sigma2 is None:
         prior_sigma2 = sigma2
@@ -150,8 +148,7 @@ def _constants(
     mmd_weight = check_number("mmd_weight", mmd_weight, at_least=0)
     margin_weight = check_number("margin_weight", margin_weight, at_least=0)
     margin = check_number("margin", margin, at_least=0)
-    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     check_choice("negatives", negatives, NEGATIVES)
     negative = 1.0 if negatives == "sum" else 1.0 / (k - 1)
-    scalars = math.sqrt(sigma2), math.sqrt(prior_sigma2), mmd_weight, margin_weight, margin
-    return (*scalars, negative), (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
+    sigma, prior_sigma = math.sqrt(sigma2), math.sqrt(prior_sigma2)
+    return sigma, prior_sigma, mmd_weight, margin_weight, margin, negative

@@ -32,5 +32,5 @@ def _not_negative(value: Value, problem: Problem) -> None:
     value.terms.relu_()
 
 
-cgm_loss_fwd = Op("cgm_loss", "fwd", (Problem, Wanted), Value, _value_fake, _not_negative)
-cgm_loss_hvp = Op("cgm_loss", "hvp", (Problem, Tangent, Wanted), Product, _product_fake)
+cgm_loss_fwd = Op("cgm_loss_fwd", (Problem, Wanted), Value, _value_fake, _not_negative)
+cgm_loss_hvp = Op("cgm_loss_hvp", (Problem, Tangent, Wanted), Product, _product_fake)

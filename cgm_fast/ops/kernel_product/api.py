@@ -20,11 +20,11 @@ from cgm_fast.ops.kernel_product.autograd import differentiable
 from cgm_fast.ops.kernel_product.ops import kernel_product_fwd
 from cgm_fast.ops.kernel_product.problem import Problem, Wanted
 from cgm_fast.ops.mmd.api import (
-    KERNEL_AGGS,
     KERNELS,
     Bandwidth,
     as_numbers,
     check_samples,
+    kernel_weights,
     resolve_variances,
     tensor_variance,
 )
@@ -112,12 +112,10 @@ def _static(
 ) -> tuple[Any, ...]:
     """A problem's fields behind its tensors."""
     check_choice("kernel", kernel, KERNELS)
-    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
     if kernel == "energy" and bandwidth == "paper":
         bandwidth = 1.0
     variances = resolve_variances(bandwidth, d, dtype)
-    scales = len(variances)
-    return variances, (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales, kernel
+    return variances, kernel_weights(kernel_agg, len(variances)), kernel
 
 
 def _check_values(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, bool]:

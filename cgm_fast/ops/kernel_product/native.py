@@ -15,16 +15,15 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     x, y, u, v, variance = problem[:5]
     dtype, like = compute_like(x)
     check_address(x, y, v)
-    u, v, variance = (plain(value, dtype) for value in (u, v, variance))
-    assert v is not None
     *batch, n, d = x.shape
-    plan = plan_of(_native, (x.shape, v.shape), (x.stride(), y.stride()), x.dtype, problem[5:])
+    shapes, strides = (x.shape, v.shape), (x.stride(), y.stride())
+    plan = plan_of(_native, shapes, strides, x.dtype, problem[5:])
     scales = len(problem.kernel_weights)
     value = Value(
         like.new_empty((*batch, n, v.shape[-1])) if wanted.product else None,
         like.new_empty((*batch, n, d)) if wanted.x else None,
         like.new_empty((*batch, scales)) if wanted.variance else None,
     )
-    given = addresses((x, y, u, v, variance))
-    _native.kernel_product_fwd(plan, given, addresses(value), torch.get_num_threads())
+    held = x, y, *(plain(value, dtype) for value in (u, v, variance))  # until the call is over
+    _native.kernel_product_fwd(plan, addresses(held), addresses(value), torch.get_num_threads())
     return value

@@ -19,4 +19,4 @@ def _fake(problem: Problem, wanted: Wanted) -> Value:
     )
 
 
-kernel_product_fwd = Op("kernel_product", "fwd", (Problem, Wanted), Value, _fake, vectors=True)
+kernel_product_fwd = Op("kernel_product_fwd", (Problem, Wanted), Value, _fake, vectors=True)

@@ -120,10 +120,10 @@ def mmd(
         if isinstance(bandwidth, Tensor):
             variance = tensor_variance(bandwidth, x)
             bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
+    equal = x_weights is None, y_weights is None
     static, seen = cached(
-        _static, bandwidth, d, x.dtype, kernel, estimator, kernel_agg, n, m,
-        x_weights is None, y_weights is None,
-    )  # fmt: skip
+        _static, bandwidth, kernel, estimator, kernel_agg, (n, m), equal, d, x.dtype
+    )
     if variance is None and seen is not None and seen.due():
         warn_if_blind(x, y, static[VARIANCES], seen)
     weights = relation = difference = None
@@ -166,20 +166,17 @@ VARIANCES, KERNEL_WEIGHTS = 2, 3
 @functools.lru_cache(maxsize=1024, typed=True)
 def _static(
     bandwidth: str | float | tuple[float, ...],
-    d: int,
-    dtype: torch.dtype,
     kernel: str,
     estimator: str,
     kernel_agg: str,
-    n: int,
-    m: int,
-    equal_x: bool,
-    equal_y: bool,
+    sizes: tuple[int, int],
+    equal: tuple[bool, bool],
+    d: int,
+    dtype: torch.dtype,
 ) -> tuple[tuple[Any, ...], Seen | None]:
     """A problem's fields behind its tensors, and how often the bandwidth has been met.
 
-    Γ of rows that weigh 1, or of given weights (README.md): w_i w_j Γ[g_i, g_j] is the estimator's
-    coefficient. The unbiased one leaves out i = j and divides by what remains.
+    Of the two samples, with `sizes` rows, those that are `equal` have no weights of their own.
     """
     if isinstance(bandwidth, (float, int)):
         check_number("bandwidth", bandwidth, above=0)
@@ -187,27 +184,43 @@ def _static(
     if kernel == "energy" and bandwidth == "paper":
         bandwidth = 1.0
     variances = cached(_variances, bandwidth, d, dtype)
-    scales = len(variances)
     check_choice("estimator", estimator, ESTIMATORS)
-    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
-    kernel_weights = (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
+    weights = kernel_weights(kernel_agg, len(variances))
     seen = None
     if kernel == "gaussian" and not is_compiling():
         seen = seen_before(variances, d)
+    relations = _relations(estimator, sizes, equal)
+    nonnegative = estimator == "biased" and all(equal)
+    if torch.jit.is_tracing():  # where sizes are tensors
+        sizes = int(sizes[0]), int(sizes[1])
+    return (sizes, relations, variances, weights, kernel, nonnegative), seen
+
+
+def _relations(
+    estimator: str, sizes: tuple[int, int], equal: tuple[bool, bool]
+) -> tuple[float, float, float, float]:
+    """Γ of rows that weigh 1, or of given weights (README.md).
+
+    w_i w_j Γ[g_i, g_j] is the estimator's coefficient. The unbiased one leaves out i = j and
+    divides by what remains.
+    """
+    n, m = sizes
     biased = estimator == "biased"
     if not biased and (n < 2 or m < 2):
         raise ValueError(f"estimator='unbiased' needs n and m of at least 2, got n={n}, m={m}")
-    x_scale, y_scale = 1.0 / n if equal_x else 1.0, 1.0 / m if equal_y else 1.0
-    relations = (
-        x_scale * x_scale if biased or not equal_x else 1.0 / (n * (n - 1)),
+    x_scale, y_scale = 1.0 / n if equal[0] else 1.0, 1.0 / m if equal[1] else 1.0
+    return (
+        x_scale * x_scale if biased or not equal[0] else 1.0 / (n * (n - 1)),
         -x_scale * y_scale,
         -x_scale * y_scale,
-        y_scale * y_scale if biased or not equal_y else 1.0 / (m * (m - 1)),
+        y_scale * y_scale if biased or not equal[1] else 1.0 / (m * (m - 1)),
     )
-    nonnegative = biased and equal_x and equal_y
-    if torch.jit.is_tracing():  # where sizes are tensors
-        n, m = int(n), int(m)
-    return ((n, m), relations, variances, kernel_weights, kernel, nonnegative), seen
+
+
+def kernel_weights(kernel_agg: str, scales: int) -> tuple[float, ...]:
+    """ω [s], what each of several bandwidths' kernels weighs."""
+    check_choice("kernel_agg", kernel_agg, KERNEL_AGGS)
+    return (1.0 / scales if kernel_agg == "mean" else 1.0,) * scales
 
 
 def check_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def _twice_differentiable(problem: Problem) -> None:
         )
 
 
-mmd_fwd = Op("mmd", "fwd", (Problem, Wanted), Value, _value_fake, _not_negative)
+mmd_fwd = Op("mmd_fwd", (Problem, Wanted), Value, _value_fake, _not_negative)
 mmd_hvp = Op(
-    "mmd", "hvp", (Problem, Tangent, Wanted), Product, _product_fake, check=_twice_differentiable
+    "mmd_hvp", (Problem, Tangent, Wanted), Product, _product_fake, check=_twice_differentiable
 )

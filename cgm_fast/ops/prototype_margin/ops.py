@@ -25,7 +25,7 @@ def _product_fake(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product
     return Product(r.new_empty(r.shape, dtype=dtype), r.new_empty(g.shape, dtype=dtype))
 
 
-prototype_margin_fwd = Op("prototype_margin", "fwd", (Problem, Wanted), Value, _value_fake)
+prototype_margin_fwd = Op("prototype_margin_fwd", (Problem, Wanted), Value, _value_fake)
 prototype_margin_hvp = Op(
-    "prototype_margin", "hvp", (Problem, Tangent, Wanted), Product, _product_fake
+    "prototype_margin_hvp", (Problem, Tangent, Wanted), Product, _product_fake
 )
