@@ -48,7 +48,8 @@ struct KernelProductDevice {
   double* partials;    // where splits > 1: [batch, row blocks, splits, 64 (values + d)] of wanted
                        // outputs
   double* parts;       // [batch, row blocks, splits, scales], where `variance` is wanted
-  unsigned* counters;  // [batch * row blocks + batch], zeros, and zeros again when the call is done
+  unsigned* counters;  // [batch], and [batch, row blocks] where splits > 1: zeros, and zeros again
+                       // when the call is done
   void* stream;        // cudaStream_t
 };
 

@@ -11,9 +11,10 @@
 // take 3 wavefronts of shared memory for 16 pairs, and 8 clocks (4 where nothing is subtracted) of
 // the multiprocessor's 128 lanes. Of narrow outputs threads share the columns ("slices").
 //
-// A pair takes 2d operations for its distance, 15 for its kernel, p for the product (at least 4),
-// and p + 2d for the gradient: distances and kernels are found once, whatever is wanted. What is
-// read of columns is (d + p) numbers for 64 rows, from L2.
+// A pair takes 2d operations for its distance, some 20 for its kernel, p for the product, and p +
+// 2d for the gradient (outputs by fours): distances and kernels are found once, whatever is wanted.
+// Of a column d + p numbers are read for 64 rows, from L2, once or (of the gradient, d and p again)
+// twice.
 //
 // Rounding: a thread's sums are of 256 columns at most, and then are added to compensated ones,
 // which wait in global memory at the thread's own place. They are met once in 256 columns if
@@ -262,7 +263,7 @@ struct ProductPass {
     const int64_t left = in.rows - first_row;
     rows_here = static_cast<int>(left < kProductRows ? left : kProductRows);
     held_rows = -1;
-    sync_block();  // nobody is still at the unit before
+    // Since the last barrier of the unit before nobody reads the tail.
     const T* variance = in.variance + item * call.device.variance_item;
 #pragma unroll 1
     for (int s = static_cast<int>(threadIdx.x); s < in.scales; s += kThreads) {
@@ -582,7 +583,7 @@ struct ProductPass {
     if (gradient.width > 0) {
       deliver(false, partials ? partials + int64_t{kProductRows} * product.width : nullptr);
     }
-    if (partials && last_to_finish(call.device.counters + row_unit,
+    if (partials && last_to_finish(call.device.counters + in.batch + row_unit,
                                    static_cast<unsigned>(call.device.splits))) {
       if (product.width > 0) add_splits(true);
       if (gradient.width > 0) add_splits(false);
@@ -600,12 +601,10 @@ struct ProductPass {
       for (int warp = 0; warp < kWarps; ++warp) sum += tail.of_warps[s * kWarps + warp];
       tail.parts[s] = -static_cast<double>(tail.scales[s].slope) * sum;
     }
-    sync_block();
     const Partials partials{call.device.parts + item * units_of_item * scales, units_of_item,
                             scales};
     const auto unit = static_cast<unsigned>(row_unit % row_blocks * call.device.splits + split);
-    unsigned* counter = call.device.counters + in.batch * row_blocks + item;
-    if (!partials.leave(tail.parts, unit, counter)) return;
+    if (!partials.leave(tail.parts, unit, call.device.counters + item)) return;
 #pragma unroll 1
     for (int s = 0; s < scales; ++s) {
       const double sum = partials.sum(s, memory.scratch);

@@ -70,8 +70,8 @@ def _launch(
     """What a launch is given besides; tensors to keep until it is made."""
     x, device, scales = problem.x, problem.x.device, len(problem.kernel_weights)
     dtype, like = compute_like(x)
-    row_units = (x.shape[0] if x.dim() == 3 else 1) * -(-x.shape[-2] // ROWS)
     items = x.shape[0] if x.dim() == 3 else 1
+    row_units = items * -(-x.shape[-2] // ROWS)
     grid = BLOCKS[dtype] * multiprocessors(device)
     splits = _splits(row_units, problem.y.shape[-2], grid, dtype)
     blocks = min(grid, row_units * splits)
@@ -80,8 +80,7 @@ def _launch(
     shares = row_units * splits * ROWS * sum(outputs) if splits > 1 else 0
     partials = x.new_empty(shares, dtype=torch.float64)
     parts = x.new_empty(row_units * splits * scales if of_variance else 0, dtype=torch.float64)
-    counted = (row_units if splits > 1 or of_variance else 0) + (items if of_variance else 0)
-    of_units = counters(counted, device)
+    of_units = counters(items + (row_units if splits > 1 else 0), device)
     variances = constants(problem.variances, dtype, device)
     kernel_weights = constants(problem.kernel_weights, dtype, device)
     launch = Launch(
