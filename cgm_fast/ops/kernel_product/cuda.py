@@ -41,13 +41,12 @@ class Launch(NamedTuple):
 @on_device
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """The derivatives of Q that are wanted: see `Value`."""
-    x, y, u, v, variance = problem[:5]
+    x, y = problem[:2]
     dtype, like = compute_like(x)
-    check_address(x, y, v)
-    u, v, variance = (plain(value, dtype) for value in (u, v, variance))
-    assert v is not None
+    check_address(x, y, problem.v)
+    u, v, variance = (plain(value, dtype) for value in problem[2:5])
     *batch, n, d = x.shape
-    p, scales = v.shape[-1], len(problem.kernel_weights)
+    p, scales = problem.v.shape[-1], len(problem.kernel_weights)
     value = Value(
         like.new_empty((*batch, n, p)) if wanted.product else None,
         like.new_empty((*batch, n, d)) if wanted.x else None,
@@ -56,7 +55,9 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     outputs = [p] * wanted.product + [d] * wanted.x
     launch, _workspace = _launch(problem, outputs, wanted.variance)
     kernels().kernel_product_fwd_cuda(
-        plan_of(kernels(), (x.shape, v.shape), (x.stride(), y.stride()), x.dtype, problem[5:]),
+        plan_of(
+            kernels(), (x.shape, problem.v.shape), (x.stride(), y.stride()), x.dtype, problem[5:]
+        ),
         addresses((x, y, u, v, variance)),
         addresses(value),
         launch,
@@ -93,7 +94,9 @@ def _launch(
 
 def _splits(row_units: int, columns: int, grid: int, dtype: torch.dtype) -> int:
     """Shares of the columns, so that all blocks of the grid have as much to do, nearly."""
-    most = min(columns // LEAST_COLUMNS, MOST_SHARE * grid // row_units, -(-columns // CHUNK[dtype]))
+    most = min(
+        columns // LEAST_COLUMNS, MOST_SHARE * grid // row_units, -(-columns // CHUNK[dtype])
+    )
 
     def time(splits: int) -> float:
         return -(-row_units * splits // grid) / splits
