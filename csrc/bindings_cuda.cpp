@@ -21,6 +21,10 @@ const std::vector<Fields>& launches() {
       {"cgm_loss",
        "Launch",
        {"variances", "kernel_weights", "rows", "partials", "prior", "counter", "stream"}},
+      {"kernel_product",
+       "Launch",
+       {"variances", "kernel_weights", "splits", "blocks", "sums", "partials", "parts", "counters",
+        "stream"}},
   };
   return kLaunches;
 }
@@ -30,6 +34,7 @@ struct OnCuda {
   using Mmd = Addresses<14>;
   using PrototypeMargin = Addresses<6>;
   using CgmLoss = Addresses<7>;
+  using KernelProduct = Addresses<9>;
   static constexpr const char* suffix = "_cuda";
 
   // Puts on the device what a problem has on the host.
@@ -96,6 +101,21 @@ struct OnCuda {
                       CgmLossDevice<T>{at<const T>(variances), at<const T>(kernel_weights),
                                        static_cast<int>(rows), at<double>(partials), at<T>(prior),
                                        at<unsigned>(counter), at<void>(stream)});
+  }
+
+  template <typename T>
+  static void kernel_product_fwd(KernelProductProblem<T> in, const KernelProductValue<T>& value,
+                                 const KernelProduct& given) {
+    const auto [variances, kernel_weights, splits, blocks, sums, partials, parts, counters,
+                stream] = given.of;
+    const int64_t variance_item = in.variance ? in.scales : 0;
+    if (!in.variance) in.variance = at<const T>(variances);
+    in.variances = in.kernel_weights = nullptr;
+    kernel_product_fwd_cuda(
+        in, value,
+        KernelProductDevice<T>{at<const T>(kernel_weights), variance_item, static_cast<int>(splits),
+                               static_cast<unsigned>(blocks), at<T>(sums), at<double>(partials),
+                               at<double>(parts), at<unsigned>(counters), at<void>(stream)});
   }
 };
 

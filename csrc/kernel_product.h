@@ -34,8 +34,32 @@ struct KernelProductValue {
   T* variance;  // [batch, scales]
 };
 
+// What a GPU needs besides. There all pointers of the structs above are the device's, `variance` is
+// given, and `variances` and `kernel_weights` are not read. A unit of work is 64 rows with a share
+// of the columns, of tiles of 64 (float) or 32 (double); sums are of chunks of as many outputs.
+template <typename T>
+struct KernelProductDevice {
+  const T* kernel_weights;  // [scales]
+  int64_t variance_item;    // from one batch item's variances to the next: scales, or 0
+  int splits;               // shares of the columns: no more than there are tiles
+  unsigned blocks;          // that do the units, batch * ceil(rows / 64) * splits, one by one
+  // The next three are uninitialised.
+  T* sums;             // [blocks, chunks of wanted outputs, 16, 256, 2]
+  double* partials;    // where splits > 1: [batch, row blocks, splits, 64 (values + d)] of wanted
+                       // outputs
+  double* parts;       // [batch, row blocks, splits, scales], where `variance` is wanted
+  unsigned* counters;  // [batch], and [batch, row blocks] where splits > 1: zeros, and zeros again
+                       // when the call is done
+  void* stream;        // cudaStream_t
+};
+
 template <typename T>
 void kernel_product_fwd_cpu(const KernelProductProblem<T>& in, const KernelProductValue<T>& out,
                             int threads);
+
+// One launch.
+template <typename T>
+void kernel_product_fwd_cuda(const KernelProductProblem<T>& in, const KernelProductValue<T>& out,
+                             const KernelProductDevice<T>& device);
 
 }  // namespace cgm_fast

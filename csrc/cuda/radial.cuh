@@ -106,12 +106,17 @@ __device__ Radial<T> radial(Kernel kernel, T t) {
   return gaussian(t);
 }
 
-// t = u / 2h that stays finite, so that what has vanished is not made a NaN by a product; NaNs
-// stay.
+// The same number, but finite, so that what has vanished is not made a NaN by a product; NaNs stay.
+template <typename T>
+__device__ T finite(T t) {
+  const T most = sizeof(T) == 4 ? T(1e30) : T(1e300);
+  return t > most ? most : t;
+}
+
+// t = u / 2h that stays finite.
 template <typename T>
 __device__ T scaled(T u, T variance) {
-  const T t = u * (T(0.5) / variance), most = sizeof(T) == 4 ? T(1e30) : T(1e300);
-  return t > most ? most : t;
+  return finite(u * (T(0.5) / variance));
 }
 
 }  // namespace cgm_fast::cuda

@@ -38,13 +38,17 @@ def margin(r, g, backend):
     return cgm_fast.prototype_margin(r, g, backend=backend).loss
 
 
+def product(x, y, backend):
+    return cgm_fast.kernel_product(x, y, y[:, :3], backend=backend).square().sum()
+
+
 def latent_loss(r, g, backend):
     noise = torch.randn(2, *r.shape, generator=torch.Generator("cpu").manual_seed(1)).to(r.device)
     return lambda r, g: cgm_fast.cgm_loss(r, g, noise=noise, backend=backend).loss
 
 
 def inputs(op, device="cuda", seed=0):
-    if op == "mmd":
+    if op in ("mmd", "kernel_product"):
         return samples(500, 300, 10, device=device, seed=seed)
     return prototypes(256, 20, 10, device=device, seed=seed)[:2]
 
@@ -52,11 +56,11 @@ def inputs(op, device="cuda", seed=0):
 def function(op, backend, device="cuda"):
     if op == "cgm_loss":
         return latent_loss(*inputs(op, device), backend)
-    plain = {"mmd": mmd, "prototype_margin": margin}[op]
+    plain = {"mmd": mmd, "prototype_margin": margin, "kernel_product": product}[op]
     return lambda a, b: plain(a, b, backend)
 
 
-OPS = ("mmd", "prototype_margin", "cgm_loss")
+OPS = ("mmd", "prototype_margin", "cgm_loss", "kernel_product")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -31,7 +31,7 @@ EXPECTED = {
     *(f"prototype_rows_kernel<{dtype}>" for dtype in ("float", "double")),
     *(
         f"{kernel}<{dtype}, {gaussian}>"
-        for kernel in ("mmd_wide_kernel", "mmd_hvp_kernel")
+        for kernel in ("mmd_wide_kernel", "mmd_hvp_kernel", "kernel_product_kernel")
         for dtype in ("float", "double")
         for gaussian in ("true", "false")
     ),
@@ -82,6 +82,7 @@ def test_no_kernel_spills(kernels):
 def test_two_blocks_share_a_multiprocessor_where_features_are_few(kernels):
     few = tuple(f"mmd_rows_kernel<float, {d}, false>" for d in (4, 8, 12, 16))
     few += tuple(f"mmd_tensor_kernel<{d}, " for d in (16, 32))
+    few += ("kernel_product_kernel<float, ",)
     for kernel in kernels:
         if kernel.name.startswith(few):
             assert kernel.blocks >= 2, kernel

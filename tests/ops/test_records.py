@@ -1,6 +1,7 @@
 """Problems as values: one list of fields for torch's schema, Python and C++."""
 
 import importlib
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ RECORDS = [
     for op in ("mmd", "prototype_margin", "cgm_loss")
     for record in ("Problem", "Value", "Tangent", "Product")
 ]
+RECORDS += [("kernel_product", "Problem"), ("kernel_product", "Value")]
 
 
 def record_of(op, name):
@@ -31,8 +33,13 @@ def test_a_schema_has_the_fields_by_name():
     )
 
 
-@pytest.mark.parametrize("op", ["mmd", "prototype_margin", "cgm_loss"])
-@pytest.mark.parametrize("step", ["fwd", "hvp"])
+@pytest.mark.parametrize(
+    ("op", "step"),
+    [
+        *itertools.product(("mmd", "prototype_margin", "cgm_loss"), ("fwd", "hvp")),
+        ("kernel_product", "fwd"),
+    ],
+)
 def test_torch_has_that_schema(op, step):
     registered = getattr(importlib.import_module(f"cgm_fast.ops.{op}.ops"), f"{op}_{step}")
     names = [argument.name for argument in registered.registered._schema.arguments]

@@ -41,20 +41,22 @@ def run(*command, env=None, cwd=ROOT):
 
 # The smoke test
 
+OPS = ("mmd", "prototype_margin", "cgm_loss", "kernel_product")
+
 
 def test_the_smoke_test_finds_every_case_right(tools):
     """By the reference, on the CPU; the long ones are left to a GPU."""
     cases = tools("cases")
-    every = [case for op in ("mmd", "prototype_margin", "cgm_loss") for case in cases.of(op, False)]
+    every = [case for op in OPS for case in cases.of(op, False)]
     assert len(every) >= 50
-    assert {case.op for case in every} == {"mmd", "prototype_margin", "cgm_loss"}
+    assert {case.op for case in every} == set(OPS)
     for case in every:
         if case.sizes[0] * case.sizes[1] * case.sizes[2] < 5e5:
             found = cases.check(case, "reference", "cpu", "highest")
             assert found["ok"], (str(case), found)
 
 
-@pytest.mark.parametrize("op", ["mmd", "prototype_margin", "cgm_loss"])
+@pytest.mark.parametrize("op", OPS)
 def test_the_smoke_test_finds_a_result_that_is_wrong(op, tools, monkeypatch):
     cases = tools("cases")
     case = cases.of(op, small=True)[0]
@@ -62,7 +64,9 @@ def test_the_smoke_test_finds_a_result_that_is_wrong(op, tools, monkeypatch):
 
     def wrong(*args, **options):
         result = right(*args, **options)
-        return result * 1.01 if op == "mmd" else SimpleNamespace(loss=result.loss * 1.01)
+        if isinstance(result, torch.Tensor):
+            return result * 1.01
+        return SimpleNamespace(loss=result.loss * 1.01)
 
     monkeypatch.setattr(cgm_fast, op, wrong)
     found = cases.check(case, "reference", "cpu", "highest")

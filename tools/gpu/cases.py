@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import cgm_fast
+from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.testing import (
     LAYOUTS,
     cgm_formula,
@@ -30,7 +31,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes (n, m, d for mmd, else b, k, d), dtype, order of derivatives, options of the op."""
+    """Sizes (n, m, d of samples, else b, k, d), dtype, order of derivatives, options of the op."""
 
     op: str
     sizes: tuple[int, int, int]
@@ -38,7 +39,7 @@ class Case:
     order: int = 1
     options: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
-    """Of cgm_fast.testing.samples; `layout`, `weights` and `labelled` besides."""
+    """Of cgm_fast.testing.samples; `layout`, `weights`, `values` and `labelled` besides."""
 
     def __str__(self) -> str:
         """Such as "64x64x10 f32 order=2 estimator='unbiased'"."""
@@ -67,12 +68,22 @@ def cgm_loss(b: int, k: int, d: int, kind: str = "f32", **how: Any) -> Case:
     return Case("cgm_loss", (b, k, d), kind, 1, how, inputs)
 
 
+def kernel_product(n: int, m: int, d: int, p: int, kind: str = "f32", order: int = 1,
+                   **how: Any) -> Case:  # fmt: skip
+    """A case of kernel_product with p values of a column."""
+    names = ("batch", "offset", "layout")
+    inputs = {name: how.pop(name) for name in names if name in how}
+    return Case("kernel_product", (n, m, d), kind, order, how, {"values": p, **inputs})
+
+
 # Few pairs: under a sanitizer each instruction takes a thousand times longer.
 SMALL = (
     mmd(64, 64, 10), mmd(70, 130, 20), mmd(60, 50, 100), mmd(50, 40, 10, order=2),
     mmd(64, 50, 12, bandwidth=[0.5, 1.0, 2.0]),
     margin(64, 10, 10), margin(100, 150, 20, order=2),
     cgm_loss(64, 10, 10), cgm_loss(40, 12, 70, labelled=True),
+    kernel_product(70, 130, 10, 3), kernel_product(60, 50, 70, 70),
+    kernel_product(40, 50, 6, 2, order=2, bandwidth=[1.0, 2.0], kernel="imq"),
 )  # fmt: skip
 REST = (
     mmd(1, 2, 1), mmd(1000, 900, 2), mmd(1000, 900, 10), mmd(513, 700, 33), mmd(2000, 1500, 64),
@@ -94,6 +105,14 @@ REST = (
     cgm_loss(1024, 10, 10, labelled=True), cgm_loss(1000, 100, 64), cgm_loss(2000, 10, 10),
     cgm_loss(64, 10, 10, detach_prior=True), cgm_loss(64, 10, 10, "f64"),
     cgm_loss(64, 10, 10, labelled=True), cgm_loss(1024, 100, 10),
+    # Few rows, whose columns blocks share; several chunks of outputs; more rows than blocks.
+    kernel_product(1, 1, 1, 1), kernel_product(3, 20000, 10, 1), kernel_product(300, 3000, 33, 17),
+    kernel_product(300, 200, 200, 150), kernel_product(20000, 300, 2, 1),
+    kernel_product(1000, 900, 10, 5, layout="permuted"), kernel_product(90, 80, 5, 4, batch=300),
+    kernel_product(500, 400, 20, 3, "bf16"), kernel_product(500, 400, 20, 3, "f16"),
+    kernel_product(300, 2000, 40, 40, "f64"), kernel_product(500, 400, 10, 2, offset=1e3),
+    kernel_product(200, 150, 10, 2, order=2), kernel_product(300, 200, 10, 3, kernel="laplacian"),
+    kernel_product(300, 200, 10, 3, kernel="matern52", bandwidth=[0.5, 1.0, 2.0]),
 )  # fmt: skip
 
 
@@ -132,6 +151,9 @@ def bounds(case: Case, precision: str) -> tuple[float, float, float]:
     """What the ops' READMEs allow loss, gradient and second derivatives; halves round once more."""
     fast = precision == "high" and case.kind != "f64"
     eps = torch.finfo(DTYPES[case.kind]).eps if case.kind in ("f16", "bf16") else 0.0
+    if case.op == "kernel_product":
+        loss, gradient = (2e-5, 5e-4) if fast else (2e-6, 2e-5)
+        return loss, gradient + eps, 10 * (gradient + eps)
     if case.op == "mmd":
         loss, gradient = (2e-5, 5e-4) if fast else (1e-6, 1e-5)
         if case.inputs.get("apart"):
@@ -162,6 +184,8 @@ def functions(case: Case, backend: str, device: str) -> tuple[Any, Any, Any, Ten
             (x, y),
             mmd_magnitude(x.double(), y.double(), sigma=sigma, **wide),
         )
+    if case.op == "kernel_product":
+        return product_functions(case, backend, device)
     r, g, labels = prototypes(a, b, d, dtype=dtype, device=device)
     given = labels if how.get("labelled") else None
     if case.op == "prototype_margin":
@@ -177,4 +201,32 @@ def functions(case: Case, backend: str, device: str) -> tuple[Any, Any, Any, Ten
         lambda r, g: cgm_formula(r, g, given, noise, **options)[0],
         (r, g),
         None,
+    )
+
+
+def product_functions(case: Case, backend: str, device: str) -> tuple[Any, Any, Any, Tensor]:
+    """The same of a kernel product: the sum of its entries times numbers of either sign."""
+    n, m, d = case.sizes
+    options, how, dtype = dict(case.options), dict(case.inputs), DTYPES[case.kind]
+    sigma, kernel = options.pop("bandwidth", math.sqrt(d)), options.get("kernel", "gaussian")
+    sigma = sigma if isinstance(sigma, list) else [sigma]
+    layout, p, batch = how.pop("layout", "contiguous"), how.pop("values"), how.get("batch")
+    x, y = map(LAYOUTS[layout], samples(n, m, d, dtype=dtype, device=device, **how))
+    generator, shape = torch.Generator().manual_seed(2), (batch,) if batch else ()
+    v, signs = (torch.randn(*shape, size, p, generator=generator).to(device) for size in (m, n))
+    v = v.to(dtype)
+
+    def oracle(x: Tensor, y: Tensor, v: Tensor, signs: Tensor = signs) -> Tensor:
+        squares = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+        matrix = sum(FAMILIES[kernel].radial(squares / (2 * s * s), 1)[1] for s in sigma)
+        return (matrix / len(sigma) @ v * signs).sum()
+
+    return (
+        lambda x, y, v: (
+            cgm_fast.kernel_product(x, y, v, bandwidth=sigma, backend=backend, **options).double()
+            * signs
+        ).sum(),
+        oracle,
+        (x, y, v),
+        oracle(x.double(), y.double(), v.double().abs(), signs.abs()).abs(),
     )

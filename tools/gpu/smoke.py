@@ -21,7 +21,7 @@ from typing import Any, TextIO
 sys.path.insert(0, str(Path(__file__).parent))  # left out by -P
 
 BACKENDS = ("cuda", "triton")
-OPS = ("mmd", "prototype_margin", "cgm_loss")
+OPS = ("mmd", "prototype_margin", "cgm_loss", "kernel_product")
 PRECISIONS = ("highest", "high")
 SHOWN = 20
 """Lines of failed cases that are printed; all of them are in the file."""
