@@ -12,21 +12,6 @@
 namespace cgm_fast {
 namespace {
 
-// Leaves in `w` what register blocks of a product give.
-template <typename T, bool kDifferences>
-void all_exponents(const Block<T>& block) {
-  each_register_block(block, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
-                                 int64_t end) __attribute__((always_inline)) {
-    constexpr int C = decltype(vectors)::kCount;
-    constexpr int kLanes = Simd<T>::kLanes;
-    Vec<T> e[kR][C];
-    exponents<T, C, kDifferences>(block, i, j, begin, end, e);
-    T* w = block.w + i * block.columns + j;
-    CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c)
-        store(w + r * block.columns + c * kLanes, e[r][c]);
-  });
-}
-
 // t >= 0 of an exponent. Finite, lest a vanished kernel becomes NaN.
 template <typename T>
 CGM_INLINE Vec<T> argument(Vec<T> e, T ratio) {

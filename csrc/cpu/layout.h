@@ -71,7 +71,7 @@ struct Layout {
     // Slopes less 1 leave least to cancel where all pairs are within a bandwidth or so; but a row
     // far from all others would be left with the rounding of 1 - 1.
     shifted = in.kernel == Kernel::gaussian && largest * widest < 1.5;
-    differences = by_differences(largest * widest, in.d) || in.kernel != Kernel::gaussian;
+    differences = has_kink(in.kernel) || by_differences(largest * widest, in.d);
     several = in.scales > 1 || in.kernel_weights[0] != 1.0;
     scale = std::sqrt(1 / (2 * kLn2 * h[0])) * (differences ? 1.0 : std::sqrt(2.0));
     finish();

@@ -1,6 +1,6 @@
-// The visit of mmd_kernel.cpp with other kernels than the Gaussian: the same two products, and an
-// exponent that becomes t, by plain differences, lest every family be compiled twice. Compiled once
-// per instruction set.
+// The visit of mmd_kernel.cpp with other kernels than the Gaussian: the same products. Exponents
+// wait in the first-level cache for their kernel, so that what is compiled for every family is its
+// own function. Compiled once per instruction set.
 #include "cpu/mmd_weights.h"
 #include "cpu/radial.h"
 
@@ -27,55 +27,66 @@ struct OfExponent {
   CGM_INLINE static void shifted(Vec<T>, Vec<T>&, Vec<T>&) {}  // the Gaussian's alone
 };
 
-// Step 1 for 4 rows and C vectors of columns, of one bandwidth.
-template <typename Kernel, typename T, int C>
-CGM_INLINE void weights_of_family(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
-                                  int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vec<T> e[kR][C];
-  exponents<T, C, true>(v, i, j, begin, end, e);
-  CGM_UNROLL for (int r = 0; r < kR; ++r) {
-    T* w = v.w + (i + r) * v.columns + j;
-    T* values = v.value_sums + (i + r) * kTileAlign;
-    T* slopes = v.slope_sums + (i + r) * kTileAlign;
-    T* nears = v.near_sums + (i + r) * kTileAlign;
-    T* fars = v.far_sums ? v.far_sums + (i + r) * kTileAlign : nullptr;
-    CGM_UNROLL for (int c = 0; c < C; ++c) {
-      if (end < v.d) {
-        store(w + c * kLanes, e[r][c]);
-        continue;
-      }
-      Vec<T> value, slope, weight = load(v.column_weight + j + c * kLanes);
-      leave_out_own<T>(v, i + r, j + c * kLanes, weight);
-      const auto near = Kernel::template less_one_where_near<T>(e[r][c], value, slope);
-      leave_out_own<T>(v, i + r, j + c * kLanes, slope);
-      store(values, load(values) + value * weight);
-      store(slopes, load(slopes) + slope * weight);
-      store(nears, add_where(near, load(nears), weight));
-      if (fars) store(fars, load(fars) + add_where(near, weight, -weight));
-      store(w + c * kLanes, slope);
-    }
+// Sums of a row over columns, in lanes.
+template <typename T>
+struct OfRow {
+  Vec<T> values, slopes, nears, fars;
+};
+
+// Step 1 behind the exponents, of one bandwidth: columns [begin, end) of a row, among which kOwn
+// says that its pair with itself may be.
+template <typename Kernel, typename T, bool kOwn>
+CGM_INLINE void weights_of_row(const MmdVisit<T>& v, int64_t i, int64_t begin, int64_t end,
+                               OfRow<T>& sums) {
+  T* w = v.w + i * v.columns;
+  for (int64_t j = begin; j < end; j += Simd<T>::kLanes) {
+    Vec<T> value, slope, weight = load(v.column_weight + j);
+    if (kOwn) leave_out_own<T>(v, i, j, weight);
+    const auto near = Kernel::template less_one_where_near<T>(load(w + j), value, slope);
+    if (kOwn) leave_out_own<T>(v, i, j, slope);
+    sums.values += value * weight;
+    sums.slopes += slope * weight;
+    sums.nears = add_where(near, sums.nears, weight);
+    if (v.far_sums) sums.fars += add_where(near, weight, -weight);
+    store(w + j, slope);
   }
+}
+
+// The whole row.
+template <typename Kernel, typename T>
+CGM_INLINE void weights_of_row(const MmdVisit<T>& v, int64_t i) {
+  constexpr int64_t kLanes = Simd<T>::kLanes;
+  OfRow<T> sums = {};
+  int64_t begin = 0;
+  if (v.diagonal >= 0 && v.diagonal + i < v.columns) {
+    const int64_t own = (v.diagonal + i) / kLanes * kLanes;
+    weights_of_row<Kernel, T, false>(v, i, 0, own, sums);
+    weights_of_row<Kernel, T, true>(v, i, own, begin = own + kLanes, sums);
+  }
+  weights_of_row<Kernel, T, false>(v, i, begin, v.columns, sums);
+  const auto add = [i](T* to, Vec<T> value) {
+    store(to + i * kTileAlign, load(to + i * kTileAlign) + value);
+  };
+  add(v.value_sums, sums.values);
+  add(v.slope_sums, sums.slopes);
+  add(v.near_sums, sums.nears);
+  if (v.far_sums) add(v.far_sums, sums.fars);
 }
 
 template <typename Kernel, typename T>
 void all_weights(const MmdVisit<T>& v) {
-  if (v.scaled)
-    each_register_block<1>(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
-                                  int64_t end) __attribute__((always_inline)) {
-      constexpr int C = decltype(vectors)::kCount;
-      weights_of_scales<Kernel, T, C, true, false>(v, i, j, begin, end);
-    });
-  else
-    each_register_block<2>(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin, int64_t end)
-                                  __attribute__((always_inline)) {
-                                    constexpr int C = decltype(vectors)::kCount;
-                                    weights_of_family<Kernel, T, C>(v, i, j, begin, end);
-                                  });
+  for (int64_t i = 0; i < v.rows; ++i) {
+    if (!v.scaled)
+      weights_of_row<Kernel, T>(v, i);
+    else
+      for (int64_t j = 0; j < v.columns; j += Simd<T>::kLanes)
+        weight_of_scales<Kernel, T, false>(v, i, j, load(v.w + i * v.columns + j));
+  }
 }
 
 template <typename T>
 void visit(const MmdVisit<T>& v) {
+  v.differences ? all_exponents<T, true>(v) : all_exponents<T, false>(v);
   with_family(v.kernel, [&](auto family) {
     // The Gaussian has a kernel of its own (mmd_kernel.cpp).
     using Family = decltype(family);

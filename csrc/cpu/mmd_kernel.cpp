@@ -82,6 +82,23 @@ CGM_INLINE void weights(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begi
   }
 }
 
+// The same with several bandwidths, or with derivatives in them.
+template <typename Kernel, typename T, int C, bool kDifferences, bool kShifted>
+CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
+                                  int64_t end) {
+  constexpr int kLanes = Simd<T>::kLanes;
+  Vec<T> e[kR][C];
+  exponents<T, C, kDifferences>(v, i, j, begin, end, e);
+  for (int r = 0; r < kR; ++r) {
+    for (int c = 0; c < C; ++c) {
+      if (end < v.d)
+        store(v.w + (i + r) * v.columns + j + c * kLanes, e[r][c]);
+      else
+        weight_of_scales<Kernel, T, kShifted>(v, i + r, j + c * kLanes, e[r][c]);
+    }
+  }
+}
+
 enum class Step { plain, diagonal, scaled };
 
 template <typename Kernel, typename T, bool kDifferences, Less kLess, Step kStep>

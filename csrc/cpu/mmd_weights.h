@@ -19,60 +19,48 @@ CGM_INLINE void leave_out_own(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T>
   if (v.diagonal >= 0 && lane >= 0 && lane < Simd<T>::kLanes) value[lane] = T(0);
 }
 
-// Step 1 with several bandwidths, or with derivatives in them.
-template <typename Kernel, typename T, int C, bool kDifferences, bool kShifted>
-CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, int64_t begin,
-                                  int64_t end) {
-  constexpr int kLanes = Simd<T>::kLanes;
+// A row and a vector of columns with exponents e, of several bandwidths, or with derivatives in
+// them.
+template <typename Kernel, typename T, bool kShifted>
+CGM_INLINE void weight_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T> e) {
   constexpr T kLn2 = T(0.69314718055994530942), kShift = kShifted ? T(1) : T(0);
-  Vec<T> e[kR][C];
-  exponents<T, C, kDifferences>(v, i, j, begin, end, e);
-  for (int r = 0; r < kR; ++r) {
-    T* value_sums = v.value_sums + (i + r) * kTileAlign;
-    T* slope_sums = v.slope_sums + (i + r) * kTileAlign;
-    T* w = v.w + (i + r) * v.columns + j;
-    const T a_i = v.rows_weighted[(i + r) * v.features + v.d];
-    for (int c = 0; c < C; ++c) {
-      if (end < v.d) {
-        store(w + c * kLanes, e[r][c]);
-        continue;
+  T* value_sums = v.value_sums + i * kTileAlign;
+  T* slope_sums = v.slope_sums + i * kTileAlign;
+  const T a_i = v.rows_weighted[i * v.features + v.d];
+  Vec<T> own = splat(T(1));
+  leave_out_own<T>(v, i, j, own);
+  const Vec<T> a_j = load(v.column_weight + j) * own;
+  Vec<T> values = {}, slopes = {};
+  for (int64_t s = 0; s < v.scales; ++s) {
+    const Vec<T> exponent = e * v.ratio[s];
+    Vec<T> value, slope;
+    if (kShifted) {
+      Kernel::template shifted<T>(exponent, value, slope);
+    } else {
+      const auto near = Kernel::template less_one_where_near<T>(exponent, value, slope);
+      T* nears = v.near_of_scale + s * kTileAlign;
+      const Vec<T> pair = a_i * a_j;
+      store(nears, add_where(near, load(nears), pair));
+      if (v.far_of_scale) {
+        T* fars = v.far_of_scale + s * kTileAlign;
+        store(fars, load(fars) + add_where(near, pair, -pair));
       }
-      Vec<T> own = splat(T(1));
-      leave_out_own<T>(v, i + r, j + c * kLanes, own);
-      const Vec<T> a_j = load(v.column_weight + j + c * kLanes) * own;
-      Vec<T> values = {}, slopes = {};
-      for (int64_t s = 0; s < v.scales; ++s) {
-        const Vec<T> exponent = e[r][c] * v.ratio[s];
-        Vec<T> value, slope;
-        if (kShifted) {
-          Kernel::template shifted<T>(exponent, value, slope);
-        } else {
-          const auto near = Kernel::template less_one_where_near<T>(exponent, value, slope);
-          T* nears = v.near_of_scale + s * kTileAlign;
-          const Vec<T> pair = a_i * a_j;
-          store(nears, add_where(near, load(nears), pair));
-          if (v.far_of_scale) {
-            T* fars = v.far_of_scale + s * kTileAlign;
-            store(fars, load(fars) + add_where(near, pair, -pair));
-          }
-          if (v.far_values) {
-            T* fars = v.far_values + (i + r) * kTileAlign;
-            const Vec<T> weight = v.value_weight[s] * a_j;
-            store(fars, load(fars) + add_where(near, weight, -weight));
-          }
-        }
-        values += value * v.value_weight[s];
-        slopes += slope * v.slope_weight[s];
-        if (v.with_variance) {
-          T* sums = v.variance_sums + s * kTileAlign;
-          store(sums, load(sums) + exponent * (slope + kShift) * (-kLn2 * a_i) * a_j);
-        }
+      if (v.far_values) {
+        T* fars = v.far_values + i * kTileAlign;
+        const Vec<T> weight = v.value_weight[s] * a_j;
+        store(fars, load(fars) + add_where(near, weight, -weight));
       }
-      store(value_sums, load(value_sums) + values * a_j);
-      store(slope_sums, load(slope_sums) + slopes * a_j);
-      store(w + c * kLanes, slopes * own);
+    }
+    values += value * v.value_weight[s];
+    slopes += slope * v.slope_weight[s];
+    if (v.with_variance) {
+      T* sums = v.variance_sums + s * kTileAlign;
+      store(sums, load(sums) + exponent * (slope + kShift) * (-kLn2 * a_i) * a_j);
     }
   }
+  store(value_sums, load(value_sums) + values * a_j);
+  store(slope_sums, load(slope_sums) + slopes * a_j);
+  store(v.w + i * v.columns + j, slopes * own);
 }
 
 }  // namespace

@@ -81,6 +81,20 @@ CGM_INLINE void each_register_block(const Block<T>& v, const Visit& visit) {
   }
 }
 
+// Leaves the exponents of all pairs in `w`.
+template <typename T, bool kDifferences>
+void all_exponents(const Block<T>& v) {
+  each_register_block(v, [&](auto vectors, int64_t i, int64_t j, int64_t begin,
+                             int64_t end) __attribute__((always_inline)) {
+    constexpr int C = decltype(vectors)::kCount, kLanes = Simd<T>::kLanes;
+    Vec<T> e[kR][C];
+    exponents<T, C, kDifferences>(v, i, j, begin, end, e);
+    T* w = v.w + i * v.columns + j;
+    CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c)
+        store(w + r * v.columns + c * kLanes, e[r][c]);
+  });
+}
+
 // row_values += w (a z) for small d: lanes over columns, F features of 4 rows in registers.
 template <typename T, int F>
 CGM_INLINE void add_to_rows(const Block<T>& v, int64_t i, int64_t f) {

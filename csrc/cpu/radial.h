@@ -26,14 +26,8 @@ CGM_INLINE void decay(Vec<T> s, Vec<T>& whole, Vec<T>& less) {
   whole = rest + power;
 }
 
-// a / s, and 0 where s is.
-template <typename T>
-CGM_INLINE Vec<T> over(Vec<T> a, Vec<T> s) {
-  const Vec<T> tiny = splat(sizeof(T) == 4 ? T(1e-30) : T(1e-300));
-  return select(less_than(s, tiny), Vec<T>{}, a / s);
-}
-
-// Where a series has less error than a difference of terms that cancel.
+// Where a series has less error than a difference of terms that cancel. Few pairs are so near, and
+// where no lane is the series is skipped: it would cost a matern kernel a sixth of its time.
 template <typename T>
 constexpr T kSmall = sizeof(T) == 4 ? T(0.3) : T(0.01);
 
@@ -55,9 +49,10 @@ struct Laplacian {
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
-    const Vec<T> s = root(t + t);
+    Vec<T> s, inverse;
+    roots(t + t, s, inverse);
     decay<T>(s, out.whole, out.less);
-    out.slope = over<T>(out.whole, s);
+    out.slope = out.whole * inverse;
     out.second = Vec<T>{};
     return out;
   }
@@ -69,15 +64,19 @@ struct Matern32 {
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
-    const Vec<T> s = root(t * T(6));
-    Vec<T> whole, less;
+    Vec<T> s, inverse, whole, less;
+    roots(t * T(6), s, inverse);
     decay<T>(s, whole, less);
-    Vec<T> series = T(0.125) - s * (T(1.0 / 30) - s * (T(1.0 / 144) - s * T(1.0 / 840)));
-    series = s * s * (T(-0.5) + s * (T(1.0 / 3) - s * series));
-    out.less = select(less_than(s, splat(kSmall<T>)), series, less + s * whole);
+    out.less = less + s * whole;
+    const auto small = less_than(s, splat(kSmall<T>));
+    if (some(small)) {
+      Vec<T> series = T(0.125) - s * (T(1.0 / 30) - s * (T(1.0 / 144) - s * T(1.0 / 840)));
+      series = s * s * (T(-0.5) + s * (T(1.0 / 3) - s * series));
+      out.less = select(small, series, out.less);
+    }
     out.whole = whole + s * whole;
     out.slope = T(3) * whole;
-    out.second = over<T>(T(9) * whole, s);
+    out.second = T(9) * whole * inverse;
     return out;
   }
 };
@@ -88,13 +87,18 @@ struct Matern52 {
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
-    const Vec<T> square = t * T(10), s = root(square);
-    Vec<T> whole, less;
+    const Vec<T> square = t * T(10);
+    Vec<T> s, inverse, whole, less;
+    roots(square, s, inverse);
     decay<T>(s, whole, less);
-    Vec<T> series = T(1.0 / 45) - s * (T(1.0 / 144) - s * (T(1.0 / 630) - s * T(1.0 / 3456)));
-    series = square * (T(-1.0 / 6) + square * (T(1.0 / 24) - s * series));
     const Vec<T> more = s + square * T(1.0 / 3);
-    out.less = select(less_than(s, splat(kSmall<T>)), series, less + more * whole);
+    out.less = less + more * whole;
+    const auto small = less_than(s, splat(kSmall<T>));
+    if (some(small)) {
+      Vec<T> series = T(1.0 / 45) - s * (T(1.0 / 144) - s * (T(1.0 / 630) - s * T(1.0 / 3456)));
+      series = square * (T(-1.0 / 6) + square * (T(1.0 / 24) - s * series));
+      out.less = select(small, series, out.less);
+    }
     out.whole = whole + more * whole;
     out.slope = T(5.0 / 3) * (whole + s * whole);
     out.second = T(25.0 / 3) * whole;
@@ -122,8 +126,9 @@ struct InverseMultiquadric {
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
-    const Vec<T> inverse = T(1) / (T(1) + (t + t));
-    out.whole = root(inverse);
+    Vec<T> base;
+    roots(T(1) + (t + t), base, out.whole);
+    const Vec<T> inverse = out.whole * out.whole;
     out.less = T(-2) * t * inverse / (T(1) + out.whole);
     out.slope = out.whole * inverse;
     out.second = T(3) * out.slope * inverse;
@@ -137,9 +142,9 @@ struct Energy {
   template <typename T>
   CGM_INLINE static Radial<T> at(Vec<T> t) {
     Radial<T> out;
-    const Vec<T> s = root(t + t);
+    Vec<T> s;
+    roots(t + t, s, out.slope);
     out.less = out.whole = -s;
-    out.slope = over<T>(splat(T(1)), s);
     out.second = Vec<T>{};
     return out;
   }

@@ -182,6 +182,32 @@ CGM_INLINE Vec<double> add_where(Simd<double>::Bits lanes, Vec<double> sum, Vec<
 }
 #endif
 
+// sqrt(t) and 1/sqrt(t) for t >= 0, both 0 where t is. In float to 2e-7: the processor's estimate
+// of the second, and a step of Newton's method for each, in place of a root and a division.
+CGM_INLINE void roots(Vec<float> t, Vec<float>& root_of_t, Vec<float>& inverse) {
+#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  Vec<float> about = _mm512_rsqrt14_ps(t);
+#elif defined(__AVX2__)
+  Vec<float> about = _mm256_rsqrt_ps(t);
+#else
+  Vec<float> about = _mm_rsqrt_ps(t);
+#endif
+  about = select(less_than(t, splat(1e-30f)), Vec<float>{}, about);
+  const Vec<float> first = t * about, half = 0.5f * about;
+  root_of_t = first + half * (t - first * first);
+  inverse = about + half * (1.0f - first * about);
+#else
+  root_of_t = root(t);
+  inverse = select(less_than(t, splat(1e-30f)), Vec<float>{}, 1.0f / root_of_t);
+#endif
+}
+
+CGM_INLINE void roots(Vec<double> t, Vec<double>& root_of_t, Vec<double>& inverse) {
+  root_of_t = root(t);
+  inverse = select(less_than(t, splat(1e-300)), Vec<double>{}, 1.0 / root_of_t);
+}
+
 // Minimax polynomials of (2^f - 1)/f on [-1/2, 1/2]; relative errors of 2^f - 1: 7.5e-9, 1.2e-17.
 CGM_INLINE Vec<float> exp2_polynomial(Vec<float> f) {
   Vec<float> q = splat(1.5469735205486631811e-4f);
@@ -280,6 +306,23 @@ CGM_INLINE bool any_lane(typename Simd<T>::Bits bits) {
   return any != 0;
 #endif
 }
+
+// The same of what `less_than` gives.
+#if defined(__AVX512F__)
+CGM_INLINE bool some(__mmask16 lanes) { return lanes != 0; }
+CGM_INLINE bool some(__mmask8 lanes) { return lanes != 0; }
+#else
+template <typename Bits>
+CGM_INLINE bool some(Bits lanes) {
+#if defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)lanes) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)lanes) != 0;
+#else
+  return any_lane<float>((Simd<float>::Bits)lanes);
+#endif
+}
+#endif
 
 // Lane i of the result is the sum of the lanes of value[i].
 CGM_INLINE Wide sums_of_lanes(const Wide (&value)[kWideLanes]) {

@@ -309,11 +309,12 @@ bool count(const char* wanted) {
     std::printf("%s\n", name);
   };
   const auto mmd = [&](const char* name, int64_t rows, int64_t d, int64_t scales, auto zero,
-                       bool hvp) {
+                       bool hvp, Kernel kernel = Kernel::gaussian) {
     if (wanted && std::strcmp(name, wanted) != 0) return;
     using T = decltype(zero);
     Random random{1};
     MmdOptions o{1, rows, rows, d, scales};
+    o.kernel = kernel;
     o.x_dtype = o.y_dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
     o.end = 2 * rows;
     const Mmd<T> problem(o, random);
@@ -348,6 +349,7 @@ bool count(const char* wanted) {
   mmd("mmd-256x10-float64", 256, 10, 1, 0.0, false);
   mmd("mmd-256x10-bandwidths5", 256, 10, 5, 0.0f, false);
   mmd("mmd-hvp-128x10", 128, 10, 1, 0.0f, true);
+  mmd("mmd-256x10-matern52", 256, 10, 1, 0.0f, false, Kernel::matern52);
   product("product-512x10x1", 512, 10, 1, false);
   product("product-256x64x64-of-x", 256, 64, 64, true);
   margin("margin-64x10x10", 64, 10, 10);
