@@ -76,11 +76,13 @@ CGM_INLINE void weights_of_row(const MmdVisit<T>& v, int64_t i) {
 template <typename Kernel, typename T>
 void all_weights(const MmdVisit<T>& v) {
   for (int64_t i = 0; i < v.rows; ++i) {
-    if (!v.scaled)
+    if (!v.scaled) {
       weights_of_row<Kernel, T>(v, i);
-    else
-      for (int64_t j = 0; j < v.columns; j += Simd<T>::kLanes)
-        weight_of_scales<Kernel, T, false>(v, i, j, load(v.w + i * v.columns + j));
+      continue;
+    }
+    const RowOfScales<T> row(v, i);
+    for (int64_t j = 0; j < v.columns; j += Simd<T>::kLanes)
+      weight_of_scales<Kernel, T, false>(v, row, j, load(row.w + j));
   }
 }
 

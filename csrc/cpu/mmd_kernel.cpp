@@ -90,11 +90,12 @@ CGM_INLINE void weights_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, in
   Vec<T> e[kR][C];
   exponents<T, C, kDifferences>(v, i, j, begin, end, e);
   for (int r = 0; r < kR; ++r) {
+    const RowOfScales<T> row(v, i + r);
     for (int c = 0; c < C; ++c) {
       if (end < v.d)
-        store(v.w + (i + r) * v.columns + j + c * kLanes, e[r][c]);
+        store(row.w + j + c * kLanes, e[r][c]);
       else
-        weight_of_scales<Kernel, T, kShifted>(v, i + r, j + c * kLanes, e[r][c]);
+        weight_of_scales<Kernel, T, kShifted>(v, row, j + c * kLanes, e[r][c]);
     }
   }
 }

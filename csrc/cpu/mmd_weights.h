@@ -19,16 +19,29 @@ CGM_INLINE void leave_out_own(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T>
   if (v.diagonal >= 0 && lane >= 0 && lane < Simd<T>::kLanes) value[lane] = T(0);
 }
 
-// A row and a vector of columns with exponents e, of several bandwidths, or with derivatives in
-// them.
+// A row of a visit with several bandwidths, or with derivatives in them.
+template <typename T>
+struct RowOfScales {
+  int64_t i;
+  T a_i, *w, *value_sums, *slope_sums, *far_values;
+
+  CGM_INLINE RowOfScales(const MmdVisit<T>& v, int64_t i)
+      : i(i),
+        a_i(v.rows_weighted[i * v.features + v.d]),
+        w(v.w + i * v.columns),
+        value_sums(v.value_sums + i * kTileAlign),
+        slope_sums(v.slope_sums + i * kTileAlign),
+        far_values(v.far_values ? v.far_values + i * kTileAlign : nullptr) {}
+};
+
+// Such a row and a vector of columns with exponents e.
 template <typename Kernel, typename T, bool kShifted>
-CGM_INLINE void weight_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, Vec<T> e) {
+CGM_INLINE void weight_of_scales(const MmdVisit<T>& v, const RowOfScales<T>& row, int64_t j,
+                                 Vec<T> e) {
   constexpr T kLn2 = T(0.69314718055994530942), kShift = kShifted ? T(1) : T(0);
-  T* value_sums = v.value_sums + i * kTileAlign;
-  T* slope_sums = v.slope_sums + i * kTileAlign;
-  const T a_i = v.rows_weighted[i * v.features + v.d];
+  const T a_i = row.a_i;
   Vec<T> own = splat(T(1));
-  leave_out_own<T>(v, i, j, own);
+  leave_out_own<T>(v, row.i, j, own);
   const Vec<T> a_j = load(v.column_weight + j) * own;
   Vec<T> values = {}, slopes = {};
   for (int64_t s = 0; s < v.scales; ++s) {
@@ -45,10 +58,9 @@ CGM_INLINE void weight_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, Vec
         T* fars = v.far_of_scale + s * kTileAlign;
         store(fars, load(fars) + add_where(near, pair, -pair));
       }
-      if (v.far_values) {
-        T* fars = v.far_values + i * kTileAlign;
+      if (row.far_values) {
         const Vec<T> weight = v.value_weight[s] * a_j;
-        store(fars, load(fars) + add_where(near, weight, -weight));
+        store(row.far_values, load(row.far_values) + add_where(near, weight, -weight));
       }
     }
     values += value * v.value_weight[s];
@@ -58,9 +70,9 @@ CGM_INLINE void weight_of_scales(const MmdVisit<T>& v, int64_t i, int64_t j, Vec
       store(sums, load(sums) + exponent * (slope + kShift) * (-kLn2 * a_i) * a_j);
     }
   }
-  store(value_sums, load(value_sums) + values * a_j);
-  store(slope_sums, load(slope_sums) + slopes * a_j);
-  store(v.w + i * v.columns + j, slopes * own);
+  store(row.value_sums, load(row.value_sums) + values * a_j);
+  store(row.slope_sums, load(row.slope_sums) + slopes * a_j);
+  store(row.w + j, slopes * own);
 }
 
 }  // namespace
