@@ -46,6 +46,14 @@ class PrototypeShape(NamedTuple):
     d: int
 
 
+class ProductShape(NamedTuple):
+    """Rows and columns [n, d], and values [n, p]."""
+
+    n: int
+    d: int
+    p: int
+
+
 class Oracle(NamedTuple):
     """Results in float64."""
 
@@ -157,6 +165,24 @@ def sampled_mmd_oracle(x: Tensor, y: Tensor, count: int) -> Oracle:
     )
 
 
+def product_oracle(x: Tensor, y: Tensor, v: Tensor, cotangent: Tensor) -> Oracle:
+    """⟨c, K v⟩ with the kernel of eq. 7; on the device where x [n, d], y [m, d], v [m, p] are."""
+    x, y, v = (value.detach().double().requires_grad_() for value in (x, y, v))
+    loss = magnitude = 0.0
+    size = block_rows(len(y), y.device)
+    for rows, of_rows in zip(x.split(size), cotangent.double().split(size), strict=True):
+        squares = rows.square().sum(1, keepdim=True) + y.square().sum(1)
+        kernel = torch.exp((squares - 2 * rows @ y.T) / (-2 * x.shape[1]))
+        block = (of_rows * (kernel @ v)).sum()
+        block.backward(retain_graph=True)
+        loss += float(block.detach())
+        magnitude += float((of_rows.abs() * (kernel.detach() @ v.detach().abs())).sum())
+    assert x.grad is not None
+    assert y.grad is not None
+    assert v.grad is not None
+    return Oracle(loss, magnitude, (x.grad, y.grad, v.grad))
+
+
 def margin_oracle(r: Tensor, g: Tensor, margin: float = 1.0) -> Oracle:
     """Eq. 8 with the nearest prototypes; on the device where r and g are."""
     r, g = (value.detach().double().requires_grad_() for value in (r, g))
@@ -212,6 +238,14 @@ def mmd_case(shape: MMDShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
 def mmd_bandwidths_case(shape: MMDShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
     x, y = samples(shape.n, shape.n, shape.d, device=device)
     return (x, y), mmd_oracle(x, y, BANDWIDTHS)
+
+
+@functools.lru_cache(maxsize=1)
+def kernel_product_case(shape: ProductShape, device: str) -> tuple[tuple[Tensor, ...], Oracle]:
+    x, y = samples(shape.n, shape.n, shape.d, device=device)
+    generator = torch.Generator().manual_seed(1)
+    v, cotangent = torch.randn((2, shape.n, shape.p), generator=generator).to(device)
+    return (x, y, v, cotangent), product_oracle(x, y, v, cotangent)
 
 
 @functools.lru_cache(maxsize=1)
@@ -298,6 +332,24 @@ PROTOTYPE_MARGIN = Op(
     gpu_shapes=tuple(
         PrototypeShape(*shape)
         for shape in ((2**17, 1024, 64), (2**20, 1024, 64), (2**20, 1024, 128))
+    ),
+)  # fmt: skip
+KERNEL_PRODUCT = Op(
+    "kernel_product",
+    floors.kernel_product,
+    tuple(
+        ProductShape(*shape)
+        for shape in (
+            (64, 10, 1), (1024, 10, 1), (1024, 10, 10), (1024, 300, 10), (2048, 64, 64),
+            (8192, 10, 1),
+        )
+    ),
+    kernel_product_case,
+    gpu_shapes=tuple(
+        ProductShape(*shape)
+        for shape in (
+            (1024, 64, 64), (16384, 10, 1), (16384, 64, 64), (16384, 300, 10), (65536, 3, 1),
+        )
     ),
 )  # fmt: skip
 # The paper's batch sizes, categories and latent sizes.

@@ -60,6 +60,13 @@ def mmd_each_pair_once(n: int, d: int) -> Work:
     return Work(3 * d * pairs, pairs, 2 * 4 * (2 * n * d))
 
 
+def kernel_product(n: int, d: int, p: int) -> Work:
+    """The full matrix, once for the product and once for its derivatives: distances, a share of
+    the product, ⟨u_i, v_j⟩, and shares of three gradients."""
+    pairs = n * n
+    return Work((4 * d + 3 * p) * pairs, 2 * pairs, 2 * 4 * (2 * n * d + 2 * n * p))
+
+
 def prototype_margin(b: int, k: int, d: int, active: int = 0) -> Work:
     """The distances, and a share of both gradients for each active pair.
 

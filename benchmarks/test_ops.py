@@ -14,13 +14,14 @@ from benchmarks import gpu, measure
 from benchmarks.cases import (
     CGM_LOSS,
     CGM_LOSS_COLLAPSED,
+    KERNEL_PRODUCT,
     MMD,
     MMD_BANDWIDTHS,
     PROTOTYPE_MARGIN,
     shape_id,
 )
 from benchmarks.machine import DEVICES
-from benchmarks.peers import cgm_loss, mmd, prototype_margin
+from benchmarks.peers import cgm_loss, kernel_product, mmd, prototype_margin
 from cgm_fast.testing import GRADIENT_TOLERANCE, LOSS_TOLERANCE, relative_l2
 
 OUR_TOLERANCE = {"loss": LOSS_TOLERANCE, "gradient": GRADIENT_TOLERANCE}
@@ -30,6 +31,7 @@ MMD_TF32_TOLERANCE = {"loss": 2e-5, "gradient": 5e-4}
 OUR_TF32_TOLERANCE = {
     MMD.name: MMD_TF32_TOLERANCE,
     MMD_BANDWIDTHS.name: MMD_TF32_TOLERANCE,
+    KERNEL_PRODUCT.name: {"loss": 1e-3, "gradient": 2e-3},
     PROTOTYPE_MARGIN.name: MARGIN_TF32_TOLERANCE,
     CGM_LOSS.name: MARGIN_TF32_TOLERANCE,
     CGM_LOSS_COLLAPSED.name: MARGIN_TF32_TOLERANCE,
@@ -88,8 +90,9 @@ def check(op, peer, inputs, result, oracle):
     if peer.assigns_only:
         loss, gradients, assignment = None, [], result
     else:
-        loss, *gradients = result[:3]
-        assignment = result[3] if len(result) > 3 else None
+        end = 1 + len(oracle.gradients)
+        loss, *gradients = result[:end]
+        assignment = result[end] if len(result) > end else None
     tf32 = peer.precision != "highest"
     tolerance = PEER_TOLERANCE
     if peer.ours:
@@ -194,6 +197,11 @@ def test_mmd(benchmark, limits, budget, shape, peer, device):
 )
 def test_prototype_margin(benchmark, limits, budget, shape, peer, device):
     run_as(peer, benchmark, limits, budget, PROTOTYPE_MARGIN, shape, peer, device)
+
+
+@pytest.mark.parametrize(("shape", "peer", "device"), cases(KERNEL_PRODUCT, kernel_product.PEERS))
+def test_kernel_product(benchmark, limits, budget, shape, peer, device):
+    run_as(peer, benchmark, limits, budget, KERNEL_PRODUCT, shape, peer, device)
 
 
 @pytest.mark.parametrize(("shape", "peer", "device"), cases(CGM_LOSS, cgm_loss.PEERS))

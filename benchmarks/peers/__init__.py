@@ -102,15 +102,16 @@ def why_not_keops(device: str) -> str | None:
     return None if config.gpu_available else "KeOps finds no CUDA here"
 
 
-def our_peers(call: Callable[..., tuple[Tensor, Tensor | None]]) -> list[Peer]:
+def our_peers(call: Callable[..., tuple[Tensor, Tensor | None]], leaves: int = 2) -> list[Peer]:
     """A peer for each implementation of this package, and for those that may use tf32 another.
 
     Args:
-        call: (backend, inputs...) to loss and assignment; the first two inputs have gradients.
+        call: (backend, inputs...) to loss and assignment.
+        leaves: How many inputs, the first ones, have gradients.
     """
 
     def prepare(name: str) -> Callable[..., Step]:
-        return with_gradients(functools.partial(call, name))
+        return with_gradients(functools.partial(call, name), leaves)
 
     devices = ("cpu", "cuda", "mps")
     peers = []
@@ -126,31 +127,34 @@ def at_high(peer: Peer) -> Peer:
     return replace(peer, name=f"{peer.name}-high", devices=("cuda",), precision="high")
 
 
-def with_gradients(function: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., Step]:
-    """The step of a differentiable function: its loss, and the gradients in its first two inputs.
+def with_gradients(
+    function: Callable[..., tuple[Tensor, Tensor | None]], leaves: int = 2
+) -> Callable[..., Step]:
+    """The step of a differentiable function: its loss, and the gradients in its first inputs.
 
     Args:
         function: Inputs to loss and assignment, or None for the latter.
+        leaves: How many inputs have gradients.
     """
 
     def prepare(*inputs: Tensor) -> Step:
-        leaves = [value.detach().requires_grad_() for value in inputs[:2]]
-        rest = inputs[2:]
+        first = [value.detach().requires_grad_() for value in inputs[:leaves]]
+        rest = inputs[leaves:]
 
         def step() -> Any:
-            loss, assignment = function(*leaves, *rest)
-            return loss.detach(), *torch.autograd.grad(loss, leaves), assignment
+            loss, assignment = function(*first, *rest)
+            return loss.detach(), *torch.autograd.grad(loss, first), assignment
 
         return step
 
     return prepare
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Step]:
+def compiled(function: Callable[..., Any], leaves: int = 2) -> Callable[..., Step]:
     """The same under torch.compile, for one shape at a time, where its code is fastest."""
 
     def prepare(*inputs: Tensor) -> Step:
         torch._dynamo.reset()
-        return with_gradients(torch.compile(function, dynamic=False))(*inputs)
+        return with_gradients(torch.compile(function, dynamic=False), leaves)(*inputs)
 
     return prepare
