@@ -41,6 +41,21 @@ def transformed() -> bool:
     return bool(transforms() or tracing()) or forward_ad._current_level >= 0
 
 
+def distinct(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs of an `autograd.Function`: where Dynamo traces it, no tensor twice, which it refuses.
+
+    Outside of Dynamo the same inputs.
+    """
+    if not is_compiling():
+        return inputs
+    out: list[Any] = []
+    for value in inputs:
+        if value is not None and any(value is other for other in out):
+            value = value.view_as(value)
+        out.append(value)
+    return tuple(out)
+
+
 def differentiates_itself() -> bool:
     """Whether a call that requires a gradient may have an `autograd.Function` of ours for it.
 

@@ -16,6 +16,7 @@ OPS = {
     "mmd": lambda r, g, **how: cgm_fast.mmd(r, g, **how),
     "prototype_margin": lambda r, g, **how: cgm_fast.prototype_margin(r, g, **how),
     "cgm_loss": lambda r, g, **how: cgm_fast.cgm_loss(r, g, **how),
+    "kernel_product": lambda r, g, **how: cgm_fast.kernel_product(r, g, g, **how),
 }
 R, G = torch.ones(4, 3), torch.zeros(6, 3)
 META = torch.device("meta")

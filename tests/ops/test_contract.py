@@ -168,6 +168,7 @@ RESHAPED = {
     "unbiased": lambda r, g: cgm_fast.mmd(r, g, estimator="unbiased"),
     "prototype_margin": lambda r, g: cgm_fast.prototype_margin(r, g).loss,
     "cgm_loss": lambda r, g: cgm_fast.cgm_loss(r, g, sigma2=0.0).loss,
+    "kernel_product": lambda r, g: cgm_fast.kernel_product(r, g, g).square().sum(),
 }
 
 
@@ -181,6 +182,15 @@ def test_compiles_for_a_second_shape(op, device):
         value, eager = call(*inputs), RESHAPED[op](*inputs)
         assert torch.equal(value, eager)
         assert_same(torch.autograd.grad(value, inputs), torch.autograd.grad(eager, inputs))
+
+
+@pytest.mark.parametrize("op", RESHAPED)
+def test_compiles_where_a_tensor_is_given_twice(op, device):
+    (x,) = leaves((torch.randn(6, 3, device=device),))
+    torch.manual_seed(1)  # cgm_loss draws
+    value = compiled(lambda x: RESHAPED[op](x, x), backend="aot_eager")(x)
+    eager = RESHAPED[op](x, x)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (value, eager)))
 
 
 def test_compiles_with_inductor(device):

@@ -44,6 +44,10 @@ def weighted(mmd):
     return call
 
 
+def gaussian(x, y):
+    return torch.exp((x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1) / (-2 * FEATURES))
+
+
 OPS = {
     "mmd": (
         lambda x, y: cgm_fast.mmd(x, y),
@@ -60,6 +64,10 @@ OPS = {
     "cgm_loss": (
         lambda r, g: cgm_fast.cgm_loss(r, g, LABELS, noise=NOISE, mmd_weight=1.0).loss,
         lambda r, g: cgm_formula(r, g, LABELS, NOISE, mmd_weight=1.0)[0],
+    ),
+    "kernel_product": (
+        lambda x, y: cgm_fast.kernel_product(x, y, y.square()).square().sum(),
+        lambda x, y: (gaussian(x, y) @ y.square()).square().sum(),
     ),
 }
 
@@ -171,10 +179,20 @@ def assert_the_same(results, expected):
         torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-12)
 
 
+# What forward mode gives of K v along x and y is mmd's Hessian-vector product, and that has no
+# derivative in what the Hessian depends on.
+ONCE = {("kernel_product", "reverse_over_forward"), ("kernel_product", "forward_over_forward")}
+
+
 @pytest.mark.parametrize("transform", EAGER)
 @pytest.mark.parametrize("op", OPS)
 def test_transforms_see_the_derivatives(op, transform):
     call, formula = OPS[op]
+    if (op, transform) in ONCE:
+        message = "third derivatives|forward mode of kernel_product"
+        with pytest.raises((RuntimeError, NotImplementedError), match=message):
+            EAGER[transform](call)
+        return
     assert_the_same(EAGER[transform](call), EAGER[transform](formula))
 
 

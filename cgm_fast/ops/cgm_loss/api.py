@@ -24,7 +24,7 @@ from cgm_fast.ops.checks import (
 )
 from cgm_fast.ops.mmd.api import kernel_weights, resolve_variances, takes_bandwidth
 from cgm_fast.ops.prototype_margin.api import NEGATIVES, check_labels, check_prototypes
-from cgm_fast.ops.watching import differentiates_itself
+from cgm_fast.ops.watching import differentiates_itself, distinct
 
 
 class CGMLossResult(NamedTuple):
@@ -123,7 +123,7 @@ def cgm_loss(
     inputs = (r, g, labels, noise)
     static = (*scalars, variances, weights, "gaussian", detach_prior)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
-        loss, terms, assignment, z = CGMLoss.apply(static, backend, None, *inputs)
+        loss, terms, assignment, z = CGMLoss.apply(static, backend, None, *distinct(inputs))
     else:
         loss, terms, assignment, z, *_ = cgm_loss_fwd(Problem(*inputs, *static), NOTHING, backend)
     of_mmd, of_margin = terms.unbind()

@@ -67,9 +67,9 @@ def kernel_product(
 
     Returns:
         [n, p] or [n], with a batch [b, n, p] or [b, n]; float32 (float64 for float64 inputs).
-        Differentiable twice in x, y, v and a tensor bandwidth, also under `torch.func`, vmap and in
-        forward mode. Second derivatives in x, y and bandwidth, and forward mode in these, take p
-        passes over the pairs.
+        Differentiable twice in x, y, v and a tensor bandwidth, also under `torch.func` and vmap;
+        forward mode goes along these once, and over a reverse pass. Second derivatives in x, y and
+        bandwidth, and forward mode along these, take p passes over the pairs.
 
     Raises:
         TypeError: an argument is not a dense floating-point tensor, or dtypes differ.

@@ -22,7 +22,7 @@ from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted, exchange
 from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd.ops import mmd_hvp
 from cgm_fast.ops.records import rebuild, tensor_fields
-from cgm_fast.ops.watching import composed
+from cgm_fast.ops.watching import composed, distinct
 
 
 class Parts(NamedTuple):
@@ -177,7 +177,7 @@ class KernelProduct(torch.autograd.Function):
 def differentiable(problem: Problem, wanted: Wanted, backend: str) -> Value:
     """The op, for eager autograd."""
     inputs, static = tuple(problem[:5]), tuple(problem[5:])
-    return Value(*KernelProduct.apply(static, wanted, backend, *inputs))
+    return Value(*KernelProduct.apply(static, wanted, backend, *distinct(inputs)))
 
 
 class _Rule:

@@ -27,7 +27,7 @@ from cgm_fast.ops.mmd.blind import Seen, seen_before, warn_if_blind
 from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.mmd.ops import mmd_fwd, sums_dtype
 from cgm_fast.ops.mmd.problem import NOTHING, Problem
-from cgm_fast.ops.watching import differentiates_itself
+from cgm_fast.ops.watching import differentiates_itself, distinct
 
 Bandwidth = str | float | Sequence[float] | Sequence[Tensor] | Tensor
 
@@ -145,7 +145,7 @@ def mmd(
         )
         and differentiates_itself()
     ):
-        (loss,) = MMD.apply(static, backend, None, *inputs)
+        (loss,) = MMD.apply(static, backend, None, *distinct(inputs))
     else:
         loss = mmd_fwd(Problem(*inputs, *static), NOTHING, backend).loss
     if difference is not None:

@@ -19,7 +19,7 @@ from cgm_fast.ops.checks import (
 from cgm_fast.ops.prototype_margin.autograd import PrototypeMargin
 from cgm_fast.ops.prototype_margin.ops import prototype_margin_fwd
 from cgm_fast.ops.prototype_margin.problem import NOTHING, Problem
-from cgm_fast.ops.watching import differentiates_itself
+from cgm_fast.ops.watching import differentiates_itself, distinct
 
 NEGATIVES = ("sum", "mean")
 REDUCTIONS = ("mean", "sum")
@@ -84,7 +84,7 @@ def prototype_margin(
     scale = 1.0 / r.shape[0] if reduction == "mean" else 1.0
     inputs, static = (r, g, labels), (margin, negative_scale, scale)
     if torch.is_grad_enabled() and (r.requires_grad or g.requires_grad) and differentiates_itself():
-        loss, assignment = PrototypeMargin.apply(static, backend, None, *inputs)
+        loss, assignment = PrototypeMargin.apply(static, backend, None, *distinct(inputs))
     else:
         problem = Problem(*inputs, *static)
         loss, assignment, *_ = prototype_margin_fwd(problem, NOTHING, backend)
