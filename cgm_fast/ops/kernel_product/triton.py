@@ -20,10 +20,15 @@ from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, choose, devic
 
 _TURN = 2048  # columns summed before they join the rest; a multiple of every tile's
 _LOG2E = 1.4426950408889634  # a bandwidth for which packing scales by 1
-# Products' width in a program's registers. Of wider ones other programs take the rest, and take
-# the distances again: that costs d features for MOST_VALUES values, and to add to memory after
-# every tile, as sums over more features do, would cost more for the d that kernels are used with.
+# What a program holds of values at once. Of wider products other programs take the rest, and take
+# the distances again: d features for every 64 values. To add to memory after every tile, as sums
+# over many features do, costs as much where d is about 64, and kernels are used with fewer.
 _MOST_VALUES = 64
+# For derivatives u and v are multiplied, in a loop where there are more: nothing is done again.
+_MOST_FACTORS = 32
+# Features and values, padded, up to which one pass makes both products and derivatives. Beyond,
+# the registers of two sums would spill, and distances are taken twice.
+_MOST_TOGETHER = 48
 
 
 class Operands(NamedTuple):
@@ -34,7 +39,7 @@ class Operands(NamedTuple):
     variance: Tensor  # [s] or [b, s]
     kernel_weights: Tensor  # [s]
     blocks: Blocks
-    width: int  # values at once
+    width: int  # values of a product at once
     numbers: Numbers
 
     @classmethod
@@ -51,12 +56,13 @@ class Operands(NamedTuple):
         if variance is None:
             variance = constants(tuple(problem.variances), held.compute, x.device)
         (_, n, d), (_, m, p) = x.shape, v.shape
-        blocks = choose("mmd_fwd", d, held.rows, x.device)
-        packed = pack((x, y), None, variance, layout_of((n, m), blocks), blocks, held)
+        blocks = choose("kernel_product", d, held.rows, x.device)
+        layout = layout_of((n, m), blocks)
+        packed = pack((x, y), None, variance, layout, blocks, held, centre_of_y=True)
         width = min(_MOST_VALUES, max(16, next_power_of_2(p)))
         if with_u:
             assert u is not None
-            values, layout = (u, v), packed.layout
+            values = (u, v)
         else:
             values, layout = (v,), layout_of((m,), blocks)
         unit = constants((_LOG2E,), held.compute, x.device)
@@ -70,6 +76,11 @@ class Operands(NamedTuple):
     def rows(self) -> int:
         """x's, padded."""
         return self.packed.layout.begins[1]
+
+    @property
+    def together(self) -> bool:
+        """Whether one pass makes products and derivatives."""
+        return self.packed.features + self.of_values.features <= _MOST_TOGETHER
 
 
 class Sums(NamedTuple):
@@ -95,11 +106,11 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         like.new_empty((b, n, d)) if wanted.x else None,
         like.new_empty((b, scales)) if wanted.variance else None,
     )
-    products, others = wanted._replace(x=False, variance=False), wanted._replace(product=False)
-    if values == operands.width:  # the same programs can
+    if operands.together:
         of_products = of_others = visit(problem, wanted, operands)
     else:
-        of_products, of_others = (visit(problem, some, operands) for some in (products, others))
+        passes = wanted._replace(x=False, variance=False), wanted._replace(product=False)
+        of_products, of_others = (visit(problem, some, operands) for some in passes)
     if wanted.product or wanted.x:
         some = min(MOST_FEATURES, operands.width, operands.blocks.features)
         width = max(values if wanted.product else 0, packed.features if wanted.x else 0)
@@ -129,7 +140,9 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
         return Sums()
     b, scales, rows = p.rows.shape[0], operands.variance.shape[-1], operands.rows
     values, total, all_blocks = of_values.features, p.total, rows // blocks.rows
-    chunks = values // operands.width if wanted.product else 1
+    width, chunks = min(operands.width, _MOST_FACTORS), 1
+    if wanted.product:
+        width, chunks = operands.width, values // operands.width
     several = problem.kernel != "gaussian" or problem.kernel_weights != (1.0,) or wanted.variance
     held = operands.numbers
     if several:
@@ -156,9 +169,8 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
         rows=p.rows, columns=p.columns, bias=p.bias, largest=p.largest,
         value_rows=of_values.rows, value_columns=of_values.columns, variance=operands.variance,
         kernel_weights=operands.kernel_weights, **sums._asdict(), **sizes,
-        ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, VALUES=operands.width,
-        TURN=_TURN, WIDE=p.features > blocks.features, CHUNKED=values > operands.width,
-        SEVERAL=several, PRECISION=held.precision, PARTS=held.parts, FAR=held.far,
+        ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, VALUES=width,
+        TURN=_TURN, WIDE=p.features > blocks.features, CHUNKED=values > width, SEVERAL=several, PRECISION=held.precision, PARTS=held.parts, FAR=held.far,
         KERNEL=problem.kernel, EXACT=FAMILIES[problem.kernel].order < 2,
         num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
     )  # fmt: skip
