@@ -60,12 +60,12 @@ DOUBLES = {
     "variance_sums", "block_sums", "partials", "losses", "relation", "relation_dot", "masses",
 }  # fmt: skip
 COUNTS = {
-    "n", "m", "k", "d", "b", "summed", "n_pad", "k_pad", "total", "unit", "features", "span", "splits",
+    "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "unit", "features", "span", "splits",
     "groups", "scales", "variance_item", "relation_item", "mass_item", "first_block", "some_blocks",
     "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
     "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
-    "p", "values", "value_total", "value_begin", "product_splits",
+    "p", "summed", "values", "value_total", "value_begin", "product_splits",
 }  # fmt: skip
 
 

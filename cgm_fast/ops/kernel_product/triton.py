@@ -47,8 +47,7 @@ class Operands(NamedTuple):
         """A problem with a batch, packed.
 
         Half inputs are widened: of the three products of a pair only the one for its distance would
-        be of half numbers, for u or v is a cotangent, and that is float32. The tile is that of the
-        same loop in MMD²: a product for distances, the kernel, and a product with that.
+        be of half numbers, for u or v is a cotangent, and that is float32.
         """
         x, y, u, v = problem[:4]
         held = numbers(torch.promote_types(x.dtype, torch.float32))
@@ -60,11 +59,12 @@ class Operands(NamedTuple):
         layout = layout_of((n, m), blocks)
         packed = pack((x, y), None, variance, layout, blocks, held, centre_of_y=True)
         width = min(_MOST_VALUES, max(16, next_power_of_2(p)))
+        values: tuple[Tensor, ...] = (v,)
         if with_u:
             assert u is not None
-            values = (u, v)
+            values = u, v
         else:
-            values, layout = (v,), layout_of((m,), blocks)
+            layout = layout_of((m,), blocks)
         unit = constants((_LOG2E,), held.compute, x.device)
         of_values = pack(
             values, None, unit, layout, blocks._replace(features=width), held, differences=True
@@ -170,8 +170,9 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
         value_rows=of_values.rows, value_columns=of_values.columns, variance=operands.variance,
         kernel_weights=operands.kernel_weights, **sums._asdict(), **sizes,
         ROWS=blocks.rows, COLUMNS=blocks.columns, FEATURES=blocks.features, VALUES=width,
-        TURN=_TURN, WIDE=p.features > blocks.features, CHUNKED=values > width, SEVERAL=several, PRECISION=held.precision, PARTS=held.parts, FAR=held.far,
-        KERNEL=problem.kernel, EXACT=FAMILIES[problem.kernel].order < 2,
+        TURN=_TURN, WIDE=p.features > blocks.features, CHUNKED=values > width, SEVERAL=several,
+        PRECISION=held.precision, PARTS=held.parts, FAR=held.far, KERNEL=problem.kernel,
+        EXACT=FAMILIES[problem.kernel].order < 2,
         num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
     )  # fmt: skip
     return sums
