@@ -65,12 +65,12 @@ COUNTS = {
     "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
     "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
-    "p", "summed", "values", "value_total", "value_begin", "product_splits",
+    "p", "summed", "width", "value_total", "value_begin", "product_splits",
 }  # fmt: skip
 
 
 PADDED = {
-    "n_pad", "k_pad", "total", "unit", "features", "span", "values", "value_total", "value_begin",
+    "n_pad", "k_pad", "total", "unit", "features", "span", "width", "value_total", "value_begin",
 }  # fmt: skip
 """Sizes that always are multiples of 16, which Triton finds out at a launch."""
 

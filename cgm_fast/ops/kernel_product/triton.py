@@ -118,7 +118,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
             rows=packed.rows, variance=operands.variance, products=of_products.products,
             slopes=of_others.slopes, weighted_sums=of_others.weighted_sums,
             out=value.product, grad_x=value.x, n=n, d=d, p=p, n_pad=rows, total=packed.total,
-            features=packed.features, values=values, product_splits=_splits(of_products.products),
+            features=packed.features, width=values, product_splits=_splits(of_products.products),
             splits=_splits(of_others.slopes), variance_item=item_stride(operands.variance),
             ROWS=ROWS, FEATURES=some, **FUSED,
         )  # fmt: skip
@@ -161,7 +161,7 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
         else None,
     )
     sizes: dict[str, Any] = {
-        "d": p.d, "n_pad": rows, "total": total, "features": p.features, "values": values,
+        "d": p.d, "n_pad": rows, "total": total, "features": p.features, "width": values,
         "value_total": of_values.total, "value_begin": of_values.total - columns, "span": span,
         "splits": splits, "scales": scales, "variance_item": item_stride(operands.variance),
     }  # fmt: skip

@@ -54,14 +54,14 @@ def _values(
 def kernel_product_kernel(
     rows, columns, bias,  # packed x and y
     largest,  # [b]
-    value_rows,  # [b, value_total, values], packed u and v, or v alone
-    value_columns,  # [b, values, value_total]
+    value_rows,  # [b, value_total, width], packed u and v, or v alone
+    value_columns,  # [b, width, value_total]
     variance, kernel_weights,  # [s] or [b, s]; [s]
-    products,  # [b, splits, n_pad, values]: sums of k v_j; or None
+    products,  # [b, splits, n_pad, width]: sums of k v_j; or None
     slopes,  # [b, splits, n_pad]: sums of s_ij slope, s_ij = <u_i, v_j>; or None
     weighted_sums,  # [b, splits, n_pad, features]: sums of s_ij slope z_j; or None
     variance_sums,  # [b, splits, blocks, scales] float64: sums of s_ij t slope_s; or None
-    d, n_pad, total, features, values, value_total, value_begin, span, splits, scales,
+    d, n_pad, total, features, width, value_total, value_begin, span, splits, scales,
     variance_item,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
     TURN: tl.constexpr, WIDE: tl.constexpr, CHUNKED: tl.constexpr, SEVERAL: tl.constexpr,
@@ -81,8 +81,8 @@ def kernel_product_kernel(
     rows += item * total * features
     columns += item * total * features
     bias += item * total
-    value_rows += item * value_total * values
-    value_columns += item * value_total * values
+    value_rows += item * value_total * width
+    value_columns += item * value_total * width
     variance += item * variance_item
     part = item * splits + split
     if variance_sums is not None:
@@ -101,7 +101,7 @@ def kernel_product_kernel(
         _visit(
             rows, columns, bias, value_rows, value_columns, variance, kernel_weights, products,
             slopes, weighted_sums, variance_sums, at, block, chunk, start, end, value_begin - n_pad,
-            d, total, features, values, value_total, scales,
+            d, total, features, width, value_total, scales,
             ROWS, COLUMNS, FEATURES, VALUES, TURN, WIDE, CHUNKED, SEVERAL, PRECISION, PARTS, KERNEL,
             True,
         )  # fmt: skip
@@ -109,7 +109,7 @@ def kernel_product_kernel(
         _visit(
             rows, columns, bias, value_rows, value_columns, variance, kernel_weights, products,
             slopes, weighted_sums, variance_sums, at, block, chunk, start, end, value_begin - n_pad,
-            d, total, features, values, value_total, scales,
+            d, total, features, width, value_total, scales,
             ROWS, COLUMNS, FEATURES, VALUES, TURN, WIDE, CHUNKED, SEVERAL, PRECISION, PARTS, KERNEL,
             False,
         )  # fmt: skip
@@ -119,13 +119,13 @@ def kernel_product_kernel(
 def _visit(
     rows, columns, bias, value_rows, value_columns, variance, kernel_weights, products,
     slopes, weighted_sums, variance_sums, at, block, chunk, start, end, value_shift,
-    d, total, features, values, value_total, scales,
+    d, total, features, width, value_total, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, VALUES: tl.constexpr,
     TURN: tl.constexpr, WIDE: tl.constexpr, CHUNKED: tl.constexpr, SEVERAL: tl.constexpr,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, KERNEL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The same for one batch item and one way to take distances. Column j has values j +
-    value_shift.
+    """The same for one batch item and one way to take distances. Column j has the packed values
+    j + value_shift.
 
     Sums run in registers for TURN columns and are then added to the rest, in memory: over millions
     of columns they would stop growing. Where there are more features than FEATURES (WIDE) sums over
@@ -138,7 +138,7 @@ def _visit(
     b_i = tl.load(bias + i)
     at_i = i.to(tl.int64)[:, None] * features
     z_i, z_i_rest = parts(tl.load(rows + at_i + f[None, :]), PRECISION)
-    u_at_i = i.to(tl.int64)[:, None] * values
+    u_at_i = i.to(tl.int64)[:, None] * width
     if BETWEEN and not CHUNKED:
         u_i, u_i_rest = parts(tl.load(value_rows + u_at_i + c[None, :]), PRECISION)
     slope = tl.zeros([ROWS], dtype)
@@ -166,13 +166,13 @@ def _visit(
                 e += tl.load(bias + j)[None, :] + b_i[:, None]
             between = tl.zeros([ROWS, COLUMNS], dtype)
             if BETWEEN and CHUNKED:
-                for begin in range(0, values, VALUES):
+                for begin in range(0, width, VALUES):
                     some_i = tl.load(value_rows + u_at_i + (begin + c)[None, :])
-                    some_j = tl.load(value_rows + of_j[:, None] * values + (begin + c)[None, :])
+                    some_j = tl.load(value_rows + of_j[:, None] * width + (begin + c)[None, :])
                     some_i, rest_i = parts(some_i, PRECISION)
                     between += product(some_i, rest_i, tl.trans(some_j), PRECISION)
             elif BETWEEN:
-                v_j = tl.load(value_rows + of_j[:, None] * values + c[None, :])
+                v_j = tl.load(value_rows + of_j[:, None] * width + c[None, :])
                 between = product(u_i, u_i_rest, tl.trans(v_j), PRECISION)
             k, of_pair = _values(
                 e, between, variance_sums, first == start, variance, kernel_weights, scales,
@@ -203,7 +203,7 @@ def _visit(
                     z = tl.trans(tl.load(z_t))
                     weighted_sum = add_weighted(weighted_sum, w, z, PARTS, PRECISION)
         if products is not None:
-            there = products + at[:, None] * values + (chunk * VALUES + c)[None, :]
+            there = products + at[:, None] * width + (chunk * VALUES + c)[None, :]
             again = tl.zeros([ROWS, VALUES], tl.int32) + turn > start
             tl.store(there, sums + tl.load(there, mask=again, other=0.0))
         if slopes is not None:
@@ -222,7 +222,7 @@ def kernel_product_finish_kernel(
     rows, variance,
     products, slopes, weighted_sums,  # as above, or None
     out, grad_x,  # [b, n, p] and [b, n, d], or None
-    n, d, p, n_pad, total, features, values, product_splits, splits, variance_item,
+    n, d, p, n_pad, total, features, width, product_splits, splits, variance_item,
     ROWS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Add the splits of a block of rows in order, FEATURES numbers of each row."""
@@ -234,7 +234,7 @@ def kernel_product_finish_kernel(
         there = (i < n)[:, None] & (f < p)[None, :]
         product_sum = tl.zeros([ROWS, FEATURES], tl.float64)
         for split in range(product_splits):
-            at = ((item * product_splits + split) * n_pad + i)[:, None] * values + f[None, :]
+            at = ((item * product_splits + split) * n_pad + i)[:, None] * width + f[None, :]
             product_sum += tl.load(products + at, mask=there, other=0.0).to(tl.float64)
         tl.store(out + (item * n + i)[:, None] * p + f[None, :], product_sum, mask=there)
     if slopes is not None:
