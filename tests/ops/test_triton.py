@@ -247,7 +247,7 @@ def test_every_device_has_a_row_of_tiles(capability, row, monkeypatch):
 
 @pytest.mark.parametrize("device_key", ["8.0", "9.0", "10.0", "amd"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("kernel", ["mmd_fwd", "mmd_hvp", "prototype_margin"])
+@pytest.mark.parametrize("kernel", ["mmd_fwd", "mmd_hvp", "kernel_product", "prototype_margin"])
 def test_every_call_finds_a_tile(kernel, dtype, device_key, monkeypatch):
     if kernel != "mmd_fwd" and dtype.itemsize == 2:
         dtype = torch.float32  # what they widen to

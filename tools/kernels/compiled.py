@@ -31,6 +31,7 @@ from triton.compiler import ASTSource
 
 from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
+from cgm_fast.ops.kernel_product import triton_kernels as kernel_product
 from cgm_fast.ops.mmd import triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as mmd
 from cgm_fast.ops.mmd.kernels import FAMILIES
@@ -64,10 +65,13 @@ COUNTS = {
     "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
     "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
+    "p", "summed", "width", "value_total", "value_begin", "product_splits",
 }  # fmt: skip
 
 
-PADDED = {"n_pad", "k_pad", "total", "unit", "features", "span"}
+PADDED = {
+    "n_pad", "k_pad", "total", "unit", "features", "span", "width", "value_total", "value_begin",
+}  # fmt: skip
 """Sizes that always are multiples of 16, which Triton finds out at a launch."""
 
 
@@ -126,6 +130,8 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
                 constants = {**tile, **sums, "KERNEL": "gaussian"}
                 function = triton_hvp.mmd_hvp_kernel
                 yield Variant("mmd_hvp_kernel" + way, function, constants, blocks, held)
+        elif key.kernel == "kernel_product":
+            yield from kernel_product_variants(key, blocks, held)
         else:
             visit = {**tile, "EXACT": held.precision != "tf32", "MARGIN": margin.MARGIN}
             visit["NEGATIVE_SCALE"] = margin.NEGATIVE_SCALE
@@ -136,16 +142,44 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
             yield Variant("prototype_margin_rows_kernel", function, visit, blocks, held)
 
 
+def kernel_product_variants(key: Key, blocks: Blocks, held: launch.Numbers) -> Iterator[Variant]:
+    """A tile's passes: for products alone, for derivatives alone, or, where both are narrow, for
+    both; with as many values at once as they may have."""
+    visit = {"ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features}
+    visit |= {"TURN": 2048, "WIDE": key.features == 0, "PARTS": held.parts, "FAR": held.far}
+    visit |= {"KERNEL": "gaussian", "EXACT": False}
+    product = {"VALUES": 64, "CHUNKED": False, "slopes": None, "weighted_sums": None}
+    derivatives = {"VALUES": 32, "CHUNKED": False, "products": None}
+    ways = {"": product, ", bandwidths": product, ", derivatives": derivatives}
+    ways[", derivatives, trained"] = {**derivatives, "CHUNKED": True}
+    if key.features in (16, 32):
+        ways[", both, trained"] = {"VALUES": 48 - key.features, "CHUNKED": False}
+    for way, chosen in ways.items():
+        trained = "trained" in way
+        several = trained or "bandwidths" in way
+        so = launch.with_bandwidths(held, key.device) if several else held
+        constants = {**visit, **chosen, "SEVERAL": several, "PRECISION": so.precision}
+        if not trained:
+            constants["variance_sums"] = None
+        function = kernel_product.kernel_product_kernel
+        yield Variant("kernel_product_kernel" + way, function, constants, blocks, so)
+
+
 def family_variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
     """A tile's kernels with each of the other families."""
     for variant in variants(key, blocks):
-        general = variant.name in ("mmd_fwd_kernel, bandwidths", "mmd_hvp_kernel")
+        general = variant.name in (
+            "mmd_fwd_kernel, bandwidths", "mmd_hvp_kernel",
+            "kernel_product_kernel, derivatives, trained",
+        )  # fmt: skip
         if not general or variant.held.precision == "tf32":
             continue
         for kernel, family in FAMILIES.items():
             chosen = {**variant.constants, "KERNEL": kernel}
             if key.kernel == "mmd_fwd":
                 chosen |= {"EXACT": family.order < 2, "NEAR": family.vanishes}
+            elif key.kernel == "kernel_product":
+                chosen["EXACT"] = family.order < 2
             elif family.order < 2:
                 continue
             if kernel not in ("gaussian", "matern12"):  # which is the laplacian's other name
@@ -171,6 +205,8 @@ def other_variants(numbers: str, device: str) -> Iterator[Variant]:
         if held.rows == held.compute:
             finish = {"COLUMNS": ROWS, "FEATURES": MOST_FEATURES, "BLOCKS": 256}
             finish["SCALE"] = margin.SCALE
+            function = kernel_product.kernel_product_finish_kernel
+            yield Variant("kernel_product_finish_kernel", function, tile, blocks, held)
             function = margin.prototype_margin_finish_kernel
             yield Variant("prototype_margin_finish_kernel", function, finish, blocks, held)
             yield from cgm_loss_variants(held)

@@ -26,6 +26,7 @@ from tools.kernels.compiled import F16, F32, F64, SHARED, TARGETS, describe, tar
 KERNELS = {
     "mmd_fwd": ("float32", "half", "float64"),
     "mmd_hvp": ("float32", "float64"),
+    "kernel_product": ("float32", "float64"),
     "prototype_margin": ("float32", "float64"),
 }
 DTYPES = {"half": F16, "float32": F32, "float64": F64}
@@ -42,7 +43,7 @@ def candidates(key: Key) -> Iterator[Blocks]:
     held = (key.features,)
     if key.features == WIDE:
         held = (32, 16)
-    if key.kernel == "mmd_fwd" and key.numbers != "float64":
+    if key.kernel in ("mmd_fwd", "kernel_product") and key.numbers != "float64":
         columns = (64, 32) if key.features == WIDE else (32,)
         sizes = [(128, c, 8) for c in columns] + [(64, c, w) for w in (4, 8) for c in columns]
         sizes += [(32, 32, 4)]
@@ -87,6 +88,10 @@ def work(key: Key) -> Callable[[], Any]:
         def loss() -> torch.Tensor:
             return cgm_fast.mmd(*leaves, backend="triton")
 
+    if key.kernel == "kernel_product":
+        values = torch.randn(n, 32, dtype=dtype, device="cuda")
+        product = cgm_fast.kernel_product(*leaves, values, backend="triton")
+        return lambda: torch.autograd.grad(product, leaves, values, retain_graph=True)
     if key.kernel != "mmd_hvp":
         return loss
     gradients = torch.autograd.grad(loss(), leaves, create_graph=True)

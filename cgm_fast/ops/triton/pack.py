@@ -71,11 +71,14 @@ def pack_kernel(
     bias, weight,  # [b, total]
     counter,  # [b]: zeroed for the finishing kernel
     largest,  # [b]: the bits of the largest |z|², which order like integers; or None
-    n, m, d, total, unit, features, parts, variance_item,
+    n, m, d, summed, total, unit, features, parts, variance_item,
     x_item, x_row, x_feature, y_item, y_row, y_feature,
     ROWS: tl.constexpr, FEATURES: tl.constexpr, PARTS: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """Centre, scale, pad and transpose a block of rows; TF32 rounds them, and then is exact."""
+    """Centre, scale, pad and transpose a block of rows; TF32 rounds them, and then is exact.
+
+    So many rows are `summed`.
+    """
     blocks = total // ROWS
     block, item = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     dtype = columns.dtype.element_ty
@@ -91,9 +94,7 @@ def pack_kernel(
         at = (item * parts + part)[:, None] * features + f[None, :]
         centre = tl.zeros([FEATURES], dtype)
         if sums is not None:
-            centre = tl.sum(tl.load(sums + at, mask=(part < parts)[:, None], other=0.0), 0) / (
-                n + m
-            )
+            centre = tl.sum(tl.load(sums + at, mask=(part < parts)[:, None], other=0.0), 0) / summed
         z = _read(x, item, from_x, f, n, d, x_item, x_row, x_feature, dtype)
         if y is not None:
             from_y = tl.where(valid, stacked - n, m)
@@ -246,6 +247,7 @@ def pack(
     blocks: Blocks,
     numbers: Numbers,
     differences: bool = False,
+    centre_of_y: bool = False,
 ) -> Packed:
     """Pack rows in two launches, for tiles of `blocks`.
 
@@ -258,6 +260,8 @@ def pack(
         blocks: Tile of the kernels that follow.
         numbers: How they are held.
         differences: For plain differences alone: not centred, and one launch less.
+        centre_of_y: Centre on the mean of the second tensor, so that a NaN of the first stays in
+            its row.
     """
     x, y = samples[0], samples[1] if len(samples) > 1 else None
     b, n, d = x.shape
@@ -273,6 +277,7 @@ def pack(
         )
     }
     sums = bits = None
+    summed = m if centre_of_y else n + m
     largest = (x.new_zeros if half else x.new_empty)((b, 1), dtype=dtype)
     if not differences:
         bits = largest.view(torch.int32 if dtype == torch.float32 else torch.int64)
@@ -280,8 +285,8 @@ def pack(
     if not (differences or half):
         sums = x.new_empty((b, parts, features), dtype=dtype)
         sum_kernel[b * parts, features // some](
-            x=x, y=y, sums=sums, largest=bits, **sizes, **strides,
-            ROWS=_SUM_ROWS, FEATURES=some, **FUSED,
+            x=x, y=y, sums=sums, largest=bits, **(sizes | {"n": 0} if centre_of_y else sizes),
+            **strides, ROWS=_SUM_ROWS, FEATURES=some, **FUSED,
         )  # fmt: skip
     packed = Packed(
         rows=x.new_empty((b, layout.total, features), dtype=numbers.rows),
@@ -294,7 +299,7 @@ def pack(
     pack_kernel[(b * layout.total // ROWS,)](
         x=x, y=y, row_weights=weights, sums=sums, variance=variance, tiles=packed.tiles,
         **packed.operands(), counter=packed.counter, largest=bits,
-        total=layout.total, unit=layout.unit, variance_item=item_stride(variance),
+        summed=summed, total=layout.total, unit=layout.unit, variance_item=item_stride(variance),
         **sizes, **strides,
         ROWS=ROWS, FEATURES=some, PARTS=_SUM_PARTS, TF32=numbers.rounded, **FUSED,
     )  # fmt: skip

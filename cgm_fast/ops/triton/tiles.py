@@ -38,7 +38,7 @@ class Key(NamedTuple):
     """What a tile is chosen by."""
 
     kernel: str
-    """mmd_fwd, mmd_hvp or prototype_margin."""
+    """mmd_fwd, mmd_hvp, kernel_product or prototype_margin."""
     numbers: str
     """What products are taken of: half, float32 or float64."""
     features: int
