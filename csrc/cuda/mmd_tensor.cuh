@@ -16,212 +16,9 @@
 // cores cut their sums: they are given short ones, a tile's.
 #pragma once
 
-#include "cuda/mmd_tensor_tile.cuh"
+#include "cuda/mmd_tensor_visit.cuh"
 
 namespace cgm_fast::cuda {
-
-// The A fragments of the first mma: a warp's rows, what a lane has of them.
-template <int kD, Numbers kOf>
-struct LeftFactor {
-  using Memory = TensorMemory<kD, kOf>;
-  float high[kD / 8][4], low[Memory::kSplit ? kD / 8 : 1][4];
-
-  __device__ void load(const Memory& memory, const int (&rows)[2], int t, const MmdProblem<float>&,
-                       int64_t, const BlockOfRows&) {
-#pragma unroll
-    for (int c = 0; c < kD / 16; ++c) {
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        Pack<float, 4> of_high, of_low;
-        const int at = 16 * c + 4 * t;
-        operand<kOf>(read_pack<4>(memory.rows + rows[row] * kD + at),
-                     read_pack<4>(memory.shift + at), memory.scale, true, of_high, of_low);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          high[2 * c + q / 2][row + q % 2 * 2] = of_high.of[q];
-          if (Memory::kSplit) low[2 * c + q / 2][row + q % 2 * 2] = of_low.of[q];
-        }
-      }
-    }
-  }
-
-  // e += rows times columns [begin, begin + 8).
-  __device__ void multiply(float (&e)[4], const Memory& memory, const float*, int begin,
-                           const LanePlaces& at, int, int) const {
-    float small[4] = {};
-#pragma unroll
-    for (int c = 0; c < kD / 16; ++c) {
-      const float* from = memory.parts[0] + begin * kD + at.of_first<kD>(c);
-      const Pack<float, 4> b_high = read_pack<4>(from);
-      Pack<float, 4> b_low;
-      if constexpr (Memory::kSplit) b_low = read_pack<4>(from + Memory::kColumns * kD);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float of_high[2] = {b_high.of[2 * half], b_high.of[2 * half + 1]};
-        if constexpr (Memory::kSplit) {
-          const float of_low[2] = {b_low.of[2 * half], b_low.of[2 * half + 1]};
-          mma_16x8x8_tf32(small, low[2 * c + half], of_high);
-          mma_16x8x8_tf32(small, high[2 * c + half], of_low);
-        }
-        mma_16x8x8_tf32(e, high[2 * c + half], of_high);
-      }
-    }
-    if constexpr (Memory::kSplit) {
-#pragma unroll
-      for (int p = 0; p < 4; ++p) e[p] += small[p];
-    }
-  }
-};
-
-// The same of half numbers, from the ring.
-template <int kD, Numbers kOf>
-struct HalfLeftFactor {
-  using Memory = TensorMemory<kD, kOf>;
-  static constexpr int kOnce = kD == 16 ? 1 : 2;  // products whose operands lie side by side
-  unsigned words[kD / 16][4];
-
-  __device__ void load(const Memory&, const int (&rows)[2], int t, const MmdProblem<float>& in,
-                       int64_t item, const BlockOfRows& own) {
-    const Samples of = rows_of(in, item, own.first);
-#pragma unroll
-    for (int step = 0; step < kD / 16; ++step) {
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        const int row = rows[p % 2];
-        const int f = step / kOnce * 16 * kOnce + 4 * kOnce * t + step % kOnce * 4 + p / 2 * 2;
-        const bool there = row < own.here;
-        words[step][p] = bits_at(of, row, f, there && f < in.d) |
-                         bits_at(of, row, f + 1, there && f + 1 < in.d) << 16;
-      }
-    }
-  }
-
-  __device__ void multiply(float (&e)[4], const Memory&, const unsigned* raw, int begin,
-                           const LanePlaces&, int g, int t) const {
-    constexpr int kWords = kD / 2;
-    const unsigned* from = raw + begin * kWords;
-#pragma unroll
-    for (int c = 0; c < kD / 16 / kOnce; ++c) {
-      const Pack<unsigned, 2 * kOnce> b = read_pack<2 * kOnce>(
-          kOnce == 1 ? from + g * kWords + 2 * t : from + ring_at<kWords, true>(g, 4 * c + t));
-#pragma unroll
-      for (int q = 0; q < kOnce; ++q) {
-        const unsigned of_b[2] = {b.of[2 * q], b.of[2 * q + 1]};
-        mma_16x8x16<kOf == Numbers::bfloat16>(e, words[kOnce * c + q], of_b);
-      }
-    }
-  }
-};
-
-// What a warp knows of its rows and of a tile. A lane has rows g and g + 8 of the first product and
-// its sums, 2t, 2t + 1, 2t + 8 and 2t + 9 of the second.
-template <int kD, Numbers kOf>
-struct Visit {
-  using Memory = TensorMemory<kD, kOf>;
-  using Left = std::conditional_t<Memory::kHalf, HalfLeftFactor<kD, kOf>, LeftFactor<kD, kOf>>;
-  int g, t, rows[2];  // rows of the block
-  LanePlaces at;
-  Left left;
-  float row_bias[2], unit;  // of exponents
-  float near_from;
-  bool gradient;
-};
-
-// A tile's sums: over values, what near and far pairs weigh (kOptions) and slopes, and of two
-// features of four rows in every sixteen.
-template <int kD>
-struct TileSums {
-  float values[2], nears[2], fars[2], slopes[2], weighted_sums[kD / 16][2][4];
-};
-
-// The warp's rows with columns [begin, begin + 8) of a tile. kPlain: distances from products, all
-// columns are there, and none is a row.
-template <bool kPlain, int kD, Numbers kOf, bool kOptions, typename Word>
-__device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileSums<kD>& sums,
-                                              const TensorMemory<kD, kOf>& memory, const Word* raw,
-                                              int begin, bool by_differences, int here,
-                                              int own_column, const Scale<float>* scales,
-                                              int64_t count, bool weighted) {
-  using Memory = TensorMemory<kD, kOf>;
-  constexpr bool kTwo = kOf != Numbers::tf32;  // whether weights are two tf32 numbers
-  const int column = begin + 2 * visit.t;
-  float e[4] = {};
-  if (!kPlain && by_differences) {
-#pragma unroll 1
-    for (int c = 0; c < kD / 4; ++c) {
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        const Pack<float, 4> of_row = read_pack<4>(memory.rows + visit.rows[p / 2] * kD + 4 * c);
-        const Pack<float, 4> of_column = raw_chunk<kD, kOf>(raw, column + p % 2, c);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          const float difference = of_row.of[q] - of_column.of[q];
-          e[p] = fma(difference, difference, e[p]);
-        }
-      }
-    }
-#pragma unroll
-    for (int p = 0; p < 4; ++p) e[p] *= visit.unit;
-  } else {
-    visit.left.multiply(e, memory, raw, begin, visit.at, visit.g, visit.t);
-    const Pack<float, 2> bias = read_pack<2>(memory.bias + column);
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      const float both = visit.row_bias[p / 2] + bias.of[p % 2];
-      e[p] = Memory::kHalf ? fma(e[p], -2 * visit.unit, both) : e[p] + both;
-    }
-  }
-  float value[4], w[4], near[4];
-  if constexpr (kOptions) kernels_at(e, scales, count, visit.near_from, value, w, near);
-#pragma unroll
-  for (int p = 0; p < 4; ++p) {
-    const int j = column + p % 2;
-    // A row is not paired with itself: its rounding would be all there is where others are far. The
-    // value stays, which is 0 or not a number.
-    const bool beyond = !kPlain && j >= here;
-    const bool left_out = beyond || (!kPlain && j == own_column + visit.rows[p / 2]);
-    if constexpr (kOptions) {
-      const float weight = weighted ? memory.weight[j] : 1.f, of_column = left_out ? 0.f : weight;
-      value[p] = beyond ? 0.f : value[p] * weight;
-      w[p] *= of_column;
-      sums.nears[p / 2] = fma(near[p], of_column, sums.nears[p / 2]);
-      sums.fars[p / 2] = fma(static_cast<float>(count) - near[p], of_column, sums.fars[p / 2]);
-    } else {
-      const Exp2<float> k = exp2_less(e[p], is_near(e[p], visit.near_from));
-      value[p] = beyond ? 0.f : k.less;
-      w[p] = left_out ? 0.f : k.whole;
-    }
-  }
-  float w_high[2][2], w_low[2][2];  // of rows g and g + 8, as B fragments
-#pragma unroll
-  for (int p = 0; p < 4; ++p) {
-    w_high[p / 2][p % 2] = cut_tf32(w[p]);
-    w_low[p / 2][p % 2] = w[p] - w_high[p / 2][p % 2];
-    sums.values[p / 2] += value[p];
-    sums.slopes[p / 2] += kTwo ? w[p] : w_high[p / 2][p % 2];
-  }
-  if (!visit.gradient) return;
-#pragma unroll
-  for (int c = 0; c < kD / 16; ++c) {
-    const float* even = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 0);
-    const float* odd = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 1);
-    const Pack<float, 2> of_even = read_pack<2>(even), of_odd = read_pack<2>(odd);
-    const float high[4] = {of_even.of[0], of_even.of[1], of_odd.of[0], of_odd.of[1]};
-    float low[4];
-    if constexpr (Memory::kSplit) {
-      const Pack<float, 2> low_even = read_pack<2>(even + Memory::kColumns * kD);
-      const Pack<float, 2> low_odd = read_pack<2>(odd + Memory::kColumns * kD);
-      low[0] = low_even.of[0], low[1] = low_even.of[1];
-      low[2] = low_odd.of[0], low[3] = low_odd.of[1];
-    }
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      if constexpr (kTwo) mma_16x8x8_tf32(sums.weighted_sums[c][row], high, w_low[row]);
-      if constexpr (Memory::kSplit) mma_16x8x8_tf32(sums.weighted_sums[c][row], low, w_high[row]);
-      mma_16x8x8_tf32(sums.weighted_sums[c][row], high, w_high[row]);
-    }
-  }
-}
 
 // Over the four lanes that have a row's accumulators.
 __device__ inline float sum_of_four(float value) {
@@ -308,24 +105,134 @@ __device__ void end_group(const MmdProblem<float>& in, int64_t item, const Block
   add_to_group(sums, group, tail.parts, memory.scratch);
 }
 
+// Sums over tiles that a thread has of its rows: sum_j w z_j as accumulators have it, and sum_j w
+// of rows g and g + 8.
+template <int kD, Numbers kOf>
+struct RowSums {
+  using Memory = TensorMemory<kD, kOf>;
+  static constexpr int kSums = Memory::kSums, kSlopes = kD / 2;
+  Memory& memory;
+  float kept[Memory::kSumsInRegisters ? kSums : 1];
+
+  __device__ explicit RowSums(Memory& memory) : memory(memory) {
+#pragma unroll
+    for (int at = 0; at < kSums; ++at) number(at) = 0;
+  }
+
+  __device__ float& number(int at) {
+    return Memory::kSumsInRegisters ? kept[at] : memory.kept[at][threadIdx.x];
+  }
+
+  __device__ void add(const TileSums<kD>& sums, float relation) {
+    const auto add_one = [&](int at, float value) {
+      float& sum = number(at);
+      sum = fma(relation, value, sum);
+    };
+#pragma unroll
+    for (int row = 0; row < 2; ++row) add_one(kSlopes + row, sums.slopes[row]);
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+#pragma unroll
+      for (int f = 0; f < kD / 8; ++f) {  // two of every sixteen features
+        add_one(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2,
+                sums.weighted_sums[f / 2][p / 2][2 * (f % 2) + p % 2]);
+      }
+    }
+  }
+
+  __device__ void copy_to(float (&numbers)[kSums]) {
+#pragma unroll
+    for (int at = 0; at < kSums; ++at) numbers[at] = number(at);
+  }
+};
+
+// Block of rows `of_all` of all items' becomes the one that is visited; its sums are 0. Barriers.
+template <bool kOptions, int kD, Numbers kOf>
+__device__ void begin_rows(const MmdCall<float>& call, const MmdValue<float>& out, unsigned of_all,
+                           const TensorTail& tail, Visit<kD, kOf>& visit,
+                           TensorMemory<kD, kOf>& memory) {
+  const MmdProblem<float>& in = call.in;
+  const int thread = static_cast<int>(threadIdx.x);
+  const unsigned block = of_all % call.device.blocks;
+  visit.item = of_all / call.device.blocks;
+  visit.own = block_of_rows(in, block, kTensorRows);
+  if (thread == 0) {
+    memory.item = visit.item;
+    memory.block = block;
+    memory.own = visit.own;
+  }
+  tail.load(call, visit.item);
+  if (thread < kTensorRows) {
+    tail.of_weight[thread] = 0;
+#pragma unroll
+    for (int q = 0; q < kOfGroup; ++q) memory.sums[kOfGroup * thread + q] = 0;
+  }
+  sync_block();
+  visit.unit = tail.scales[0].unit;
+  visit.near_from = near_exponent<float, kOptions>(tail.scales, in.scales);
+  visit.gradient = visit.own.wanted(out.row_begin, out.row_end);
+  visit.far = load_rows<kD, kOf>(in, visit.item, visit.own, tail.scales, memory);
+  visit.left.load(memory, visit.rows, visit.t, in, visit.item, visit.own);
+  for (int row = 0; row < 2; ++row) visit.row_bias[row] = memory.row_bias[visit.rows[row]];
+}
+
+// The rows with a tile, which has arrived in the ring at `raw`. A barrier.
+template <bool kOptions, int kD, Numbers kOf, typename Tile, typename Word>
+__device__ void visit_tile(const MmdProblem<float>& in, const Visit<kD, kOf>& visit, const Tile& of,
+                           const Word* raw, const TensorTail& tail, TensorMemory<kD, kOf>& memory,
+                           TileSums<kD>& sums) {
+  constexpr int kColumns = TensorMemory<kD, kOf>::kColumns;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool weighted = kOptions && in.weights;
+  if (weighted && thread < kColumns) {
+    memory.weight[thread] = thread < of.here ? row_weight(in, visit.item, of.first + thread) : 0.f;
+  }
+  const bool far = prepare<kD, kOf>(raw, of.here, memory);
+  const bool has_own = visit.own.among(of.first, of.here);
+  const bool by_differences = visit.far || far || has_own;
+  // The block's first row as a column of this tile; a place that no column has, if far away.
+  const int own_column = has_own ? static_cast<int>(visit.own.first - of.first) : kColumns;
+  int begin = 0;
+  const int plain = by_differences ? 0 : of.here / 8 * 8;
+#pragma unroll 1
+  for (; begin < plain; begin += 8) {
+    visit_columns<true, kD, kOf, kOptions>(visit, sums, memory, raw, begin, false, of.here,
+                                           own_column, tail.scales, in.scales, weighted);
+  }
+#pragma unroll 1
+  for (; begin < of.here; begin += 8) {
+    visit_columns<false, kD, kOf, kOptions>(visit, sums, memory, raw, begin, by_differences,
+                                            of.here, own_column, tail.scales, in.scales, weighted);
+  }
+}
+
+// What the block of rows in `memory` gives, from sums over all columns. Barriers.
+template <int kD, Numbers kOf>
+__device__ void write_rows(const MmdCall<float>& call, const MmdValue<float>& out,
+                           const TensorTail& tail,
+                           const float (&numbers)[TensorMemory<kD, kOf>::kSums],
+                           TensorMemory<kD, kOf>& memory) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const BlockOfRows own = memory.own;
+  write_gradient(call.in, out, memory.item, own, tail.scales[0].variance, numbers, memory);
+  if (out.weights && thread < own.here) {
+    out.weights[memory.item * call.in.rows + own.first + thread] =
+        static_cast<float>(2 * tail.of_weight[thread]);
+  }
+  finish(call, out, memory.item, memory.block, tail, memory.scratch);
+}
+
 template <int kD, Numbers kOf, bool kOptions>
 __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     mmd_tensor_kernel(const MmdCall<float> call, const MmdValue<float> out) {
   using Memory = TensorMemory<kD, kOf>;
-  constexpr int kColumns = Memory::kColumns, kSums = Memory::kSums, kSlopes = kD / 2;
-  using Tile = TensorTile<kColumns>;
+  using Tile = TensorTile<Memory::kColumns>;
   const MmdProblem<float>& in = call.in;
   SharedLayout layout(shared_memory<unsigned char>());
   Memory& memory = *layout.array<Memory>(1);
   const TensorTail tail(layout, in);
   const int d = static_cast<int>(in.d), thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
   Visit<kD, kOf> visit;
-  visit.g = g;
-  visit.t = t;
-  visit.rows[0] = warp * kRowsOfMma + g;
-  visit.rows[1] = visit.rows[0] + 8;
-  visit.at = LanePlaces::of<kD>(g, t);
 
   const int tiles = call.device.tiles;
   const unsigned blocks = call.device.blocks;
@@ -343,43 +250,16 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
   begin_copy(of, block_of_all / blocks, 0);
 
   for (; left > 0; ++block_of_all, first_tile = 0) {
-    const unsigned item = block_of_all / blocks, block = block_of_all % blocks;
     int tiles_here = left < tiles - first_tile ? left : tiles - first_tile;
     left -= tiles_here;
-    const BlockOfRows own = block_of_rows(in, block, kTensorRows);
-    if (thread == 0) {
-      memory.item = item;
-      memory.block = block;
-      memory.own = own;
-    }
-    tail.load(call, item);
-    if (thread < kTensorRows) {
-      tail.of_weight[thread] = 0;
-#pragma unroll
-      for (int q = 0; q < kOfGroup; ++q) memory.sums[kOfGroup * thread + q] = 0;
-    }
-    sync_block();
-    visit.unit = tail.scales[0].unit;
-    visit.near_from = near_exponent<float, kOptions>(tail.scales, in.scales);
-    visit.gradient = own.wanted(out.row_begin, out.row_end);
-    const bool far_rows = load_rows<kD, kOf>(in, item, own, tail.scales, memory);
-    visit.left.load(memory, visit.rows, t, in, item, own);
-    for (int row = 0; row < 2; ++row) visit.row_bias[row] = memory.row_bias[visit.rows[row]];
-
-    // sum_j w z_j as accumulators have it, and sum_j w of rows g and g + 8.
-    float kept[Memory::kSumsInRegisters ? kSums : 1];
-    const auto keep = [&](int at, bool clear, float factor, float value) {
-      float& sum = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
-      sum = clear ? 0 : fma(factor, value, sum);
-    };
-#pragma unroll
-    for (int at = 0; at < kSums; ++at) keep(at, true, 0, 0);
+    begin_rows<kOptions>(call, out, block_of_all, tail, visit, memory);
+    RowSums<kD, kOf> row_sums(memory);
     while (true) {
       const bool rows_end = tiles_here == 1;
       if (!rows_end || left > 0) {
         const Tile next = rows_end ? Tile::at(in, 0) : of.next(in);
         if (thread == 0) memory.next[turn % 2] = next;
-        begin_copy(next, rows_end ? (block_of_all + 1) / blocks : item, (turn + 1) % 2);
+        begin_copy(next, rows_end ? (block_of_all + 1) / blocks : visit.item, (turn + 1) % 2);
         copy_async_wait<1>();
       } else {
         copy_async_wait<0>();
@@ -387,68 +267,28 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       sync_block();
       const auto* raw = memory.ring[turn % 2];
       ++turn;
-      const bool weighted = kOptions && in.weights;
-      if (weighted && thread < kColumns) {
-        memory.weight[thread] = thread < of.here ? row_weight(in, item, of.first + thread) : 0.f;
-      }
-      const bool far = prepare<kD, kOf>(raw, of.here, memory);
-      const bool has_own = own.among(of.first, of.here);
-      const bool by_differences = far_rows || far || has_own;
-      // The block's first row as a column of this tile; a place that no column has, if far away.
-      const int own_column = has_own ? static_cast<int>(own.first - of.first) : kColumns;
-
       TileSums<kD> sums = {};
-      int begin = 0;
-      const int plain = by_differences ? 0 : of.here / 8 * 8;
-#pragma unroll 1
-      for (; begin < plain; begin += 8) {
-        visit_columns<true, kD, kOf, kOptions>(visit, sums, memory, raw, begin, false, of.here,
-                                               own_column, tail.scales, in.scales, weighted);
-      }
-#pragma unroll 1
-      for (; begin < of.here; begin += 8) {
-        visit_columns<false, kD, kOf, kOptions>(visit, sums, memory, raw, begin, by_differences,
-                                                of.here, own_column, tail.scales, in.scales,
-                                                weighted);
-      }
+      visit_tile<kOptions>(in, visit, of, raw, tail, memory, sums);
       const float relation =
-          static_cast<float>(relation_of(in, item)[own.group * in.groups + of.group]);
+          static_cast<float>(relation_of(in, visit.item)[visit.own.group * in.groups + of.group]);
       add_values<kD, kOf, kOptions>(visit, sums, memory);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) keep(kSlopes + row, false, relation, sums.slopes[row]);
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-#pragma unroll
-        for (int f = 0; f < kD / 8; ++f) {  // two of every sixteen features
-          keep(8 * (f / 2) + 4 * (p / 2) + 2 * (f % 2) + p % 2, false, relation,
-               sums.weighted_sums[f / 2][p / 2][2 * (f % 2) + p % 2]);
-        }
-      }
+      row_sums.add(sums, relation);
       sync_block();  // the tile has been read
-      if (of.last || rows_end) end_group(in, item, own, of.group, tail, memory);
+      if (of.last || rows_end) end_group(in, visit.item, visit.own, of.group, tail, memory);
       of = memory.next[(turn - 1) % 2];
       if (rows_end) break;
       --tiles_here;
     }
 
-    float numbers[kSums];
-#pragma unroll
-    for (int at = 0; at < kSums; ++at) {
-      numbers[at] = Memory::kSumsInRegisters ? kept[at] : memory.kept[at][thread];
-    }
+    float numbers[Memory::kSums];
+    row_sums.copy_to(numbers);
     sync_block();  // the parts are complete
     if (!stream_k_fixup(memory.stream_k, blockIdx.x, block_of_all, call.device.slots,
                         call.device.counters + in.batch, tail.parts,
                         kOfGroup * static_cast<int>(in.groups) + kTensorRows, numbers)) {
       continue;
     }
-    const BlockOfRows rows = memory.own;
-    write_gradient(in, out, memory.item, rows, tail.scales[0].variance, numbers, memory);
-    if (out.weights && thread < rows.here) {
-      out.weights[memory.item * in.rows + rows.first + thread] =
-          static_cast<float>(2 * tail.of_weight[thread]);
-    }
-    finish(call, out, memory.item, memory.block, tail, memory.scratch);
+    write_rows(call, out, tail, numbers, memory);
   }
 }
 

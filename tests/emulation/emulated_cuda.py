@@ -56,9 +56,19 @@ def build() -> Path:
     # Fused multiply-adds, as on a GPU, where they are asked for; this machine's own instruction.
     flags = ["-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", *include]
 
+    objects_folder = folder.parent / "objects"
+    objects_folder.mkdir(exist_ok=True)
+
     def compile_one(source):
-        out = folder / (source.stem + ".o")
-        run(command(*flags, "-x", "c++", "-c", source, "-o", out))
+        """The object file; compiled if what the source includes, or the command, changed since."""
+        words = command(*flags, "-x", "c++")
+        text = run([*words, "-E", "-P", source])
+        content = hashlib.sha256(" ".join(map(str, [*flags, *OPTIONS, text])).encode())
+        out = objects_folder / f"{source.stem}-{content.hexdigest()[:16]}.o"
+        if not out.exists():
+            part = folder / out.name
+            run([*words, "-c", source, "-o", part])
+            part.rename(out)
         return out
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -72,6 +82,7 @@ def run(words):
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, words))}\n{done.stderr}")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Registers and stack of every kernel; and for the loops over columns of mmd's kernels the
 instructions of a pair of rows by the unit that executes them, against the floor:
 one exp2, six operations, and d + d multiply-adds at 128 lanes a clock for few features
-(mmd_rows.cuh), the products on tensor cores (mmd_tensor.cuh). A model from the machine code, as in
-cost.py: no GPU is needed, and none has confirmed it.
+(mmd_rows.cuh), the products on tensor cores (mmd_tensor_visit.cuh). A model from the machine code,
+as in cost.py: no GPU is needed, and none has confirmed it.
 """
 
 from __future__ import annotations
