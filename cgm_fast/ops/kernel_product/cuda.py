@@ -8,6 +8,7 @@ import torch
 
 from cgm_fast.ops.cuda.launch import counters, kernels, stream
 from cgm_fast.ops.gpu import constants, multiprocessors, on_device
+from cgm_fast.ops.kernel_product.common import room
 from cgm_fast.ops.kernel_product.plans import plan_of
 from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted
 from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
@@ -45,19 +46,11 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     dtype, like = compute_like(x)
     check_address(x, y, problem.v)
     u, v, variance = (plain(value, dtype) for value in problem[2:5])
-    *batch, n, d = x.shape
-    p, scales = problem.v.shape[-1], len(problem.kernel_weights)
-    value = Value(
-        like.new_empty((*batch, n, p)) if wanted.product else None,
-        like.new_empty((*batch, n, d)) if wanted.x else None,
-        like.new_empty((*batch, scales)) if wanted.variance else None,
-    )
-    outputs = [p] * wanted.product + [d] * wanted.x
+    value = room(problem, wanted, like)
+    outputs = [problem.v.shape[-1]] * wanted.product + [x.shape[-1]] * wanted.x
     launch, _workspace = _launch(problem, outputs, wanted.variance)
     kernels().kernel_product_fwd_cuda(
-        plan_of(
-            kernels(), (x.shape, problem.v.shape), (x.stride(), y.stride()), x.dtype, problem[5:]
-        ),
+        plan_of(kernels(), problem),
         addresses((x, y, u, v, variance)),
         addresses(value),
         launch,

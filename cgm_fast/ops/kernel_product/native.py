@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cgm_fast import _native
+from cgm_fast.ops.kernel_product.common import room
 from cgm_fast.ops.kernel_product.plans import plan_of
 from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted
 from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
@@ -15,15 +16,9 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     x, y, u, v, variance = problem[:5]
     dtype, like = compute_like(x)
     check_address(x, y, v)
-    *batch, n, d = x.shape
-    shapes, strides = (x.shape, v.shape), (x.stride(), y.stride())
-    plan = plan_of(_native, shapes, strides, x.dtype, problem[5:])
-    scales = len(problem.kernel_weights)
-    value = Value(
-        like.new_empty((*batch, n, v.shape[-1])) if wanted.product else None,
-        like.new_empty((*batch, n, d)) if wanted.x else None,
-        like.new_empty((*batch, scales)) if wanted.variance else None,
+    value = room(problem, wanted, like)
+    held = x, y, *(plain(some, dtype) for some in (u, v, variance))  # until the call is over
+    _native.kernel_product_fwd(
+        plan_of(_native, problem), addresses(held), addresses(value), torch.get_num_threads()
     )
-    held = x, y, *(plain(value, dtype) for value in (u, v, variance))  # until the call is over
-    _native.kernel_product_fwd(plan, addresses(held), addresses(value), torch.get_num_threads())
     return value

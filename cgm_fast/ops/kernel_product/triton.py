@@ -10,6 +10,7 @@ from triton import next_power_of_2
 
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.kernel_product import triton_kernels as kernels
+from cgm_fast.ops.kernel_product.common import room
 from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted
 from cgm_fast.ops.memory import plain
 from cgm_fast.ops.mmd.common import batched
@@ -97,15 +98,10 @@ class Sums(NamedTuple):
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """The derivatives of Q that are wanted: see `Value`."""
     x, v = problem.x, problem.v
-    (b, n, d), p, scales = x.shape, v.shape[-1], len(problem.kernel_weights)
+    (b, n, d), p = x.shape, v.shape[-1]
     operands = Operands.of(problem, wanted.x or wanted.variance)
     packed, rows, values = operands.packed, operands.rows, operands.of_values.features
-    like = packed.bias
-    value = Value(
-        like.new_empty((b, n, p)) if wanted.product else None,
-        like.new_empty((b, n, d)) if wanted.x else None,
-        like.new_empty((b, scales)) if wanted.variance else None,
-    )
+    value = room(problem, wanted, packed.bias)
     if operands.together:
         of_products = of_others = visit(problem, wanted, operands)
     else:
