@@ -286,12 +286,12 @@ __device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T u
   return sum_of_block(there ? pass.weight_of(lane) * total : 0.0, memory.scratch);
 }
 
-// Writes the derivatives in the rows' weights, of which every lane has a share. Barriers.
+// Writes the derivatives in the rows' weights, of which every lane has a share. A barrier. The
+// tile, whose memory this takes, has been read: a visit ends with sums over the block.
 template <typename T, int kD>
 __device__ void write_weights(const RowsPass<T>& pass, const Lane& lane, double share, T* to,
                               RowsMemory<T, kD>& memory) {
   double* shares = reinterpret_cast<double*>(&memory.tile[0][0]);
-  sync_block();  // the tile has been read
   shares[lane.group * lane.rows + lane.row] = share;
   sync_block();
   const int row = static_cast<int>(threadIdx.x);

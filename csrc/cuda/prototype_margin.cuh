@@ -143,11 +143,11 @@ struct PrototypeRows {
     return any_in_block(own);
   }
 
-  // A tile's pairs: adds to the loss, and says what differences are weighed with.
+  // A tile's pairs: adds to the loss, and says what differences are weighed with. The weights
+  // before have been read: after them came the barriers of has_own or distances.
   __device__ void weigh(int first, int columns, double& loss) {
     const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
     if (inside && (in.labels || in.k > kColumns)) distances(first, columns);
-    sync_block();  // the weights before have been read
     each_pair<kColumns>([&](int q, int c, int row, int column) {
       T w = 0;
       if (row < here && column < columns) {
