@@ -1,1 +1,1 @@
-"""The three ops, each in a folder of its own: api, registration, one file an implementation."""
+"""The ops, each in a folder of its own: api, registration, one file an implementation."""

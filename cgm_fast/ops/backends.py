@@ -136,7 +136,7 @@ def last_backend(op: str = "mmd") -> str | None:
     """Name of the implementation that last ran `op` in this process; None if none has.
 
     Args:
-        op: "mmd", "prototype_margin" or "cgm_loss".
+        op: "mmd", "prototype_margin", "cgm_loss" or "kernel_product".
     """
     return _last.get(op)
 
