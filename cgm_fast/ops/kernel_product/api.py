@@ -16,7 +16,7 @@ from cgm_fast.ops.checks import (
     check_float_tensor,
     match,
 )
-from cgm_fast.ops.kernel_product.autograd import differentiable
+from cgm_fast.ops.kernel_product.autograd import KernelProduct
 from cgm_fast.ops.kernel_product.ops import kernel_product_fwd
 from cgm_fast.ops.kernel_product.problem import Problem, Wanted
 from cgm_fast.ops.mmd.api import (
@@ -28,7 +28,7 @@ from cgm_fast.ops.mmd.api import (
     resolve_variances,
     tensor_variance,
 )
-from cgm_fast.ops.watching import differentiates_itself
+from cgm_fast.ops.watching import differentiates_itself, distinct
 
 _PRODUCT = Wanted(True, False, False)
 
@@ -93,15 +93,20 @@ def kernel_product(
             variance = tensor_variance(bandwidth, x)
             bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
     static = cached(_static, bandwidth, x.shape[-1], x.dtype, kernel, kernel_agg)
-    problem = Problem(x, y, None, v, variance, *static)
+    inputs = (x, y, None, v, variance)
     if (
         torch.is_grad_enabled()
-        and any(value is not None and value.requires_grad for value in problem[:5])
+        and (
+            x.requires_grad
+            or y.requires_grad
+            or v.requires_grad
+            or (variance is not None and variance.requires_grad)
+        )
         and differentiates_itself()
     ):
-        out = differentiable(problem, _PRODUCT, backend).product
+        out = KernelProduct.apply(static, _PRODUCT, backend, *distinct(inputs))[0]
     else:
-        out = kernel_product_fwd(problem, _PRODUCT, backend).product
+        out = kernel_product_fwd(Problem(*inputs, *static), _PRODUCT, backend).product
     assert out is not None
     return out.squeeze(-1) if single else out
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from cgm_fast.ops import derivatives
 from cgm_fast.ops.formulas import add
 from cgm_fast.ops.kernel_product.ops import kernel_product_fwd
-from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted, exchanged
+from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted, exchanged, with_values
 from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd.ops import mmd_hvp
 from cgm_fast.ops.records import rebuild, tensor_fields
-from cgm_fast.ops.watching import composed, distinct
+from cgm_fast.ops.watching import composed
 
 
 class Parts(NamedTuple):
@@ -80,11 +80,11 @@ def hessian(problem: Problem, tangent: Parts, needs: Parts, runs: Runs) -> Parts
     """The Hessian of Q times a tangent, where it is needed; None in a tangent is zero."""
     out = Parts(None, None, None, None, None)
     if tangent.u is not None:
-        along = problem._replace(u=tangent.u)
-        out = _sum(out, gradient(along, needs._replace(u=False), runs))
+        rest = Parts(needs.x, needs.y, False, needs.v, needs.variance)
+        out = _sum(out, gradient(with_values(problem, tangent.u, problem.v), rest, runs))
     if tangent.v is not None:
-        along = problem._replace(v=tangent.v)
-        out = _sum(out, gradient(along, needs._replace(v=False), runs))
+        rest = Parts(needs.x, needs.y, needs.u, False, needs.variance)
+        out = _sum(out, gradient(with_values(problem, problem.u, tangent.v), rest, runs))
     if tangent.x is not None or tangent.y is not None or tangent.variance is not None:
         out = _sum(out, _second(problem, tangent, needs, runs))
     return out
@@ -114,21 +114,21 @@ def _second(problem: Problem, tangent: Parts, needs: Parts, runs: Runs) -> Parts
     z, of_weights, _, of_variance = (
         None if parts[0] is None else parts for parts in zip(*products, strict=True)
     )
-    out = Parts(None, None, None, None, None if of_variance is None else _added(of_variance))
+    of_x = of_y = of_u = of_v = None
     if z is not None:
-        of_z = _added(z)
-        both = of_z.split_with_sizes((n, rows - n), -2) if needs.x and needs.y else (of_z, of_z)
-        out = out._replace(
-            x=both[0] if needs.x else None,
-            y=both[1] if needs.y else None,
-        )
+        of_x = of_y = _added(z)
+        if needs.x and needs.y:
+            of_x, of_y = of_x.split_with_sizes((n, rows - n), -2)
     if of_weights is not None:
-        sides = zip(
-            *(value.split_with_sizes((n, rows - n), -1) for value in of_weights), strict=True
-        )
-        of_u, of_v = (torch.stack(parts, -1) for parts in sides)
-        out = out._replace(u=of_u if needs.u else None, v=of_v if needs.v else None)
-    return out
+        of_sides = (value.split_with_sizes((n, rows - n), -1) for value in of_weights)
+        of_u, of_v = (torch.stack(parts, -1) for parts in zip(*of_sides, strict=True))
+    return Parts(
+        of_x if needs.x else None,
+        of_y if needs.y else None,
+        of_u if needs.u else None,
+        of_v if needs.v else None,
+        None if of_variance is None else _added(of_variance),
+    )
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:
@@ -140,23 +140,26 @@ def _sum(a: Parts, b: Parts) -> Parts:
 
 
 class KernelProduct(torch.autograd.Function):
-    """(static, wanted, backend, the problem's tensors...) -> `Value`, for eager autograd and
-    torch.compile."""
+    """(static, wanted, backend, the problem's tensors...) -> what is wanted, for eager autograd and
+    torch.compile, whose Dynamo of torch 2.6 takes no None among results."""
 
     @staticmethod
     def forward(ctx: Any, static: Any, wanted: Wanted, backend: str, *inputs: Any) -> Any:
-        """What is wanted."""
+        """Of `Value` what is wanted."""
         ctx.save_for_backward(*inputs)
-        ctx.rest = static, backend
+        ctx.rest = static, wanted, backend
         ctx.set_materialize_grads(False)  # no zeros for what nothing depends on
-        return tuple(kernel_product_fwd(Problem(*inputs, *static), wanted, backend))
+        of_product, of_x, of_variance = kernel_product_fwd(
+            Problem(*inputs, *static), wanted, backend
+        )
+        return tuple([part for part in (of_product, of_x, of_variance) if part is not None])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """The Hessian of Q times a tangent of what `forward` returned."""
-        static, backend = ctx.rest
+        static, wanted, backend = ctx.rest
         inputs = ctx.saved_tensors
-        of_product, of_x, of_variance = cotangents
+        of_product, of_x, of_variance = _spread(wanted, cotangents)
         given = of_product if of_product is not None else of_x if of_x is not None else of_variance
         if composed(given):
             runs = Runs.dispatched(backend)
@@ -176,8 +179,17 @@ class KernelProduct(torch.autograd.Function):
 
 def differentiable(problem: Problem, wanted: Wanted, backend: str) -> Value:
     """The op, for eager autograd."""
-    inputs, static = tuple(problem[:5]), tuple(problem[5:])
-    return Value(*KernelProduct.apply(static, wanted, backend, *distinct(inputs)))
+    results = KernelProduct.apply(tuple(problem[5:]), wanted, backend, *problem[:5])
+    return Value(*_spread(wanted, results))
+
+
+def _spread(wanted: Wanted, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Results of which those that are not wanted are left out, with None for these."""
+    out, at = [], 0
+    for yes in wanted:
+        out.append(results[at] if yes else None)
+        at += bool(yes)
+    return tuple(out)
 
 
 class _Rule:

@@ -51,8 +51,17 @@ class Value(NamedTuple):
     """[b, s]"""
 
 
+# Written out, for Dynamo of torch 2.6 follows no `_replace`.
+
+
 def exchanged(problem: Problem) -> Problem:
     """The same Q with rows as columns and columns as rows."""
-    x, y, u, v = problem[:4]
+    x, y, u, v, variance, variances, kernel_weights, kernel = problem
     assert u is not None
-    return problem._replace(x=y, y=x, u=v, v=u)
+    return Problem(y, x, v, u, variance, variances, kernel_weights, kernel)
+
+
+def with_values(problem: Problem, u: Tensor | None, v: Tensor) -> Problem:
+    """Of other values."""
+    x, y, _, _, variance, variances, kernel_weights, kernel = problem
+    return Problem(x, y, u, v, variance, variances, kernel_weights, kernel)
