@@ -91,7 +91,10 @@ def bounds(value: Tensor) -> tuple[float, float] | None:
     """The least and the greatest number of a tensor; None where they cannot be looked at."""
     if not readable(value):
         return None
-    low, high = bare(value).detach().aminmax()
+    value = bare(value).detach()
+    if value.numel() == 1:  # one op instead of three
+        return value.item(), value.item()
+    low, high = value.aminmax()
     return low.item(), high.item()
 
 

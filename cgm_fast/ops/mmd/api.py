@@ -151,11 +151,11 @@ def mmd(
     if difference is not None:
         # The op sums k - k(0); what that leaves out vanishes when both samples have the same mass.
         at_zero = FAMILIES[kernel].at_zero * sum(static[KERNEL_WEIGHTS])
-        loss = loss + at_zero * difference * difference
+        loss = torch.addcmul(loss, difference, difference, value=at_zero)
         if estimator == "biased" and FAMILIES[kernel].vanishes:
             # As the op does without weights: up to zero, with the gradient that it has. Of the
             # energy and unequal masses less is no rounding.
-            loss = loss - loss.detach().clamp_max(0)
+            loss = loss - loss.detach().clamp_max(0) if loss.requires_grad else loss.clamp_min(0)
     return loss
 
 
@@ -393,7 +393,7 @@ class _Weights:
             return 1.0 / (self.size * (self.size - 1))
         exact = self.rows.to(sums_dtype(self.rows))
         square = exact.sum(-1).square()
-        rest = square - exact.square().sum(-1)
+        rest = square - torch.linalg.vecdot(exact, exact)
         least = bounds(rest)
         if least is not None and not least[0] > 0:
             raise ValueError(
@@ -429,6 +429,6 @@ def _unbiased_relation(x: _Weights, y: _Weights) -> Tensor:
     """Γ [b, 2, 2] of the unbiased estimator, where at least one sample has weights."""
     within = [x.within(), y.within()]
     like = within[0] if x.given else within[1]
-    entries = (within[0], -x.scale * y.scale, -x.scale * y.scale, within[1])
-    rows = [v if isinstance(v, Tensor) else torch.full_like(like, v) for v in entries]
-    return torch.stack(rows, -1).unflatten(-1, (2, 2))
+    across = torch.full_like(like, -x.scale * y.scale)
+    of_x, of_y = (v if isinstance(v, Tensor) else torch.full_like(like, v) for v in within)
+    return torch.stack((of_x, across, across, of_y), -1).unflatten(-1, (2, 2))
