@@ -29,8 +29,9 @@ class Family(NamedTuple):
 
 
 def _gaussian(t: Tensor, order: int) -> tuple[Tensor, ...]:
-    whole = torch.exp(-t)
-    return torch.expm1(-t), whole, -whole, whole
+    e = -t
+    whole = torch.exp(e)
+    return e.expm1_(), whole, -whole, whole
 
 
 def _laplacian(t: Tensor, order: int) -> tuple[Tensor, ...]:

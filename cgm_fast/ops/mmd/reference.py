@@ -141,9 +141,11 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
             gamma = chunk.relation.unsqueeze(1)
             small[c, g] += (w_rows * k.small if weighted else k.small).sum(-2)
             for s, pairs in enumerate(k.near):
-                near[c, s, g] += (w_rows * pairs if weighted else pairs).sum(-2)
                 if weighted:
+                    near[c, s, g] += (w_rows * pairs).sum(-2)
                     far[c, s, g] += (w_rows * chunk.leave_out_own(~pairs)).sum(-2)
+                else:  # as int32, for a sum in int64 first makes a copy of that size
+                    near[c, s, g] += pairs.view(torch.uint8).sum(-2, dtype=torch.int32)
             if wanted.weights:
                 grad_weights[c, i0:i1] = 2 * (gamma * w * k.less).sum(-1)
             for s, k_h in enumerate(k.by_h):
