@@ -143,7 +143,7 @@ def last_backend(op: str = "mmd") -> str | None:
 
 def check_name(backend: str, source: str = "backend") -> str:
     """Return `backend` if it is "auto" or an implementation's name; raise ValueError otherwise."""
-    if backend != AUTO and backend not in BACKENDS:
+    if not isinstance(backend, str) or (backend != AUTO and backend not in BACKENDS):
         names = ", ".join(repr(name) for name in (AUTO, *BACKENDS))
         raise ValueError(f"{source} must be one of {names}, got {backend!r}")
     return backend

@@ -81,8 +81,8 @@ class Unit {
             of_rows(row, static_cast<int>(std::min<int64_t>(kBlockRows, round_up(last - row, 4))));
         for (size_t some = tile; some < std::min(end, tile + at_once); ++some)
           visit(v, layout_.tiles[some]);
-        flush(std::min<int64_t>(kBlockRows, last - row), totals + (row - first) * pass_.sums(),
-              of_variance);
+        flush(v.coordinates.rows, std::min<int64_t>(kBlockRows, last - row),
+              totals + (row - first) * pass_.sums(), of_variance);
       }
     }
   }
@@ -136,13 +136,16 @@ class Unit {
     kernels_.visit(v);
   }
 
-  void flush(int64_t rows, double* totals, double* of_variance) {
+  // Of the rows visited those that only pad have sums, too, which nobody wants.
+  void flush(int64_t visited, int64_t rows, double* totals, double* of_variance) {
     const int64_t values = pass_.values(), features = pass_.features();
-    for (int64_t r = 0; r < rows; ++r, totals += pass_.sums()) {
-      if (values) flush_row(product_.data + r * product_width_, values, totals);
-      if (features) flush_row(x_.data + r * x_width_, features, totals + values);
+    std::vector<double> unwanted(visited > rows ? pass_.sums() : 0);
+    for (int64_t r = 0; r < visited; ++r) {
+      double* to = r < rows ? totals + r * pass_.sums() : unwanted.data();
+      if (values) flush_row(product_.data + r * product_width_, values, to);
+      if (features) flush_row(x_.data + r * x_width_, features, to + values);
       if (pass_.slopes)
-        kernels_.flush_lanes(slope_sums_.data + r * kTileAlign, 1, 1.0, totals + values + features);
+        kernels_.flush_lanes(slope_sums_.data + r * kTileAlign, 1, 1.0, to + values + features);
     }
     if (pass_.out.variance)
       kernels_.flush_lanes(variance_sums_.data, layout_.in.scales, 1.0, of_variance);
@@ -171,8 +174,10 @@ void finish_row(const Pass<T>& pass, int64_t row, double* sums, int64_t splits, 
   if (!pass.out.x) return;
   const double factor = -1 / (layout.h[0] * layout.scale), slope = sums[values + in.d];
   const T* z = layout.x.data + row * layout.features;
-  for (int64_t f = 0; f < in.d; ++f)
-    pass.out.x[at * in.d + f] = T(factor * (slope * double(z[f]) - sums[values + f]));
+  for (int64_t f = 0; f < in.d; ++f) {
+    const double sum = sums[values + f];
+    pass.out.x[at * in.d + f] = T(factor * (layout.differences ? sum : slope * double(z[f]) - sum));
+  }
 }
 
 template <typename T>

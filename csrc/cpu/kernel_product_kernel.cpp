@@ -12,7 +12,8 @@
 namespace cgm_fast {
 namespace {
 
-// t >= 0 of an exponent. Finite, lest a vanished kernel becomes NaN.
+// t >= 0 of an exponent of the first bandwidth, or of -|x - y|^2. Finite, lest a vanished kernel
+// becomes NaN.
 template <typename T>
 CGM_INLINE Vec<T> argument(Vec<T> e, T ratio) {
   const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
@@ -73,7 +74,7 @@ void visit(const KernelProductVisit<T>& v) {
   if (v.with_x) {
     Block<T> block = v.coordinates;
     block.w = v.values.w;
-    all_rows(block);
+    v.differences ? all_differences(block) : all_rows(block);
   }
 }
 

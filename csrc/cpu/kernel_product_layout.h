@@ -37,22 +37,25 @@ struct KernelProductLayout {
         v(round_up(in.columns, kTileAlign) * value_features),
         v_panels(slopes || in.values < kFeatureLanes ? round_up(in.columns, kTileAlign) * in.values
                                                      : 0) {
+    double widest = 1;
     for (int64_t s = 0; s < in.scales; ++s) {
       h.push_back(in.variance ? double(in.variance[item * in.scales + s]) : in.variances[s]);
-      ratio.push_back(T(h[0] / h[s]));
       value_weight.push_back(T(in.kernel_weights[s]));
       slope_weight.push_back(T(in.kernel_weights[s] * h[0] / h[s]));
+      widest = std::max(widest, h[0] / h[s]);
     }
     for (int64_t start = 0; start < in.columns; start += width)
       tiles.push_back({start, round_up(std::min(width, in.columns - start), kTileAlign)});
-    const std::vector<T> middle = read_columns();
-    const double widest = *std::max_element(ratio.begin(), ratio.end());
-    const double largest = std::max(
-        centre(x, in.rows, middle, [&](int64_t i, T* row) { read_row(in.x, item, i, in.d, row); }),
-        centre(y, in.columns, middle, [](int64_t, T*) {}));
+    read(in.x, in.rows, x);
+    const std::vector<T> middle = mean(read(in.y, in.columns, y));
+    const double largest =
+        std::max(largest_square(x, in.rows, middle), largest_square(y, in.columns, middle));
     differences = has_kink(in.kernel) || by_differences(largest * widest / (2 * kLn2 * h[0]), in.d);
-    scale = std::sqrt((differences ? 0.5 : 1.0) / h[0]);
-    finish();
+    scale = std::sqrt(1 / h[0]);
+    if (differences) scale = std::exp2(std::round(std::log2(scale)));
+    for (int64_t s = 0; s < in.scales; ++s)
+      ratio.push_back(T(differences ? 0.5 / (h[s] * scale * scale) : h[0] / h[s]));
+    finish(differences ? std::vector<T>(in.d, T(0)) : middle);
   }
 
   const KernelProductProblem<T>& in;
@@ -67,7 +70,7 @@ struct KernelProductLayout {
   std::vector<double> h;
   std::vector<T> ratio, value_weight, slope_weight;
   bool differences;
-  double scale;  // a coordinate in the kernel is (z - centre) * scale
+  double scale;  // a coordinate in the kernel is z * scale, or (z - centre) * scale
 
  private:
   static constexpr int64_t kPart = 256;  // rows that a thread takes at once
@@ -82,18 +85,23 @@ struct KernelProductLayout {
                    [&](int part) { body(part * kPart, std::min(rows, (part + 1) * kPart), part); });
   }
 
-  // Reads the columns' coordinates; returns their mean, rounded to T: then a difference from it is
-  // exact wherever the data is far from the origin.
-  std::vector<T> read_columns() {
-    std::vector<double> sums((in.columns + kPart - 1) / kPart * in.d, 0.0);
-    each_part(in.columns, [&](int64_t begin, int64_t end, int part) {
+  // Reads rows; returns sums of them, [parts, d].
+  std::vector<double> read(const Samples& from, int64_t count, const Buffer<T>& rows) {
+    std::vector<double> sums((count + kPart - 1) / kPart * in.d, 0.0);
+    each_part(count, [&](int64_t begin, int64_t end, int part) {
       double* sum = sums.data() + part * in.d;
-      for (int64_t j = begin; j < end; ++j) {
-        T* row = y.data + j * features;
-        read_row(in.y, item, j, in.d, row);
+      for (int64_t i = begin; i < end; ++i) {
+        T* row = rows.data + i * features;
+        read_row(from, item, i, in.d, row);
         for (int64_t f = 0; f < in.d; ++f) sum[f] += double(row[f]);
       }
     });
+    return sums;
+  }
+
+  // Of the columns, rounded to T: then a difference from it is exact wherever the data is far from
+  // the origin.
+  std::vector<T> mean(const std::vector<double>& sums) const {
     std::vector<double> total(in.d, 0.0);
     for (size_t at = 0; at < sums.size();)
       for (int64_t f = 0; f < in.d; ++f) total[f] += sums[at++];
@@ -102,28 +110,28 @@ struct KernelProductLayout {
     return middle;
   }
 
-  // Reads rows, and takes the middle from them; returns the largest |z|^2.
-  template <typename Read>
-  double centre(const Buffer<T>& rows, int64_t count, const std::vector<T>& middle,
-                const Read& read) {
+  // The largest |z|^2 about the middle; infinite where one is not finite.
+  double largest_square(const Buffer<T>& rows, int64_t count, const std::vector<T>& middle) const {
     std::vector<double> largest((count + kPart - 1) / kPart, 0.0);
     each_part(count, [&](int64_t begin, int64_t end, int part) {
+      std::vector<T> z(in.d);
       for (int64_t i = begin; i < end; ++i) {
-        T* row = rows.data + i * features;
-        read(i, row);
-        for (int64_t f = 0; f < in.d; ++f) row[f] -= middle[f];
-        largest[part] = std::max(largest[part], sum_of_squares(row, in.d));
+        const T* row = rows.data + i * features;
+        for (int64_t f = 0; f < in.d; ++f) z[f] = row[f] - middle[f];
+        const double square = sum_of_squares(z.data(), in.d);
+        largest[part] = std::max(largest[part], std::isfinite(square) ? square : INFINITY);
       }
     });
     return *std::max_element(largest.begin(), largest.end());
   }
 
-  // Scales coordinates, copies values, pads both with zeros and transposes tiles of columns.
-  void finish() {
+  // Takes the middle from coordinates and scales them, copies values, pads both with zeros and
+  // transposes tiles of columns.
+  void finish(const std::vector<T>& middle) {
     const T* of_u = u.empty() ? nullptr : in.u + item * in.rows * in.values;
     each_part(in.rows, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
-        finish_row(i, x, x_bias);
+        finish_row(i, middle, x, x_bias);
         if (of_u) copy_values(of_u + i * in.values, u.data + i * value_features);
       }
     });
@@ -134,13 +142,13 @@ struct KernelProductLayout {
     const T* of_v = in.v + item * in.columns * in.values;
     parallel_parts(static_cast<int>(tiles.size()),
                    in.columns * (in.d + in.values) > 1 << 16 ? threads : 1,
-                   [&](int tile) { finish_tile(tiles[tile], of_v); });
+                   [&](int tile) { finish_tile(tiles[tile], middle, of_v); });
   }
 
-  void finish_tile(const ColumnTile& tile, const T* of_v) {
+  void finish_tile(const ColumnTile& tile, const std::vector<T>& middle, const T* of_v) {
     for (int64_t j = tile.start; j < tile.start + tile.columns; ++j) {
       if (j < in.columns) {
-        finish_row(j, y, y_bias);
+        finish_row(j, middle, y, y_bias);
         copy_values(of_v + j * in.values, v.data + j * value_features);
       } else {
         std::fill_n(y.data + j * features, features, T(0));
@@ -155,9 +163,10 @@ struct KernelProductLayout {
                 v_panels.data + tile.start * in.values);
   }
 
-  void finish_row(int64_t i, const Buffer<T>& rows, const Buffer<T>& bias) {
+  void finish_row(int64_t i, const std::vector<T>& middle, const Buffer<T>& rows,
+                  const Buffer<T>& bias) {
     T* row = rows.data + i * features;
-    for (int64_t f = 0; f < in.d; ++f) row[f] = T(double(row[f]) * scale);
+    for (int64_t f = 0; f < in.d; ++f) row[f] = T(double(row[f] - middle[f]) * scale);
     std::fill(row + in.d, row + features, T(0));
     bias[i] = T(-0.5 * sum_of_squares(row, in.d));
   }

@@ -182,6 +182,10 @@ CGM_INLINE Vec<double> add_where(Simd<double>::Bits lanes, Vec<double> sum, Vec<
 }
 #endif
 
+// The least normal number: what is below counts as 0.
+template <typename T>
+constexpr T kLeast = sizeof(T) == 4 ? T(1.17549435e-38) : T(2.2250738585072014e-308);
+
 // sqrt(t) and 1/sqrt(t) for t >= 0, both 0 where t is. In float to 2e-7: the processor's estimate
 // of the second, and a step of Newton's method for each, in place of a root and a division.
 CGM_INLINE void roots(Vec<float> t, Vec<float>& root_of_t, Vec<float>& inverse) {
@@ -193,19 +197,19 @@ CGM_INLINE void roots(Vec<float> t, Vec<float>& root_of_t, Vec<float>& inverse) 
 #else
   Vec<float> about = _mm_rsqrt_ps(t);
 #endif
-  about = select(less_than(t, splat(1e-30f)), Vec<float>{}, about);
+  about = select(less_than(t, splat(kLeast<float>)), Vec<float>{}, about);
   const Vec<float> first = t * about, half = 0.5f * about;
   root_of_t = first + half * (t - first * first);
   inverse = about + half * (1.0f - first * about);
 #else
   root_of_t = root(t);
-  inverse = select(less_than(t, splat(1e-30f)), Vec<float>{}, 1.0f / root_of_t);
+  inverse = select(less_than(t, splat(kLeast<float>)), Vec<float>{}, 1.0f / root_of_t);
 #endif
 }
 
 CGM_INLINE void roots(Vec<double> t, Vec<double>& root_of_t, Vec<double>& inverse) {
   root_of_t = root(t);
-  inverse = select(less_than(t, splat(1e-300)), Vec<double>{}, 1.0 / root_of_t);
+  inverse = select(less_than(t, splat(kLeast<double>)), Vec<double>{}, 1.0 / root_of_t);
 }
 
 // Minimax polynomials of (2^f - 1)/f on [-1/2, 1/2]; relative errors of 2^f - 1: 7.5e-9, 1.2e-17.

@@ -190,8 +190,8 @@ void check_product(uint64_t seed) {
   o.d = wide ? random.pick({64, 300, 600}) : random.pick({1, 2, 3, 10, 31, 32, 33});
   o.p = random.pick({1, 1, 2, 7, 31, 32, 33, wide ? 600 : 5});
   const auto rows = [&] { return random.pick({1, 2, 5, 15, 16, 17, 64, 65, wide ? 40 : 300}); };
-  o.n = many ? random.pick({1, 20}) : rows();
-  o.m = many ? 5000 : rows();  // few rows: the columns are shared
+  o.n = many ? random.pick({1, 20, 83}) : rows();
+  o.m = many ? random.pick({600, 5000}) : rows();  // few rows: the columns are shared
   if (many) o.d = o.p = 3;
   o.batch = o.n * o.m * (o.d + o.p) > 100000 ? 1 : random.pick({1, 2, 3, 7});
   o.scales = random.pick({1, 1, 2, 5});

@@ -50,6 +50,7 @@ def check(found, truth, tolerance=2e-5):
         (33, 130, 40, 17),
         (20, 50, 5, 70),
         (17, 65, 130, 2),
+        (83, 600, 3, 1),
     ],
 )
 def test_product_and_gradients(n, m, d, p, backend, device):
@@ -319,3 +320,59 @@ def test_autocast_promotes_and_does_not_round():
         out = cgm_fast.kernel_product(x, y, v)
     assert out.dtype == torch.float32
     check(out, exact(x.double(), y.double(), v.double(), (math.sqrt(3),)), 3e-6)
+
+
+def test_a_far_row_that_weighs_nothing_changes_nothing(backend, device):
+    if backend == "triton":
+        pytest.skip("packs rows about their mean: see the op's README")
+    x, y, v = drawn(5, 10), drawn(40, 10, seed=1), torch.ones(40, dtype=wide)
+    y[7], v[7] = 1e8, 0.0
+    leaf = x.clone().requires_grad_()
+    near = torch.arange(40) != 7
+    truth = exact(leaf, y[near], v[near], (math.sqrt(10),))
+    on_device = x.float().to(device).requires_grad_()
+    out = cgm_fast.kernel_product(
+        on_device, y.float().to(device), v.float().to(device), backend=backend
+    )
+    check(out.detach(), truth.detach(), 3e-6)
+    (found,) = torch.autograd.grad(out.sum(), on_device)
+    check(found, torch.autograd.grad(truth.sum(), leaf)[0])
+
+
+def test_clusters_far_from_their_mean_keep_their_digits(backend, device):
+    if backend == "triton":
+        pytest.skip("packs rows about their mean: see the op's README")
+    near = torch.cat((torch.full((20, 2), -3.0), torch.full((20, 2), 3.0))).double()
+    x, y = ((near + 1e-3 * drawn(40, 2, seed=s)).float() for s in (0, 1))
+    v = torch.rand(40)
+    truth = exact(x.double(), y.double(), v.double(), (1e-3,))
+    found = cgm_fast.kernel_product(
+        x.to(device), y.to(device), v.to(device), bandwidth=1e-3, backend=backend
+    )
+    check(found, truth, 2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["laplacian", "energy"])
+def test_rows_that_nearly_coincide_have_a_right_gradient(kernel, backend, device):
+    if backend in ("triton", "reference"):
+        pytest.skip("their gradient is a sum about a centre: see the op's README")
+    x = drawn(50, 10).float()
+    y = x + 1e-5 * drawn(50, 10, seed=1).float()
+    leaf, v = x.double().requires_grad_(), torch.ones(50)
+    (truth,) = torch.autograd.grad(exact(leaf, y.double(), v.double(), (3.0,), kernel).sum(), leaf)
+    on_device = x.to(device).requires_grad_()
+    out = cgm_fast.kernel_product(
+        on_device, y.to(device), v.to(device), bandwidth=3.0, kernel=kernel, backend=backend
+    )
+    check(torch.autograd.grad(out.sum(), on_device)[0], truth, 2e-6)
+
+
+def test_a_result_can_be_changed_in_place(backend, device):
+    x, y, v = (value.float().to(device) for value in (drawn(6, 3), drawn(5, 3), drawn(5)))
+    x.requires_grad_()
+    out = cgm_fast.kernel_product(x, y, v, backend=backend)
+    out -= 1.0
+    loss = cgm_fast.mmd(x, y, backend=backend)
+    loss += out.sum()
+    loss.backward()
+    assert x.grad.isfinite().all()

@@ -69,10 +69,10 @@ def _chunks(problem: Problem, temporaries: int) -> Iterator[_Chunk]:
     (b, n, _), m, device = x.shape, y.shape[1], x.device
     dtype = torch.promote_types(x.dtype, torch.float32)
     # |a|² + |b|² - 2ab loses what |a|² has over the distance: so it is taken about the columns'
-    # mean, and in float64 where there is one.
+    # median, which a few far rows do not move, and in float64 where there is one.
     wide = wide_dtype(device)
     far_x, far_y = x.to(wide), y.to(wide)
-    centre = far_y.mean(1, keepdim=True)
+    centre = far_y.sort(1).values[:, m // 2 : m // 2 + 1]
     far_x, far_y = far_x - centre, far_y - centre
     of_x, of_y = ((far * far).sum(-1) for far in (far_x, far_y))
     x, y = far_x.to(dtype), far_y.to(dtype)

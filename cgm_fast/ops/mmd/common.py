@@ -31,9 +31,15 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
             for record in (problem, *rest)
         )
         out = function(*records)
-        return type(out)(*(None if value is None else value.squeeze(0) for value in out))
+        return type(out)(*(None if value is None else _item(value) for value in out))
 
     return wrapped
+
+
+def _item(value: Tensor) -> Tensor:
+    """The one item of a batch, as a tensor of its own: a view could not be changed in place as the
+    result of an `autograd.Function`."""
+    return value.new_empty(0).set_(value.squeeze(0))
 
 
 def room_for_derivatives(
