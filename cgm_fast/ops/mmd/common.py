@@ -39,7 +39,8 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 def _item(value: Tensor) -> Tensor:
     """The one item of a batch, as a tensor of its own: a view could not be changed in place as the
     result of an `autograd.Function`."""
-    return value.new_empty(0).set_(value.squeeze(0))
+    size, stride = value.shape[1:], value.stride()[1:]
+    return value.new_empty(0).set_(value.untyped_storage(), value.storage_offset(), size, stride)
 
 
 def room_for_derivatives(
