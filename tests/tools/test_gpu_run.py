@@ -254,6 +254,8 @@ def test_every_stage_of_benchmarks_measures_something_and_no_case_twice(tools, t
         "test_mmd_bandwidths[n16384-d64-cuda-cuda]", "test_cgm_loss[b1024-k10-d10-cuda-cuda]",
         "test_cgm_loss_collapsed[b64-k10-d10-triton-cuda]", "test_train_step[cuda-graph-cuda]",
         "test_prototype_margin[b16384-k1000-d64-flash-kmeans-cuda]",
+        "test_kernel_product[n16384-d64-p64-triton-cuda]",
+        "test_kernel_product[n1024-d10-p1-compile-cuda]",
         "test_prototype_margin[b65536-k100-d10-cuda-cuda]", "test_train_step[cuda-compile-cuda]",
     ):  # fmt: skip
         assert case in every

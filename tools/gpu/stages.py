@@ -19,7 +19,8 @@ TRITON_CACHE = Path("/tmp/cgm-fast-gpu/triton")
 
 NAMES = (
     "setup", "ceilings", "smoke", "bench-cgm-loss", "bench-mmd", "tests", "bench-large",
-    "bench-train", "counters", "bench-peers", "slow-tests", "memcheck", "racecheck",
+    "bench-product", "bench-train", "counters", "bench-peers", "slow-tests", "memcheck",
+    "racecheck",
 )  # fmt: skip
 
 # What pytest's -k takes. Of others' peers, those that compile at their first call, for seconds.
@@ -116,7 +117,7 @@ def plan(
         sanitizer = (
             "compute-sanitizer", "--tool", name, "--error-exitcode", "9",
             "--kernel-regex", "kns=mmd", "--kernel-regex", "kns=prototype",
-            "--kernel-regex", "kns=cgm",
+            "--kernel-regex", "kns=cgm", "--kernel-regex", "kns=kernel_product",
         )  # fmt: skip
         smoke = (*py, str(HERE / "smoke.py"), "--small", "--one-process", *of_device)
         return Stage(
@@ -137,8 +138,10 @@ def plan(
         tests("tests", 110, "gpu and not slow", "-n", "8", "--dist", "worksteal"),
         bench(
             "bench-large", 70,
-            f"({LARGE}) and not ({COMPILING} or tiled or reference or eager-high or small_call)",
+            f"({LARGE}) and not ({COMPILING} or tiled or reference or eager-high or small_call "
+            "or test_kernel_product)",
         ),
+        bench("bench-product", 40, f"test_kernel_product and not ({COMPILING} or eager-high)"),
         bench("bench-train", 45, "train"),
         Stage(
             "counters", 75,
@@ -147,7 +150,10 @@ def plan(
             ),
             lines=40, needs="ncu",
         ),
-        bench("bench-peers", 90, f"({PEERS_AT}) and ({COMPILING}) and not train"),
+        bench(
+            "bench-peers", 90,
+            f"({PEERS_AT} or test_kernel_product) and ({COMPILING}) and not train",
+        ),
         tests("slow-tests", 60, "gpu and slow"),
         sanitizer("memcheck", 60),
         sanitizer("racecheck", 60),
