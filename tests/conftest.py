@@ -110,6 +110,15 @@ def emulated(backend, device):
 
 
 @pytest.fixture
+def fast():
+    """The user allows tf32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
 def tensor_cores(monkeypatch):
     """In the interpreter, products rounded as tensor cores do; slower, so not everywhere."""
     if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:

@@ -10,7 +10,7 @@ which comes with the value, can be differentiated once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -24,7 +24,44 @@ from cgm_fast.ops.records import flatten, rebuild, tensor_fields
 from cgm_fast.ops.registration import Op, with_empty, without_empty
 
 
-class OfValue:
+class Rule:
+    """The derivatives of one op, on arguments as torch passes them."""
+
+    op: Op
+
+    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
+        """The arguments with which the results hold what the derivatives in those needed need: the
+        same, where nothing that is needed later comes with them."""
+        return args
+
+    def narrowed(
+        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Of the results for the wide arguments, those that `args` ask for."""
+        return results
+
+    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
+        """Which results `args` ask for and are differentiable."""
+        raise NotImplementedError
+
+    def backward(
+        self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
+    ) -> dict[int, Tensor | None]:
+        """Derivatives in the arguments needed."""
+        raise NotImplementedError
+
+    def along(
+        self,
+        args: tuple[Any, ...],
+        results: Any,
+        tangents: dict[int, Tensor],
+        asked: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        """Derivatives of the results asked for along tangents of arguments."""
+        raise NotImplementedError
+
+
+class OfValue(Rule):
     """The derivatives of an op's forward pass, on arguments as torch passes them."""
 
     def __init__(self, formula: Formula) -> None:
@@ -85,7 +122,7 @@ class OfValue:
         )  # fmt: skip
 
 
-class OfProduct:
+class OfProduct(Rule):
     """The derivatives of a Hessian-vector product: itself, for it is linear and symmetric.
 
     In what the Hessian depends on, a derivative would be a third.
@@ -96,16 +133,6 @@ class OfProduct:
         problem, tangent, _ = self.op.records
         begin = len(problem.__annotations__)
         self.tangents = range(begin, begin + len(tangent.__annotations__))
-
-    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
-        """The same: the product holds nothing that is needed."""
-        return args
-
-    def narrowed(
-        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """The same."""
-        return results
 
     def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
         """The parts that are wanted."""
@@ -143,37 +170,6 @@ def differentiate(formula: Formula) -> None:
     """Register the derivatives of an op and of its product, reverse and forward."""
     differentiate_by(OfValue(formula))
     differentiate_by(OfProduct(formula))
-
-
-class Rule(Protocol):
-    """What the derivatives of one op are made of; arguments are as torch passes them."""
-
-    op: Op
-
-    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
-        """The arguments with which the results hold what the derivatives in those needed need."""
-
-    def narrowed(
-        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """Of the results for the wide arguments, those that `args` ask for."""
-
-    def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
-        """Which results `args` ask for and are differentiable."""
-
-    def backward(
-        self, args: tuple[Any, ...], results: Any, cotangents: Any, needed: frozenset[int]
-    ) -> dict[int, Tensor | None]:
-        """Derivatives in the arguments needed."""
-
-    def along(
-        self,
-        args: tuple[Any, ...],
-        results: Any,
-        tangents: dict[int, Tensor],
-        asked: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        """Derivatives of the results asked for along tangents of arguments."""
 
 
 def differentiate_by(rule: Rule) -> None:

@@ -74,7 +74,7 @@ void visit(const KernelProductVisit<T>& v) {
   if (v.with_x) {
     Block<T> block = v.coordinates;
     block.w = v.values.w;
-    v.differences ? all_differences(block) : all_rows(block);
+    v.differences ? all_rows<T, true>(block) : all_rows(block);
   }
 }
 

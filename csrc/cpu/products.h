@@ -13,10 +13,10 @@ constexpr int kR = 4;  // rows in registers
 // Vectors of sums in registers, and the rest for operands: of 32 registers, or of 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kPairColumns = 4, kRowFeatures = 5, kWideVectors = 4;
-constexpr int kColumnVectors = 4, kColumnFeatures = 6, kDifferences = 2;
+constexpr int kColumnVectors = 4, kColumnFeatures = 6, kOwnFeatures = 2;
 #else
 constexpr int kPairColumns = 2, kRowFeatures = 2, kWideVectors = 2;
-constexpr int kColumnVectors = 2, kColumnFeatures = 5, kDifferences = 1;
+constexpr int kColumnVectors = 2, kColumnFeatures = 5, kOwnFeatures = 1;
 #endif
 
 // e for 4 rows and C vectors of columns: the products over features [begin, end), what earlier
@@ -96,20 +96,25 @@ void all_exponents(const Block<T>& v) {
 }
 
 // row_values += w (a z) for small d: lanes over columns, F features of 4 rows in registers.
-template <typename T, int F>
+// kDifferences: += w (x - z), of the block's own rows x; nothing cancels where rows and columns
+// nearly coincide.
+template <typename T, int F, bool kDifferences>
 CGM_INLINE void add_to_rows(const Block<T>& v, int64_t i, int64_t f) {
   constexpr int kLanes = Simd<T>::kLanes;
-  Vec<T> sum[kR][F];
+  Vec<T> sum[kR][F], own[kR][F];
   T* values = v.row_values + (i * v.d + f) * kTileAlign;
-  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int g = 0; g < F; ++g) sum[r][g] =
-      load(values + (r * v.d + g) * kTileAlign);
+  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int g = 0; g < F; ++g) {
+    sum[r][g] = load(values + (r * v.d + g) * kTileAlign);
+    if (kDifferences) own[r][g] = splat(v.rows_z[(i + r) * v.features + f + g]);
+  }
   const T *w = v.w + i * v.columns, *panel = v.panel_weighted + f * v.stride;
   for (int64_t j = 0; j < v.columns; j += kLanes) {
     Vec<T> weight[kR];
     CGM_UNROLL for (int r = 0; r < kR; ++r) weight[r] = load(w + r * v.columns + j);
     CGM_UNROLL for (int g = 0; g < F; ++g) {
       const Vec<T> z = load(panel + g * v.stride + j);
-      CGM_UNROLL for (int r = 0; r < kR; ++r) sum[r][g] += weight[r] * z;
+      CGM_UNROLL for (int r = 0; r < kR; ++r) sum[r][g] +=
+          weight[r] * (kDifferences ? own[r][g] - z : z);
     }
   }
   CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int g = 0; g < F; ++g)
@@ -117,27 +122,30 @@ CGM_INLINE void add_to_rows(const Block<T>& v, int64_t i, int64_t f) {
 }
 
 // All features from f on, F at a time and the rest in smaller groups.
-template <typename T, int F>
+template <typename T, int F, bool kDifferences>
 CGM_INLINE void row_features(const Block<T>& v, int64_t i, int64_t f) {
-  for (; f + F <= v.d; f += F) add_to_rows<T, F>(v, i, f);
-  if constexpr (F > 1) row_features<T, F / 2>(v, i, f);
+  for (; f + F <= v.d; f += F) add_to_rows<T, F, kDifferences>(v, i, f);
+  if constexpr (F > 1) row_features<T, F / 2, kDifferences>(v, i, f);
 }
 
 // The same for large d: lanes over features, C vectors of them for 4 rows in registers.
-template <typename T, int C>
+template <typename T, int C, bool kDifferences>
 CGM_INLINE void add_to_wide_rows(const Block<T>& v, int64_t i, int64_t f) {
   constexpr int kLanes = Simd<T>::kLanes;
-  Vec<T> sum[kR][C];
+  Vec<T> sum[kR][C], own[kR][C];
   T* values = v.row_values + i * v.features + f;
-  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c) sum[r][c] =
-      load(values + r * v.features + c * kLanes);
+  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c) {
+    sum[r][c] = load(values + r * v.features + c * kLanes);
+    if (kDifferences) own[r][c] = load(v.rows_z + (i + r) * v.features + f + c * kLanes);
+  }
   const T *w = v.w + i * v.columns, *column = v.columns_weighted + f;
   for (int64_t j = 0; j < v.columns; ++j, column += v.features) {
     Vec<T> z[C];
     CGM_UNROLL for (int c = 0; c < C; ++c) z[c] = load(column + c * kLanes);
     CGM_UNROLL for (int r = 0; r < kR; ++r) {
       const Vec<T> weight = splat(w[r * v.columns + j]);
-      CGM_UNROLL for (int c = 0; c < C; ++c) sum[r][c] += weight * z[c];
+      CGM_UNROLL for (int c = 0; c < C; ++c) sum[r][c] +=
+          weight * (kDifferences ? own[r][c] - z[c] : z[c]);
     }
   }
   CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c)
@@ -145,82 +153,21 @@ CGM_INLINE void add_to_wide_rows(const Block<T>& v, int64_t i, int64_t f) {
 }
 
 // Features outside, rows inside: the columns' few features stay in the first-level cache.
-template <typename T, int C>
+template <typename T, int C, bool kDifferences>
 CGM_INLINE void wide_features(const Block<T>& v, int64_t f) {
   constexpr int kStep = C * Simd<T>::kLanes;
   for (; f + kStep < v.d + Simd<T>::kLanes; f += kStep)
-    for (int64_t i = 0; i < v.rows; i += kR) add_to_wide_rows<T, C>(v, i, f);
-  if constexpr (C > 1) wide_features<T, C / 2>(v, f);
+    for (int64_t i = 0; i < v.rows; i += kR) add_to_wide_rows<T, C, kDifferences>(v, i, f);
+  if constexpr (C > 1) wide_features<T, C / 2, kDifferences>(v, f);
 }
 
-template <typename T>
+template <typename T, bool kDifferences = false>
 void all_rows(const Block<T>& v) {
-  if (v.d >= kFeatureLanes) return wide_features<T, kWideVectors>(v, 0);
-  for (int64_t i = 0; i < v.rows; i += kR) row_features<T, kRowFeatures>(v, i, 0);
-}
-
-// row_values += w (x - z): as add_to_rows, of the block's own rows x, and nothing cancels where
-// rows and columns nearly coincide.
-template <typename T, int F>
-CGM_INLINE void add_differences(const Block<T>& v, int64_t i, int64_t f) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vec<T> sum[kR][F], own[kR][F];
-  T* values = v.row_values + (i * v.d + f) * kTileAlign;
-  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int g = 0; g < F; ++g) {
-    sum[r][g] = load(values + (r * v.d + g) * kTileAlign);
-    own[r][g] = splat(v.rows_z[(i + r) * v.features + f + g]);
-  }
-  const T *w = v.w + i * v.columns, *panel = v.panel + f * v.stride;
-  for (int64_t j = 0; j < v.columns; j += kLanes) {
-    CGM_UNROLL for (int g = 0; g < F; ++g) {
-      const Vec<T> z = load(panel + g * v.stride + j);
-      CGM_UNROLL for (int r = 0; r < kR; ++r) sum[r][g] +=
-          load(w + r * v.columns + j) * (own[r][g] - z);
-    }
-  }
-  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int g = 0; g < F; ++g)
-      store(values + (r * v.d + g) * kTileAlign, sum[r][g]);
-}
-
-template <typename T, int F>
-CGM_INLINE void difference_features(const Block<T>& v, int64_t i, int64_t f) {
-  for (; f + F <= v.d; f += F) add_differences<T, F>(v, i, f);
-  if constexpr (F > 1) difference_features<T, F / 2>(v, i, f);
-}
-
-// The same for large d, as add_to_wide_rows.
-template <typename T, int C>
-CGM_INLINE void add_wide_differences(const Block<T>& v, int64_t i, int64_t f) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  Vec<T> sum[kR][C], own[kR][C];
-  T* values = v.row_values + i * v.features + f;
-  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c) {
-    sum[r][c] = load(values + r * v.features + c * kLanes);
-    own[r][c] = load(v.rows_z + (i + r) * v.features + f + c * kLanes);
-  }
-  const T *w = v.w + i * v.columns, *column = v.columns_weighted + f;
-  for (int64_t j = 0; j < v.columns; ++j, column += v.features) {
-    CGM_UNROLL for (int c = 0; c < C; ++c) {
-      const Vec<T> z = load(column + c * kLanes);
-      CGM_UNROLL for (int r = 0; r < kR; ++r) sum[r][c] += w[r * v.columns + j] * (own[r][c] - z);
-    }
-  }
-  CGM_UNROLL for (int r = 0; r < kR; ++r) CGM_UNROLL for (int c = 0; c < C; ++c)
-      store(values + r * v.features + c * kLanes, sum[r][c]);
-}
-
-template <typename T, int C>
-CGM_INLINE void wide_differences(const Block<T>& v, int64_t f) {
-  constexpr int kStep = C * Simd<T>::kLanes;
-  for (; f + kStep < v.d + Simd<T>::kLanes; f += kStep)
-    for (int64_t i = 0; i < v.rows; i += kR) add_wide_differences<T, C>(v, i, f);
-  if constexpr (C > 1) wide_differences<T, C / 2>(v, f);
-}
-
-template <typename T>
-void all_differences(const Block<T>& v) {
-  if (v.d >= kFeatureLanes) return wide_differences<T, kDifferences>(v, 0);
-  for (int64_t i = 0; i < v.rows; i += kR) difference_features<T, kDifferences>(v, i, 0);
+  // A difference holds a row's own features in registers, too.
+  constexpr int kWide = kDifferences ? kOwnFeatures : kWideVectors;
+  constexpr int kFew = kDifferences ? kOwnFeatures : kRowFeatures;
+  if (v.d >= kFeatureLanes) return wide_features<T, kWide, kDifferences>(v, 0);
+  for (int64_t i = 0; i < v.rows; i += kR) row_features<T, kFew, kDifferences>(v, i, 0);
 }
 
 // column_values += w^T (a z): F features of C vectors of columns in registers, over all rows of the

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from test_mmd_families import FORMULAS, KINKED, SMOOTH
-from torch import func
+from torch import func, library
 
 import cgm_fast
 from cgm_fast.ops.mmd.kernels import FAMILIES
@@ -226,9 +226,9 @@ def test_opcheck():
     x, y, u, v = drawn(6, 3), drawn(5, 3, seed=1), drawn(6, 2), drawn(5, 2, seed=1)
     leaves = [value.requires_grad_() for value in (x, y, u, v)]
     static = ([2.0], [1.0], "gaussian")
-    torch.library.opcheck(op, (*leaves, None, *static, True, True, True, "auto"))
+    library.opcheck(op, (*leaves, None, *static, True, True, True, "auto"))
     x, y, v = (value.detach().requires_grad_() for value in (x, y, v))
-    torch.library.opcheck(op, (x, y, None, v, None, *static, True, False, False, "auto"))
+    library.opcheck(op, (x, y, None, v, None, *static, True, False, False, "auto"))
 
 
 def test_mmd_is_made_of_products():

@@ -32,15 +32,6 @@ def device(kernels_device):
     return kernels_device
 
 
-@pytest.fixture
-def fast():
-    """The user allows tf32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 def drawn(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 

@@ -73,7 +73,7 @@ def test_tensors_of_two_devices_are_told_apart(standin):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["test_cuda_kernels", "test_triton"])
+@pytest.mark.parametrize("module", ["test_cuda_kernels", "test_cuda_kernel_product", "test_triton"])
 def test_tests_of_kernels_take_tensors_from_where_the_kernels_run(module, standin):
     """A test that makes its tensors elsewhere fails here as it would on a GPU."""
     command = [

@@ -22,11 +22,10 @@ from cgm_fast.ops.kernel_product.problem import Problem, Wanted
 from cgm_fast.ops.mmd.api import (
     KERNELS,
     Bandwidth,
-    as_numbers,
     check_samples,
     kernel_weights,
+    numbers_or_variance,
     resolve_variances,
-    tensor_variance,
 )
 from cgm_fast.ops.watching import differentiates_itself, distinct
 
@@ -88,10 +87,7 @@ def kernel_product(
             check_all_finite(name, value)
     variance: Tensor | None = None
     if not isinstance(bandwidth, (str, float, int)):
-        bandwidth = as_numbers(bandwidth, x)
-        if isinstance(bandwidth, Tensor):
-            variance = tensor_variance(bandwidth, x)
-            bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
+        bandwidth, variance = numbers_or_variance(bandwidth, x)
     static = cached(_static, bandwidth, x.shape[-1], x.dtype, kernel, kernel_agg)
     inputs = (x, y, None, v, variance)
     if (

@@ -192,21 +192,11 @@ def _spread(wanted: Wanted, results: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(out)
 
 
-class _Rule:
-    """The derivatives of the registered op, on arguments as torch passes them."""
+class _Rule(derivatives.Rule):
+    """The derivatives of the registered op."""
 
     op = kernel_product_fwd
     variables = range(tensor_fields(Problem))
-
-    def widened(self, args: tuple[Any, ...], needed: frozenset[int]) -> tuple[Any, ...]:
-        """The same: nothing is computed with a value that is needed later."""
-        return args
-
-    def narrowed(
-        self, args: tuple[Any, ...], wide: tuple[Any, ...], results: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
-        """The same."""
-        return results
 
     def asked(self, args: tuple[Any, ...]) -> tuple[bool, ...]:
         """What is wanted."""

@@ -116,10 +116,7 @@ def mmd(
     m = y.shape[-2]
     variance: Tensor | None = None
     if not isinstance(bandwidth, (str, float, int)):
-        bandwidth = as_numbers(bandwidth, x)
-        if isinstance(bandwidth, Tensor):
-            variance = tensor_variance(bandwidth, x)
-            bandwidth = (1.0,) * variance.shape[-1]  # as many as there are
+        bandwidth, variance = numbers_or_variance(bandwidth, x)
     equal = x_weights is None, y_weights is None
     static, seen = cached(
         _static, bandwidth, kernel, estimator, kernel_agg, (n, m), equal, d, x.dtype
@@ -329,7 +326,18 @@ def _variances(
     return (_variance(bandwidth, dtype),)
 
 
-def tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
+def numbers_or_variance(
+    bandwidth: Any, x: Tensor
+) -> tuple[float | tuple[float, ...], Tensor | None]:
+    """A bandwidth that is no plain number, as numbers; or, of a tensor, as many ones and σ²."""
+    bandwidth = as_numbers(bandwidth, x)
+    if not isinstance(bandwidth, Tensor):
+        return bandwidth, None
+    variance = _tensor_variance(bandwidth, x)
+    return (1.0,) * variance.shape[-1], variance
+
+
+def _tensor_variance(bandwidth: Tensor, x: Tensor) -> Tensor:
     """σ² of a bandwidth tensor, [s], or [b, s] beside samples with a batch."""
     if bandwidth.dtype in INTEGERS:
         bandwidth = bandwidth.to(compute_dtype(x.dtype))
