@@ -26,8 +26,8 @@ CGM_INLINE void decay(Vec<T> s, Vec<T>& whole, Vec<T>& less) {
   whole = rest + power;
 }
 
-// Where a series has less error than a difference of terms that cancel. Few pairs are so near, and
-// where no lane is the series is skipped: it would cost a matern kernel a sixth of its time.
+// Where a series has less error than a difference of terms that cancel. Few pairs are so near:
+// where no lane is, the series is skipped.
 template <typename T>
 constexpr T kSmall = sizeof(T) == 4 ? T(0.3) : T(0.01);
 
