@@ -16,6 +16,7 @@
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/mmd_sums.h"
+#include "cpu/mmd_wide.h"
 #include "cpu/pairs.h"
 #include "cpu/parallel.h"
 
@@ -257,8 +258,8 @@ void forward_item(const MmdProblem<T>& in, const MmdValue<T>& out, int64_t item,
 
 template <typename T>
 void mmd_fwd_cpu(const MmdProblem<T>& in, const MmdValue<T>& out, int threads) {
-  for_each_item(in.batch, threads,
-                [&](int64_t item, int inner) { forward_item(in, out, item, inner); });
+  const auto forward = in.d < kWideFeatures ? forward_item<T> : mmd_wide_item<T>;
+  for_each_item(in.batch, threads, [&](int64_t item, int inner) { forward(in, out, item, inner); });
 }
 
 template void mmd_fwd_cpu(const MmdProblem<float>&, const MmdValue<float>&, int);

@@ -7,26 +7,6 @@
 namespace cgm_fast {
 namespace {
 
-// A family as a kernel of exponents, e = -t log2(e).
-template <typename Family>
-struct OfExponent {
-  template <typename T>
-  CGM_INLINE static auto less_one_where_near(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
-    // Finite, lest a vanished kernel becomes NaN; and not below 0, where rounding may leave it.
-    const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
-    const Vec<T> t = at_least(at_least(e, -largest) * T(-0.69314718055994530942), Vec<T>{});
-    const Radial<T> k = Family::template at<T>(t);
-    constexpr bool kVanishes = vanishes(Family::kKernel);
-    const auto near = near_lanes(kVanishes ? k.less + k.less : Vec<T>{});
-    value = kVanishes ? select(near, k.less, k.whole) : k.less;
-    slope = k.slope;
-    return near;
-  }
-
-  template <typename T>
-  CGM_INLINE static void shifted(Vec<T>, Vec<T>&, Vec<T>&) {}  // the Gaussian's alone
-};
-
 // Sums of a row over columns, in lanes.
 template <typename T>
 struct OfRow {

@@ -9,15 +9,6 @@
 namespace cgm_fast {
 namespace {
 
-// sum_g relation[own, g] values[g] over all groups.
-template <typename T>
-double related(const Layout<T>& layout, int64_t own, const double* values, int64_t step = 1) {
-  double sum = 0;
-  for (int64_t g = 0; g < layout.in.groups; ++g)
-    sum += layout.relation_of(own, g) * values[g * step];
-  return sum;
-}
-
 // Turns the sums into the gradient of a tile's rows, in the caller's units.
 template <typename T>
 void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
@@ -29,8 +20,8 @@ void gradient_of_tile(const Pass<T>& pass, const Tile& tile, double slopes) {
   std::vector<double> of_all(layout.shifted ? d + 1 : 0);
   if (layout.shifted) {
     for (int64_t f = 0; f < d; ++f)
-      of_all[f] = slopes * related(layout, tile.group, layout.total.data() + f, d);
-    of_all[d] = slopes * related(layout, tile.group, layout.mass.data());
+      of_all[f] = slopes * layout.related(tile.group, layout.total.data() + f, d);
+    of_all[d] = slopes * layout.related(tile.group, layout.mass.data());
   }
   const double of_own = slopes * layout.relation_of(tile.group, tile.group);
   constexpr int64_t kLanes = 8;  // rows whose sums as columns are read together: a line of cache
@@ -67,7 +58,7 @@ void gradient_of_weights(const Pass<T>& pass, T* grad) {
   double values = 0;
   for (T weight : layout.value_weight) values += double(weight);
   for (const Tile& tile : layout.tiles) {
-    const double mass = related(layout, tile.group, layout.mass.data());
+    const double mass = layout.related(tile.group, layout.mass.data());
     const double own = layout.relation_of(tile.group, tile.group);
     for (int64_t lane = 0; lane < tile.rows; ++lane) {
       const int64_t at = tile.start + lane;
@@ -106,60 +97,57 @@ std::vector<double> pair_masses(const MmdProblem<T>& in, int64_t item) {
 
 // Sums of macro-tiles as those of blocks [groups, groups]: of every `step`-th number from `begin`.
 // Where pairs were visited once, which order they count for is chance: the mean of both.
-template <typename T>
-std::vector<double> by_block(const Pass<T>& pass, const std::vector<double>& sums, int64_t step,
-                             int64_t begin) {
-  const int64_t groups = pass.layout.in.groups;
+std::vector<double> by_block(const std::vector<int64_t>& group_of, int64_t groups,
+                             const std::vector<double>& sums, int64_t step, int64_t begin) {
   std::vector<double> out(groups * groups, 0.0);
-  for (size_t p = 0; p < pass.macro_tiles.size(); ++p)
+  for (size_t p = 0; p < group_of.size(); ++p)
     for (int64_t g = 0; g < groups; ++g)
-      out[pass.macro_tiles[p].group * groups + g] += sums[(p * groups + g) * step + begin];
+      out[group_of[p] * groups + g] += sums[(p * groups + g) * step + begin];
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t h = 0; h < g; ++h)
       out[g * groups + h] = out[h * groups + g] = 0.5 * (out[g * groups + h] + out[h * groups + g]);
   return out;
 }
 
-// L and the block sums.
+}  // namespace
+
 template <typename T>
-void finish_values(const Pass<T>& pass) {
-  const Layout<T>& layout = pass.layout;
-  const MmdProblem<T>& in = layout.in;
+void finish_values(const Scaling<T>& of, const std::vector<int64_t>& group_of, const LossSums& sums,
+                   const MmdValue<T>& out) {
+  const MmdProblem<T>& in = of.in;
   const int64_t entries = in.groups * in.groups, scales = in.scales;
-  std::vector<double> sums = by_block(pass, pass.sums.small, 1, 0);
+  std::vector<double> blocks = by_block(group_of, in.groups, sums.small, 1, 0);
   double loss = 0;
-  for (int64_t q = 0; q < entries; ++q) loss += layout.relation[q] * sums[q];
-  if (!layout.shifted) {
-    const std::vector<double> all = pair_masses(in, layout.item);
+  for (int64_t q = 0; q < entries; ++q) loss += of.relation[q] * blocks[q];
+  if (!of.shifted) {
+    const std::vector<double> all = pair_masses(in, of.item);
     for (int64_t s = 0; s < scales; ++s) {
-      const std::vector<double> near = by_block(pass, pass.sums.near, scales, s);
+      const std::vector<double> near = by_block(group_of, in.groups, sums.near, scales, s);
       std::vector<double> far;
-      if (in.weights) far = by_block(pass, pass.sums.far, scales, s);
+      if (in.weights) far = by_block(group_of, in.groups, sums.far, scales, s);
       const BlockWeights weights{near.data(), in.weights ? far.data() : nullptr, all.data(),
                                  entries};
-      loss += in.kernel_weights[s] * weights.constant(layout.relation);
-      for (int64_t q = 0; q < entries; ++q) sums[q] += in.kernel_weights[s] * weights.of_block(q);
+      loss += in.kernel_weights[s] * weights.constant(of.relation);
+      for (int64_t q = 0; q < entries; ++q) blocks[q] += in.kernel_weights[s] * weights.of_block(q);
     }
   }
-  pass.out.loss[layout.item] = T(loss);
-  if (pass.out.relation)
-    std::copy(sums.begin(), sums.end(), pass.out.relation + layout.item * entries);
+  out.loss[of.item] = T(loss);
+  if (out.relation) std::copy(blocks.begin(), blocks.end(), out.relation + of.item * entries);
+  for (int64_t s = 0; out.variance && s < scales; ++s) {
+    double sum = 0;
+    for (size_t p = 0; p < group_of.size(); ++p) sum += sums.variance[p * scales + s];
+    out.variance[of.item * scales + s] = T(in.kernel_weights[s] * sum / of.h[s]);
+  }
 }
-
-}  // namespace
 
 template <typename T>
 void finish(const Pass<T>& pass, int threads) {
   const Layout<T>& layout = pass.layout;
   const MmdProblem<T>& in = layout.in;
   const MmdValue<T>& out = pass.out;
-  finish_values(pass);
-  for (int64_t s = 0; out.variance && s < in.scales; ++s) {
-    double sum = 0;
-    for (size_t p = 0; p < pass.macro_tiles.size(); ++p)
-      sum += pass.sums.variance[p * in.scales + s];
-    out.variance[layout.item * in.scales + s] = T(in.kernel_weights[s] * sum / layout.h[s]);
-  }
+  std::vector<int64_t> group_of;
+  for (const MacroTile& macro_tile : pass.macro_tiles) group_of.push_back(macro_tile.group);
+  finish_values(layout, group_of, pass.sums, out);
   if (out.weights) gradient_of_weights(pass, out.weights + layout.item * in.rows);
   if (out.row_end <= out.row_begin) return;
   double slopes = 0;
@@ -171,5 +159,9 @@ void finish(const Pass<T>& pass, int threads) {
 
 template void finish(const Pass<float>&, int);
 template void finish(const Pass<double>&, int);
+template void finish_values(const Scaling<float>&, const std::vector<int64_t>&, const LossSums&,
+                            const MmdValue<float>&);
+template void finish_values(const Scaling<double>&, const std::vector<int64_t>&, const LossSums&,
+                            const MmdValue<double>&);
 
 }  // namespace cgm_fast

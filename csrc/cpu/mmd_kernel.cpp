@@ -13,29 +13,6 @@
 namespace cgm_fast {
 namespace {
 
-// A radial kernel as a function of the exponent e: its value and its slope -2 h dk/du. For the
-// Gaussian they are one.
-struct Gaussian {
-  // Both less 1.
-  template <typename T>
-  CGM_INLINE static void shifted(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
-    Vec<T> power, rest;
-    split_exp2<T>(e, power, rest);
-    slope = value = rest + (power - T(1));
-  }
-
-  // The value less 1 in near lanes, which are returned, and the slope.
-  template <typename T>
-  CGM_INLINE static auto less_one_where_near(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
-    const auto near = near_lanes(e);
-    Vec<T> power, rest;
-    split_exp2<T>(e, power, rest);
-    value = rest + add_where(near, power, splat(T(-1)));
-    slope = rest + power;
-    return near;
-  }
-};
-
 // What exponents are turned into: k - 1 for all pairs, or for near ones only, whose weights are
 // then added up; or those of far pairs as well.
 enum class Less { all, near, near_and_far };

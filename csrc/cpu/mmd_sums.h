@@ -35,16 +35,28 @@ std::vector<MacroTile> make_macro_tiles(const Layout<T>& layout, int threads) {
   return out;
 }
 
-// In the kernel's coordinates. Of each macro-tile of rows, by group of the columns: nobody else
-// adds there.
+// What the loss and the derivatives in bandwidths are made of. Of each macro-tile of rows, by group
+// of the columns: nobody else adds there.
+struct LossSums {
+  template <typename T>
+  LossSums(const Scaling<T>& of, size_t macro_tiles)
+      : small(macro_tiles * of.in.groups, 0.0),
+        near(of.shifted ? 0 : small.size() * of.in.scales, 0.0),
+        far(of.in.weights ? near.size() : 0, 0.0),
+        variance(macro_tiles * of.in.scales, 0.0) {}
+
+  // Sums of w_i w_j times k_ij - 1, or where the problem is not `shifted` times k_ij for far pairs;
+  // and then per bandwidth, sums of w_i w_j over near pairs, and where rows have weights far ones.
+  std::vector<double> small, near, far;
+  std::vector<double> variance;  // per macro-tile of rows and bandwidth, sums of c_ij t k_s
+};
+
+// In the kernel's coordinates.
 template <typename T>
-struct Sums {
+struct Sums : LossSums {
   Sums(const Layout<T>& layout, size_t macro_tiles, bool with_gradient, bool with_columns,
        bool with_values)
-      : small(macro_tiles * layout.in.groups, 0.0),
-        near(layout.shifted ? 0 : small.size() * layout.in.scales, 0.0),
-        far(layout.in.weights ? near.size() : 0, 0.0),
-        variance(macro_tiles * layout.in.scales, 0.0),
+      : LossSums(layout, macro_tiles),
         rows(with_gradient ? layout.padded * (layout.in.d + 1) : 0),
         columns(with_columns ? layout.padded * (layout.in.d + 1) : 0),
         values(with_values ? layout.padded : 0, 0.0) {}
@@ -55,10 +67,6 @@ struct Sums {
       if (!sums->empty()) std::fill_n(sums->data + of.start * width, of.columns * width, 0.0);
   }
 
-  // Sums of w_i w_j times k_ij - 1, or where the layout is not `shifted` times k_ij for far pairs;
-  // and then per bandwidth, sums of w_i w_j over near pairs, and where rows have weights far ones.
-  std::vector<double> small, near, far;
-  std::vector<double> variance;  // per macro-tile of rows and bandwidth, sums of c_ij t k_s
   // sum_j relation_ij w_j slope_ij (z_j, 1) over the pairs in which i was the row, [padded, d + 1],
   // and over those in which it was the column, tile by tile [d + 1, columns]
   Buffer<double> rows, columns;
@@ -86,5 +94,11 @@ struct Pass {
 // Turns the sums into loss and derivatives.
 template <typename T>
 void finish(const Pass<T>& pass, int threads);
+
+// The first of that, L, block sums and the derivatives in bandwidths, where `group_of` macro-tiles
+// stand in sums.
+template <typename T>
+void finish_values(const Scaling<T>& of, const std::vector<int64_t>& group_of, const LossSums& sums,
+                   const MmdValue<T>& out);
 
 }  // namespace cgm_fast

@@ -11,6 +11,29 @@
 namespace cgm_fast {
 namespace {
 
+// A radial kernel as a function of the exponent e: its value and its slope -2 h dk/du. For the
+// Gaussian they are one.
+struct Gaussian {
+  // Both less 1.
+  template <typename T>
+  CGM_INLINE static void shifted(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+    Vec<T> power, rest;
+    split_exp2<T>(e, power, rest);
+    slope = value = rest + (power - T(1));
+  }
+
+  // The value less 1 in near lanes, which are returned, and the slope.
+  template <typename T>
+  CGM_INLINE static auto less_one_where_near(Vec<T> e, Vec<T>& value, Vec<T>& slope) {
+    const auto near = near_lanes(e);
+    Vec<T> power, rest;
+    split_exp2<T>(e, power, rest);
+    value = rest + add_where(near, power, splat(T(-1)));
+    slope = rest + power;
+    return near;
+  }
+};
+
 // Zeroes the lane of row i's pair with itself: its gradient vanishes, and where all other pairs are
 // many bandwidths apart its rounding would be all there is.
 template <typename T>

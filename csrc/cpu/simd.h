@@ -349,5 +349,41 @@ CGM_INLINE Wide sums_of_lanes(const Wide (&value)[kWideLanes]) {
 #endif
 }
 
+#if defined(__clang__)
+#define CGM_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CGM_SHUFFLE(T, a, b, ...) __builtin_shuffle(a, b, typename Simd<T>::Bits{__VA_ARGS__})
+#endif
+
+// The lanes of two vectors by turns, first halves or second ones: the step of which a transposition
+// is made.
+template <typename T, int kFrom>
+CGM_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  constexpr int n = Simd<T>::kLanes, i = kFrom;
+  if constexpr (n == 16)
+    return CGM_SHUFFLE(T, a, b, i, i + 16, i + 1, i + 17, i + 2, i + 18, i + 3, i + 19, i + 4,
+                       i + 20, i + 5, i + 21, i + 6, i + 22, i + 7, i + 23);
+  else if constexpr (n == 8)
+    return CGM_SHUFFLE(T, a, b, i, i + 8, i + 1, i + 9, i + 2, i + 10, i + 3, i + 11);
+  else if constexpr (n == 4)
+    return CGM_SHUFFLE(T, a, b, i, i + 4, i + 1, i + 5);
+  else
+    return CGM_SHUFFLE(T, a, b, i, i + 2);
+}
+
+// Transposes a square of lanes by lanes.
+template <typename T>
+CGM_INLINE void transpose_square(Vec<T> (&square)[Simd<T>::kLanes]) {
+  constexpr int n = Simd<T>::kLanes;
+  for (int step = 1; step < n; step *= 2) {
+    Vec<T> out[n];
+    CGM_UNROLL for (int i = 0; i < n / 2; ++i) {
+      out[2 * i] = interleave<T, 0>(square[i], square[i + n / 2]);
+      out[2 * i + 1] = interleave<T, n / 2>(square[i], square[i + n / 2]);
+    }
+    CGM_UNROLL for (int i = 0; i < n; ++i) square[i] = out[i];
+  }
+}
+
 }  // namespace
 }  // namespace cgm_fast

@@ -130,6 +130,17 @@ void check_large_mmd() {
     o.end = n + m;
     check_mmd<float>(o, random, n < 1000);
   }
+  now_checking = "mmd of many rows and features";
+  for (Kernel kernel : {Kernel::gaussian, Kernel::laplacian}) {
+    Random random{7};
+    MmdOptions o{1, 330, 130, 130, 2};
+    o.begins = {0, 17, 250, 460};  // of tiles that are full and some that are not
+    o.kernel = kernel;
+    o.weights = o.relation = o.variance = o.of_weights = o.of_relation = o.of_variance = true;
+    o.begin = 5;
+    o.end = 410;
+    check_mmd<float>(o, random, false);
+  }
 }
 
 // A NaN anywhere makes the loss NaN; no kernel may turn it into an index or a shift.
