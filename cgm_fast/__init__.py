@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from cgm_fast.losses import CGMLoss, MMDLoss, PrototypeLoss
-from cgm_fast.ops.backends import availability, last_backend
+from cgm_fast.ops.backends import BackendWarning, availability, last_backend
 from cgm_fast.ops.cgm_loss.api import CGMLossResult, cgm_loss
 from cgm_fast.ops.kernel_product.api import kernel_product
 from cgm_fast.ops.mmd.api import mmd
@@ -16,6 +16,7 @@ except PackageNotFoundError:  # a source tree on the path, not an installed pack
     __version__ = "0+unknown"
 
 __all__ = [
+    "BackendWarning",
     "BandwidthWarning",
     "CGMLoss",
     "CGMLossResult",

@@ -1,14 +1,21 @@
-"""`cgm-fast doctor`: versions, devices, and which implementations run here or why not."""
+"""`cgm-fast doctor`: versions, devices, which implementations run here or why not, and whether what
+they compute is right."""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from typing import Any
 
 import torch
 
-from cgm_fast.ops.backends import AUTO, BACKENDS, availability, choose
+from cgm_fast.ops.backends import AUTO, BACKENDS, OPS, availability, choose, has_module, usable
+from cgm_fast.ops.regimes import kind
+from cgm_fast.ops.verification import check, regimes
 
 _EXTRAS = {
     "train": ("matplotlib", "rich", "safetensors", "scikit-learn", "tensorboard", "torchvision",
@@ -44,9 +51,7 @@ def report() -> str:
         lines.append(f"extra {extra:<7} {found}")
     lines += ["", "devices"]
     lines.append(f"  cpu         {torch.get_num_threads()} threads")
-    devices = ["cpu"]
     if torch.cuda.is_available():
-        devices.append("cuda")
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
             lines.append(f"  cuda:{i}      {p.name}, compute capability {p.major}.{p.minor}")
@@ -55,13 +60,12 @@ def report() -> str:
         reason = "no usable device or driver" if built else "this torch is built without CUDA"
         lines.append(f"  cuda        none: {reason}")
     if torch.backends.mps.is_available():
-        devices.append("mps")
         lines.append("  mps         available")
     lines += ["", "implementations"]
     for name, why_not in availability().items():
         served = ", ".join(BACKENDS[name].devices or ("any device",))
         lines.append(f"  {name:<11} {why_not or 'usable'} ({served})")
-    chosen = ", ".join(f"{device}: {_chosen(device)}" for device in devices)
+    chosen = ", ".join(f"{device}: {_chosen(device)}" for device in _devices())
     lines.append(f"  automatic   {chosen}")
     lines += ["", "compiled module", *_build_lines()]
     try:
@@ -79,9 +83,77 @@ def _installed_version(package: str) -> str:
         return "not installed"
 
 
-def _chosen(device: str) -> str:
+def _devices() -> list[torch.device]:
+    """One of each that torch can use here."""
+    found = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        found += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append(torch.device("mps"))
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        found += [torch.device("xpu", i) for i in range(torch.xpu.device_count())]
+    return found
+
+
+def verify(show: Callable[[str], None] = print) -> bool:
+    """Check every implementation, on every device it is usable on, in every regime of each op
+    against float64 on the CPU, and show a table; True if all of them passed.
+
+    Triton compiles what it has not compiled yet, which takes minutes. Where a tensor core's tf32 is
+    allowed (`torch.set_float32_matmul_precision`) that is what is checked.
+    """
+    show(
+        f"{'device':<8} {'implementation':<14} {'op':<16} {'step':<4} {'dtype':<9} regimes"
+        f"  {'loss':>8} {'others':>8}  seconds"
+    )
+    bad: list[str] = []
+    for device in _devices():
+        for name in usable(device):
+            for op in OPS:
+                if has_module(op, name):
+                    for line in _verified(op, name, device, bad):
+                        show(line)
+    for line in bad:
+        show(line)
+    show(f"{len(bad)} failed" if bad else "all passed")
+    return not bad
+
+
+def _verified(op: str, name: str, device: torch.device, bad: list[str]) -> Iterator[str]:
+    """A line for each step and dtype."""
+
+    def group(regime: Any) -> tuple[str, str]:
+        return regime.step, kind(regime.dtype)
+
+    for (step, dtype), members in groupby(sorted(regimes(op).every(), key=group), group):
+        if dtype == "float64" and device.type == "mps":  # which has none
+            continue
+        start, count, declined = time.perf_counter(), 0, ""
+        worst = {"loss": 0.0, "others": 0.0}
+        failed = len(bad)
+        for regime in members:
+            outcome = check(op, step, name, device, regime)
+            count += 1
+            for result, error in outcome.errors.items():
+                of = "loss" if result in ("loss", "terms") else "others"
+                worst[of] = error if error != error else max(worst[of], error)
+            if outcome.declined:
+                declined = f"  not taken: {outcome.reason}"
+            elif outcome.reason is not None:
+                bad.append(f"FAILED {name} on {device}, {op}: {regime}: {outcome.reason}")
+        seconds = time.perf_counter() - start
+        of_loss = f"{worst['loss']:8.1e}" if "loss" in outcome.errors else f"{'-':>8}"
+        verdict = f"  {len(bad) - failed} FAILED" if len(bad) > failed else declined
+        yield (
+            f"{device!s:<8} {name:<14} {op:<16} {step:<4} {dtype:<9} {count:7}"
+            f"  {of_loss} {worst['others']:8.1e} {seconds:8.1f}{verdict}"
+        )
+
+
+def _chosen(device: torch.device) -> str:
     try:
-        return choose(AUTO, torch.device(device))
+        name = choose(AUTO, device)
+        return f"{name} (where it passes a check)" if BACKENDS[name].checked else name
     except (ValueError, RuntimeError) as error:  # CGM_FAST_BACKEND asks for what cannot be had
         return f"none ({error})"
 

@@ -31,11 +31,20 @@ OP = r"cgm_fast\.ops\.(?P<op>mmd|prototype_margin|cgm_loss|kernel_product)"
 LIBRARY = {
     "package": (r"cgm_fast", {"losses", "api", "backends", "blind"}),
     "compiled": (r"cgm_fast\._native", set()),
-    "doctor": (r"cgm_fast\.doctor", {"backends", "compiled"}),
+    "doctor": (
+        r"cgm_fast\.doctor",
+        {"backends", "compiled", "regimes_of_all", "verification"},
+    ),
     "losses": (r"cgm_fast\.losses", {"api", "checks", "backends"}),
     "testing": (r"cgm_fast\.testing(\..+)?", {"testing"}),
     "ops": (r"cgm_fast\.ops", set()),
-    "backends": (r"cgm_fast\.ops\.backends", {"compiled", "cuda"}),
+    "backends": (
+        r"cgm_fast\.ops\.backends",
+        {"compiled", "crossovers", "cuda", "gpu", "regimes_of_all", "verification"},
+    ),
+    "crossovers": (r"cgm_fast\.ops\.crossovers", set()),
+    "verification": (r"cgm_fast\.ops\.verification", {"gpu"}),
+    "regimes_of_all": (r"cgm_fast\.ops\.regimes", set()),
     "watching": (r"cgm_fast\.ops\.watching", set()),
     "checks": (r"cgm_fast\.ops\.checks", {"watching"}),
     "records": (r"cgm_fast\.ops\.records", set()),
@@ -75,6 +84,7 @@ LIBRARY = {
     "definition": (OP + r"\.ops", {"problem", "radial", "registration"}),
     "problem": (OP + r"\.problem", {"problem"}),
     "radial": (OP + r"\.kernels", set()),
+    "regimes": (OP + r"\.regimes", {"problem", "radial", "regimes", "regimes_of_all"}),
     "plans": (OP + r"\.plans", {"plans", "problem", "memory"}),
     "common": (OP + r"\.common", {"gpu", "problem"}),
     "blind": (OP + r"\.blind", {"forks", "watching"}),
@@ -174,8 +184,10 @@ def why_not(importer, imported):
     elif target == "kernels" and layer == "kernels":
         if own["op"] not in ("cgm_loss", other["op"]):
             return "only cgm_loss's kernels may import those of other ops"
-    elif target in ("problem", "plans") and own.get("op") == "cgm_loss":
+    elif target in ("problem", "plans", "regimes") and own.get("op") == "cgm_loss":
         return None  # it is made of the other two
+    elif target == "radial" and layer == "regimes":
+        return None  # names of kernels
     elif target in SHARED_BY_KERNELS and own.get("op") == "kernel_product":
         return None  # it has mmd's kernels, and second derivatives of its
     elif "op" in own and "op" in other and own["op"] != other["op"] and target != "api":

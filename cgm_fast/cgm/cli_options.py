@@ -102,6 +102,10 @@ class Latents(OnRun):
 class Doctor:
     """Show versions, devices, which implementations are usable and why not, and build flags."""
 
+    verify: bool = False
+    """Compare every implementation with float64 on the CPU, in every regime, on every device; where
+    one is wrong, the exit code is 1. Compiles all of Triton's kernels, which takes minutes."""
+
 
 COMMANDS: dict[str, Any] = {
     "train": TrainConfig,

@@ -1,24 +1,37 @@
 """Which implementations exist, which can run here, and which one a call gets.
 
 An explicit request never falls back: it runs or raises. The automatic choice takes the first
-implementation, in the order of `BACKENDS`, that is built and runs on the tensors' device.
-`CGM_FAST_BACKEND` in the environment replaces "auto".
+implementation, in the order of `BACKENDS`, that is built, runs on the tensors' device and has the
+op; where crossovers.py knows better for a problem's size, in that order. Kernels for GPUs have to
+pass a check first (verification.py). `CGM_FAST_BACKEND` in the environment replaces "auto".
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from cgm_fast.ops import crossovers, verification
 from cgm_fast.ops.cuda import launch as cuda_launch
+from cgm_fast.ops.gpu import tf32_allowed
+from cgm_fast.ops.regimes import kind
 
 AUTO = "auto"
 ENVIRONMENT = "CGM_FAST_BACKEND"
+OPS = ("mmd", "prototype_margin", "cgm_loss", "kernel_product")
+
+
+class BackendWarning(UserWarning):
+    """An implementation would have been the automatic choice, and was not taken."""
 
 
 def _why_no_native() -> str | None:
@@ -70,7 +83,9 @@ class Backend:
     devices: tuple[str, ...] | None
     why_unavailable: Callable[[], str | None]
     on_request: tuple[str, ...] = ()
-    """Device types of `devices` on which it runs only if asked for."""
+    """Device types of `devices` on which it runs only if asked for: interpreted, or emulated."""
+    checked: bool = False
+    """Whether it is chosen only where it has passed a check on the device."""
     capability: tuple[int, int] = (0, 0)
     """The least compute capability of a CUDA GPU that it runs on."""
 
@@ -89,33 +104,46 @@ class Backend:
         return f"{device} has compute capability {this}, and {least} is needed"
 
 
+def _why_no_matmul() -> str | None:
+    if any(has_module(op, "matmul") for op in OPS):
+        return None
+    return "no op has been written by matrix products yet"
+
+
 # Fastest first.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("native", ("cpu",), _why_no_native),
-        # On a GPU not the automatic choice before one has run the tests.
         Backend(
             "cuda",
             ("cuda", "cpu") if _EMULATED else ("cuda",),
             cuda_launch.why_unavailable,
-            on_request=("cuda", "cpu"),
+            on_request=("cpu",),
+            checked=True,
             capability=(8, 0),
         ),
         Backend(
             "triton",
             ("cuda", "cpu") if _INTERPRETED else ("cuda",),
             _why_no_triton,
-            on_request=("cuda", "cpu"),
+            on_request=("cpu",),
+            checked=True,
             capability=(8, 0),
         ),
+        Backend("matmul", None, _why_no_matmul),
         Backend("reference", None, lambda: None),
     )
 }
 
 _availability: dict[str, str | None] = {}
-# What a call gets: name and module, and the availability that the choice rests on.
-_found: dict[tuple[str, str, torch.device], tuple[str, ModuleType, dict[str, str | None]]] = {}
+# What a call gets: name and module, the availability that the choice rests on, and from how many
+# features on it rests on the problem besides (`_picked`), if it does.
+_Found = tuple[str, ModuleType, dict[str, str | None], int | None]
+_found: dict[tuple[str, str, torch.device], _Found] = {}
+_picked: dict[tuple[Any, ...], _Found] = {}
+_MOST_PICKED = 4096
+_warned: set[tuple[str, str, torch.device]] = set()
 _last: dict[str, str] = {}
 
 
@@ -150,7 +178,7 @@ def check_name(backend: str, source: str = "backend") -> str:
 
 
 def choose(backend: str, device: torch.device) -> str:
-    """Name of the implementation for tensors on `device`.
+    """Name of the implementation for tensors on `device`; of "auto", the one tried first.
 
     Raises:
         ValueError: unknown name, or an implementation that does not serve this device.
@@ -161,14 +189,7 @@ def choose(backend: str, device: torch.device) -> str:
         source = ENVIRONMENT
         backend = _automatic()
     if backend == AUTO:
-        return next(
-            name
-            for name, candidate in BACKENDS.items()
-            if candidate.serves(device.type)
-            and device.type not in candidate.on_request
-            and _why_unavailable(name) is None
-            and candidate.why_not_on(device) is None
-        )
+        return next(usable(device))
     check_name(backend, source)
     chosen = BACKENDS[backend]
     reason = _why_unavailable(backend)
@@ -180,6 +201,24 @@ def choose(backend: str, device: torch.device) -> str:
         devices = ", ".join(chosen.devices or ())
         raise ValueError(f"{source}={backend!r} runs on {devices} tensors, got {device.type}")
     return backend
+
+
+def usable(device: torch.device, first: tuple[str, ...] = ()) -> Iterator[str]:
+    """Names of what "auto" may take on a device, those of `first` before the others."""
+    for name in dict.fromkeys((*first, *BACKENDS)):
+        candidate = BACKENDS[name]
+        if (
+            candidate.serves(device.type)
+            and device.type not in candidate.on_request
+            and _why_unavailable(name) is None
+            and candidate.why_not_on(device) is None
+        ):
+            yield name
+
+
+def has_module(op: str, name: str) -> bool:
+    """Whether an op has this implementation."""
+    return find_spec(f"cgm_fast.ops.{op}.{name}") is not None
 
 
 # What `os.environ.get` looks into; to ask it for a name that is not there costs a caught KeyError,
@@ -195,15 +234,92 @@ def _automatic() -> str:
     return os.environ.get(ENVIRONMENT) or AUTO
 
 
-def implementation(op: str, backend: str, device: torch.device) -> ModuleType:
-    """The module `cgm_fast.ops.<op>.<implementation>` for this call; imported at first use."""
-    wanted = _automatic() if backend == AUTO else backend
+def implementation(op: str, step: str, args: tuple[Any, ...]) -> ModuleType:
+    """The module `cgm_fast.ops.<op>.<implementation>` for this call; imported at first use.
+
+    Args:
+        op: Its name.
+        step: The module's function that is to be called, "fwd" or "hvp".
+        args: What it will be called with, and then the name of an implementation, or "auto".
+    """
+    first, wanted = args[0][0], args[-1]
+    device = first.device
+    if _VARIABLE in _VARIABLES and wanted == AUTO:
+        wanted = _automatic()
     found = _found.get((op, wanted, device))
     if found is None or found[2] is not _availability:
-        from importlib import import_module
+        found = _found[op, wanted, device] = _find(op, wanted, args[-1], device)
+    name, module, _, depends = found
+    if depends is not None and first.size(-1) >= depends:
+        name, module = _pick(op, step, device, args[:-1])[:2]
+    _last[op] = name
+    return module
 
-        name = choose(backend, device)
-        found = name, import_module(f"cgm_fast.ops.{op}.{name}"), _availability
-        _found[op, wanted, device] = found
-    _last[op] = found[0]
-    return found[1]
+
+def _find(op: str, wanted: str, backend: str, device: torch.device) -> _Found:
+    """By the device alone; `backend` is what the call said, `wanted` what it means."""
+    if wanted == AUTO:
+        names = [name for name in usable(device) if has_module(op, name)]
+        name, depends = names[0], crossovers.least_features(device.type, op)
+        if BACKENDS[name].checked:
+            depends = 0
+        return name, _module(op, name), _availability, depends
+    name = choose(backend, device)
+    if not has_module(op, name):
+        raise RuntimeError(f"backend={name!r} cannot run here: it has no {op}")
+    return name, _module(op, name), _availability, None
+
+
+def _module(op: str, name: str) -> ModuleType:
+    return import_module(f"cgm_fast.ops.{op}.{name}")
+
+
+def _pick(op: str, step: str, device: torch.device, records: tuple[Any, ...]) -> _Found:
+    """By the problem; looked up where one like it has been met."""
+    x = records[0][0]
+    like = [v.shape if isinstance(v, Tensor) else v for record in records for v in record]
+    key = op, step, device, x.dtype, tf32_allowed(), *like
+    found = _picked.get(key)
+    if found is not None and found[2] is _availability:
+        return found
+    first = crossovers.first(device.type, op, kind(x.dtype), *x.shape[:-3:-1])
+    found, reasons, final = None, {}, True
+    for name in usable(device, first):
+        if not has_module(op, name) or not hasattr(module := _module(op, name), step):
+            continue
+        if BACKENDS[name].checked:
+            try:
+                checked = verification.outcome(op, step, name, device, records)
+            except verification.NotNowError:
+                final = False
+                reasons[name] = (
+                    "it has not been checked here, and in the capture of a CUDA graph it cannot "
+                    "be: make such a call before the capture"
+                )
+                continue
+            if checked.reason is not None:
+                if not checked.declined:
+                    reasons[name] = checked.reason
+                continue
+        found = name, module, _availability, None
+        break
+    assert found is not None  # the reference serves every device
+    for name, reason in reasons.items():
+        _warn(op, name, device, reason, found[0])
+    if final:
+        if len(_picked) >= _MOST_PICKED:
+            _picked.clear()
+        _picked[key] = found
+    return found
+
+
+def _warn(op: str, name: str, device: torch.device, reason: str, instead: str) -> None:
+    if (op, name, device) in _warned:
+        return
+    _warned.add((op, name, device))
+    warnings.warn(
+        f"{op}: backend {name!r} is not used on {device}: {reason}. {instead!r} runs instead; "
+        "`cgm-fast doctor --verify` checks everything",
+        BackendWarning,
+        stacklevel=2,
+    )

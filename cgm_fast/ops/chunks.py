@@ -11,7 +11,7 @@ import torch
 # A CPU's: half a dozen temporaries of so many pairs fit in its cache.
 _CPU_PAIRS = 1 << 18
 # Of another device's memory, all temporaries together: a 64th, but no more or less than this.
-_SHARE, _LEAST, _MOST = 64, 64 << 20, 1 << 30
+_SHARE, _LEAST, _MOST = 64, 64 << 20, 2 << 30
 
 
 def pairs_per_chunk(device: torch.device, bytes_per_pair: int) -> int:

@@ -7,13 +7,14 @@ import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from cgm_fast.ops.memory import NoMemory
 
+_Made = TypeVar("_Made")
 _Key = tuple[tuple[float, ...], torch.dtype, torch.device]
 _LOCK = threading.Lock()
 _MOST_CONSTANTS = 1024
@@ -56,8 +57,8 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def outside_graphs(make: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """A tensor that lasts, made where no CUDA graph is captured, and ready for every stream.
+def outside_graphs(make: Callable[[], _Made], device: torch.device) -> _Made:
+    """What lasts, such as a tensor: made outside of CUDA graphs, and ready for every stream.
 
     What is allocated in a capture, or in the call that `torch.compile(mode="reduce-overhead")`
     makes before it, lies in the graph's own memory, which the graph uses again. So another thread
@@ -66,7 +67,7 @@ def outside_graphs(make: Callable[[], Tensor], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return make()
 
-    def work() -> Tensor:
+    def work() -> _Made:
         _allow_allocation()
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):

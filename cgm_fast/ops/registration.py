@@ -91,7 +91,7 @@ class Op:
         """The implementation; args are the records and the backend's name."""
         if self.check is not None:
             self.check(args[0])
-        module = implementation(self.op, args[-1], args[0][0].device)
+        module = implementation(self.op, self.step, args)
         results = getattr(module, self.step)(*args[:-1])
         if self.finish is not None:
             self.finish(results, args[0])

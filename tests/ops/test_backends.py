@@ -52,12 +52,14 @@ def test_automatic_takes_the_first_that_serves_the_device(op, device):
         if reason is None
         and backends.BACKENDS[name].serves(device)
         and device not in backends.BACKENDS[name].on_request
+        and backends.has_module(op, name)
     ]
     assert cgm_fast.last_backend(op) == usable[0]
 
 
 def test_automatic_passes_over_what_cannot_run(op, pretend):
     pretend("native")
+    pretend("matmul")
     OPS[op](R, G)
     assert cgm_fast.last_backend(op) == "reference"
 
@@ -75,6 +77,7 @@ def test_asking_for_what_does_not_serve_the_device_raises(pretend):
     pretend("native", None)
     with pytest.raises(ValueError, match="backend='native' runs on cpu tensors, got meta"):
         backends.choose("native", META)
+    pretend("matmul")
     assert backends.choose("auto", META) == "reference"
 
 
@@ -184,9 +187,9 @@ def test_of_unlike_gpus_each_is_asked_for_itself(name, pretend, monkeypatch):
         torch.cuda, "get_device_capability", lambda device: capability[torch.device(device).index]
     )
     monkeypatch.setattr(torch.version, "hip", None)
-    changed = dataclasses.replace(backends.BACKENDS[name], on_request=())
+    changed = dataclasses.replace(backends.BACKENDS[name], devices=("cuda",))
     monkeypatch.setitem(backends.BACKENDS, name, changed)
-    for other in {"cuda", "triton"} - {name}:
+    for other in {"cuda", "triton", "matmul"} - {name}:
         pretend(other)
     new, old = torch.device("cuda:0"), torch.device("cuda:1")
     assert backends.choose(name, new) == backends.choose("auto", new) == name

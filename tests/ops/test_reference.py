@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cgm_fast.ops import chunks
 from cgm_fast.ops.cgm_loss import problem as of_cgm
 from cgm_fast.ops.cgm_loss import reference as cgm_loss
+from cgm_fast.ops.kernel_product import problem as of_product
+from cgm_fast.ops.kernel_product import reference as kernel_product
 from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd import reference as mmd
 from cgm_fast.ops.prototype_margin import problem as of_margin
@@ -67,7 +69,7 @@ def gpu_memory(monkeypatch):
     def on_gpu(device, bytes_per_pair):
         return chunks.pairs_per_chunk(GPU, bytes_per_pair)
 
-    for module in (mmd, prototype_margin):
+    for module in (mmd, prototype_margin, kernel_product):
         monkeypatch.setattr(module, "pairs_per_chunk", on_gpu)
     set_to(80 << 30)
     yield set_to
@@ -104,6 +106,13 @@ def cgm_problem(labels=False):
     labels = new(100, dtype=torch.int64) if labels else None
     numbers = (0.1, 0.1, 1000.0, 1.0, 1.0, 1.0, (10.0,), (1.0,), "gaussian", False)
     return of_cgm.Problem(new(100, 10), new(10, 10), labels, new(2, 100, 10), *numbers)
+
+
+def product_problem(n, given=False):
+    """All that a kernel product takes; with the bandwidths as a tensor, or as numbers."""
+    tensors = (new(n, 3), new(n, 3), new(2) if given else None)
+    numbers = (10.0, 20.0), (0.5, 0.5), "laplacian" if given else "gaussian"
+    return of_product.Problem(new(n, 10), new(n, 10), *tensors, *numbers)
 
 
 def launches(function, *arguments):
@@ -145,6 +154,12 @@ CALLS = {
     "cgm_loss_hvp": lambda: (
         cgm_loss.hvp, cgm_problem(True), of_margin.Tangent(new(100, 10), new(10, 10)), BOTH,
     ),
+    "kernel_product_fwd": lambda: (
+        kernel_product.fwd, product_problem(1000), of_product.Wanted(True, True, True),
+    ),
+    "kernel_product_fwd_of_all": lambda: (
+        kernel_product.fwd, product_problem(1000, True), of_product.Wanted(True, True, True),
+    ),
 }  # fmt: skip
 
 
@@ -175,8 +190,12 @@ def test_what_waits_would_be_seen():
 def test_chunks_take_a_modest_share_of_a_gpus_memory(size, gpu_memory):
     gpu_memory(size)
     held = 40 * chunks.pairs_per_chunk(GPU, 40)
-    assert 32 << 20 < held <= 1 << 30
+    assert 32 << 20 < held <= 2 << 30
     assert held <= max(size // 64, 64 << 20)
+
+
+def test_chunks_of_a_large_gpu_are_large(gpu_memory):
+    assert chunks.pairs_per_chunk(GPU, 16 * 4) > 1 << 24  # mmd_fwd's temporaries, one bandwidth
 
 
 def test_chunks_stay_in_a_cpus_cache():

@@ -250,14 +250,14 @@ def test_every_call_finds_a_tile(kernel, dtype, device_key, monkeypatch):
         assert blocks.features >= 16
 
 
-@pytest.mark.parametrize("type", ["cpu", "cuda"])
-def test_it_is_never_the_automatic_choice(type, monkeypatch):
+@pytest.mark.parametrize(("type", "chosen"), [("cpu", "native"), ("cuda", "triton")])
+def test_it_is_the_automatic_choice_on_gpus_alone(type, chosen, monkeypatch):
     both = dataclasses.replace(backends.BACKENDS["triton"], devices=("cuda", "cpu"))
     monkeypatch.setitem(backends.BACKENDS, "triton", both)
-    every = dict.fromkeys(backends.BACKENDS)  # None: usable
+    every = dict.fromkeys(backends.BACKENDS) | {"cuda": "not built"}  # None: usable
     monkeypatch.setattr(backends, "_availability", every)
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device(type)
     assert backends.choose("triton", device) == "triton"
-    assert backends.choose("auto", device) == {"cpu": "native", "cuda": "reference"}[type]
+    assert backends.choose("auto", device) == chosen

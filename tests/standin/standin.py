@@ -78,7 +78,5 @@ def register() -> str:
 
     for name in ("cuda", "triton"):
         backend = backends.BACKENDS[name]
-        backends.BACKENDS[name] = dataclasses.replace(
-            backend, devices=(NAME,), on_request=(*backend.on_request, NAME)
-        )
+        backends.BACKENDS[name] = dataclasses.replace(backend, devices=(NAME,))
     return NAME
