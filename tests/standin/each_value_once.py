@@ -1,4 +1,4 @@
-"""A pytest plugin: of a test with many combinations of parameters, enough to have each value once."""
+"""A pytest plugin: of tests with many combinations of parameters, so many that each value occurs."""
 
 import pytest
 
