@@ -1,4 +1,4 @@
-"""A pytest plugin: of tests with many combinations of parameters, so many that each value occurs."""
+"""A pytest plugin: of a test with many parameters, so many combinations that each value occurs."""
 
 import pytest
 
