@@ -1,8 +1,8 @@
 """Triton's interpreter without what it does over and over: tests in it take half the time.
 
 It looks for the language's functions anew whenever one device function calls another, fills a table
-of number types for each array, and takes nine operations on tensors to see that an integer did not
-overflow, of which it then says nothing: here that is an error.
+of number types for each array, makes constants of each tensor's sizes, and takes nine operations on
+tensors to see that an integer did not overflow, of which it says nothing then: here it is an error.
 """
 
 import functools
@@ -40,6 +40,19 @@ def install():
         return numpy.dtype(numpy.uint64) if scalar.is_ptr() else number_type(scalar)
 
     interpreter._get_np_dtype = number_type_once
+
+    initialise, sizes = tl.tensor.__init__, {}
+
+    def initialise_once(self, handle, type):
+        """The sizes of a shape are made into constants once."""
+        shape = tuple(type.shape) if type.is_block() else ()
+        if shape not in sizes:
+            initialise(self, handle, type)
+            sizes[shape] = self.numel, self.shape
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.numel, self.shape = sizes[shape]
+
+    tl.tensor.__init__ = initialise_once
 
     triton_semantic = getattr(semantic, "TritonSemantic", None)  # in Triton 3.2 there is none
     if triton_semantic is None:

@@ -28,7 +28,7 @@ def store_squares(out, number, OFFSET: tl.constexpr):
 @pytest.mark.parametrize(("number", "offset"), [(70_000, 0), (46_340, 0), (2, 2**31 - 8)])
 def test_an_integer_that_overflows_is_an_error(number, offset):
     out = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(Exception, match="int32 overflow detected for operation (mul|add)"):
+    with pytest.raises(Exception, match=r"int32 overflow detected for operation (mul|add)"):
         store_squares[(1,)](out, number, offset)
 
 
