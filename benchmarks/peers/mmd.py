@@ -236,6 +236,13 @@ PEERS = (
     Peer("jax", jax_jit, needs=("jax",), devices=("cpu",), stores_pairs=True),
 )
 
+# At many features the others are slow, or the same matrix products.
+WIDE_PEERS = tuple(
+    peer
+    for peer in PEERS
+    if (peer.ours and peer.name != "reference") or peer.name in ("eager", "compile", "tiled")
+)
+
 
 # Several bandwidths
 
