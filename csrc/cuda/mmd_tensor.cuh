@@ -226,7 +226,7 @@ template <int kD, Numbers kOf, bool kOptions>
 __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     mmd_tensor_kernel(const MmdCall<float> call, const MmdValue<float> out) {
   using Memory = TensorMemory<kD, kOf>;
-  using Tile = TensorTile<Memory::kColumns>;
+  using Tile = ColumnTile<Memory::kColumns>;
   const MmdProblem<float>& in = call.in;
   SharedLayout layout(shared_memory<unsigned char>());
   Memory& memory = *layout.array<Memory>(1);

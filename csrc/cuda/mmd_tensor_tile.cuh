@@ -16,29 +16,6 @@ namespace cgm_fast::cuda {
 
 constexpr int kTensorRows = 128, kRowsOfMma = 16;
 
-// A tile of columns, all of one group. The tiles of all groups stand in a line.
-template <int kColumns>
-struct TensorTile {
-  int group, here;
-  int64_t first;
-  bool last;  // of its group
-
-  __device__ static TensorTile at(const MmdProblem<float>& in, int tile) {
-    const BlockOfRows of = block_of_rows(in, static_cast<unsigned>(tile), kColumns);
-    return {of.group, of.here, of.first, of.first + of.here == in.begins[of.group + 1]};
-  }
-
-  // The one after it, which there has to be.
-  __device__ TensorTile next(const MmdProblem<float>& in) const {
-    const int64_t begin = first + here;
-    int of = group;
-#pragma unroll 1
-    while (begin >= in.begins[of + 1]) ++of;
-    const int64_t left = in.begins[of + 1] - begin;
-    return {of, static_cast<int>(left < kColumns ? left : kColumns), begin, left <= kColumns};
-  }
-};
-
 template <int kD, Numbers kOf>
 struct TensorMemory {
   static constexpr bool kHalf = kOf == Numbers::bfloat16 || kOf == Numbers::float16;
@@ -63,7 +40,7 @@ struct TensorMemory {
   StreamK stream_k;
   unsigned item, block;
   BlockOfRows own;
-  TensorTile<kColumns> next[2];         // of every other turn
+  ColumnTile<kColumns> next[2];         // of every other turn
   double sums[kTensorRows * kOfGroup];  // of every row, over the columns of a group
   double scratch[kScratch];
 };
@@ -143,12 +120,6 @@ __device__ Pack<float, 4> raw_chunk(const Word* ring, int j, int c) {
   }
 }
 
-// Whether rows can be copied by sixteen bytes, which are `numbers` numbers.
-__device__ inline bool aligned(const Samples& of, int64_t d, int numbers) {
-  return of.feature_stride == 1 && d % numbers == 0 && of.row_stride % numbers == 0 &&
-         reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
-}
-
 // The bits of a half number, or 0.
 __device__ inline unsigned bits_at(const Samples& of, int row, int f, bool valid) {
   const int64_t at = row * of.row_stride + f * of.feature_stride;
@@ -169,8 +140,8 @@ __device__ void fetch(const Samples& from, int d, int here, Word* to) {
       const int j = at / (kWords / 4), c = at % (kWords / 4), f = c * 4 * kOfWord;
       const bool valid = j < here && f < d;
       const int64_t row = (valid ? j : 0) * from.row_stride;
-      copy_async_16(to + ring_at<kWords, Memory::kHalf>(j, c),
-                    data + (row + (valid ? f : 0)) * kBytes, valid);
+      copy_async<16>(to + ring_at<kWords, Memory::kHalf>(j, c),
+                    data + (row + (valid ? f : 0)) * kBytes, valid ? 16 : 0);
     }
   } else {
 #pragma unroll 1
