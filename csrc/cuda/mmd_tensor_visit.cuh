@@ -185,7 +185,7 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
       sums.nears[p / 2] = fma(near[p], of_column, sums.nears[p / 2]);
       sums.fars[p / 2] = fma(static_cast<float>(count) - near[p], of_column, sums.fars[p / 2]);
     } else {
-      const Exp2<float> k = exp2_less(e[p], is_near(e[p], visit.near_from));
+      const Exp2<float> k = exp2_near(e[p], 0.f);
       value[p] = beyond ? 0.f : k.less;
       w[p] = left_out ? 0.f : k.whole;
     }

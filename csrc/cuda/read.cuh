@@ -81,12 +81,16 @@ __device__ inline HalvesOf halves_of(const Samples& of) {
   return {static_cast<const std::uint16_t*>(of.data), of.row_stride, of.feature_stride,
           of.dtype == Dtype::bfloat16};
 }
+template <typename T>
+__device__ ElementsOf<T> elements_of(const Samples& of) {
+  return {static_cast<const T*>(of.data), of.row_stride, of.feature_stride};
+}
 template <typename T, typename Use>
 __device__ void with_elements(const Samples& of, const Use& use) {
   if constexpr (sizeof(T) == 4) {
     if (of.dtype != Dtype::float32) return use(halves_of(of));
   }
-  use(ElementsOf<T>{static_cast<const T*>(of.data), of.row_stride, of.feature_stride});
+  use(elements_of<T>(of));
 }
 
 // How a block shares out some rows of kWidth elements each: a thread has one feature of them, and
