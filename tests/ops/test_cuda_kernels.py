@@ -157,10 +157,10 @@ def test_copies_by_sixteen_bytes_change_nothing(dtype, tensor_cores, device):
         assert all(torch.equal(a, b) for a, b in zip(found, moved, strict=True))
 
 
-@pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])
+@pytest.mark.parametrize("workers", [1, 3, 10, 41, 48])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, device):
-    x, y = samples(300, 200, 40, batch=batch, device=device)  # four blocks of rows, 17 tiles
+    x, y = samples(300, 200, 40, batch=batch, device=device)  # four blocks of rows, 12 tiles
     monkeypatch.setattr(mmd, "_workers", lambda *_: workers)
     found = derivatives(lambda x, y: cgm_fast.mmd(x, y, bandwidth=6.0, backend="cuda").sum(),
                         (x, y), order=1)  # fmt: skip
