@@ -80,6 +80,28 @@ __device__ void load_transposed(T (&chunk)[kChunk][kStride], int rows, int featu
   }
 }
 
+// Begin to copy them so where they are numbers of type T: an element from data[row * along +
+// feature * across].
+template <int kCount, typename T, int kChunk, int kStride>
+__device__ void fetch_transposed(T (&chunk)[kChunk][kStride], int rows, int features,
+                                 const ElementsOf<T>& from) {
+  constexpr int kEight = 8, kBytes = static_cast<int>(sizeof(T)), kStep = kThreads / kEight;
+  const int thread = opaque(static_cast<int>(threadIdx.x));
+  const int own_f = thread % kEight, own_row = thread / kEight;
+  const T* source = from.data + own_row * from.along + own_f * from.across;
+  const int padded = (features + 15) / 16 * 16;
+#pragma unroll 1
+  for (int f = own_f; f < padded; f += kEight) {
+#pragma unroll
+    for (int q = 0; q < kCount / kStep; ++q) {
+      const int row = own_row + kStep * q;
+      copy_async<kBytes>(&chunk[f][row], source + q * kStep * from.along,
+                         row < rows && f < features ? kBytes : 0);
+    }
+    source += kEight * from.across;
+  }
+}
+
 // A sum and what rounding has taken from it.
 template <typename T>
 struct Compensated {
