@@ -17,6 +17,11 @@
 
 namespace cgm_fast::cuda {
 
+// Whether a visit without a gradient is one with it that asks, for every two columns, rather than
+// compiled for itself: where that is little beside the rest.
+template <int kD, bool kOptions>
+constexpr bool kAsks = kOptions || kD >= 16;
+
 // A tile by plain differences: sums grow by coefficient w (z_i - z_j). The row's pair with itself
 // is column `own`, or none here. Without kOptions far pairs are what near ones leave.
 template <typename T, int kD, bool kOptions, bool kGradient>
@@ -53,7 +58,7 @@ __device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, con
       total.near += j == own ? T(0) : one;
     }
     total.value += value;
-    if (kGradient && (!kOptions || gradient)) {
+    if (kGradient && (!kAsks<kD, kOptions> || gradient)) {
       w *= coefficient;
       if (!kKeep) compiler_barrier();
 #pragma unroll
@@ -111,7 +116,7 @@ __device__ OfColumns<T> by_products(const MmdProblem<T>& in, T near_from, const 
       total.value += value[c];
       slope += w[c];
     }
-    if (kGradient && (!kOptions || gradient)) {
+    if (kGradient && (!kAsks<kD, kOptions> || gradient)) {
 #pragma unroll
       for (int c = 0; c < kMany; ++c) {
 #pragma unroll
@@ -244,7 +249,7 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
       of_group = {};
     }
     if (sums_are_long || of.first + of.here == in.rows) {
-      if (kGradient && (!kOptions || gradient)) collect<T, kD>(sums, lane, memory);
+      if (kGradient && (!kAsks<kD, kOptions> || gradient)) collect<T, kD>(sums, lane, memory);
       turn = 0;
     }
   });
@@ -326,9 +331,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
 
   const bool gradient = own.wanted(out.row_begin, out.row_end);
   double of_weight = 0;
-  if (kOptions || gradient) {  // of the kernel with options one copy asks as it goes
+  if (kAsks<kD, kOptions> || gradient) {
     of_weight = visit<T, kD, kOptions, true>(pass, lane, view, rows_at, memory, gradient);
-  } else if constexpr (!kOptions) {
+  } else if constexpr (!kAsks<kD, kOptions>) {
     visit<T, kD, false, false>(pass, lane, view, rows_at, memory);
   }
   if (gradient) {

@@ -100,8 +100,7 @@ struct InPlace {
 template <typename T, int kD>
 __device__ int fetch_tile(const InPlace<T>& rows, int d, const ColumnTile<kTile<T, kD>>& of,
                           RowsMemory<T, kD>& memory) {
-  return fetch_dense<kTile<T, kD>, kD>(rows_of(rows.in, rows.item, of.first), d, of.here,
-                                       memory.raw);
+  return fetch_dense<kD>(rows_of(rows.in, rows.item, of.first), d, of.here, memory.raw);
 }
 
 // The same where `rows(group, first)(j, feature)` makes them.

@@ -133,10 +133,10 @@ __device__ void each_element(int here, int d, const At& at, const Use& use) {
   }
 }
 
-// Begin to copy `here` rows, at most kRows, of d <= kWidth numbers each to shared memory, where
+// Begin to copy `here` rows of d <= kWidth numbers each to shared memory, where
 // they will lie one behind the other. Returns the place of the first number, which is not 0 where
 // the rows are one range of memory that does not begin at a multiple of sixteen bytes.
-template <int kRows, int kWidth, typename T>
+template <int kWidth, typename T>
 __device__ int fetch_dense(const Samples& from, int d, int here, T* to) {
   constexpr int kPack = 16 / static_cast<int>(sizeof(T)), kBytes = static_cast<int>(sizeof(T));
   int head = 0;
@@ -148,11 +148,10 @@ __device__ int fetch_dense(const Samples& from, int d, int here, T* to) {
     if (one_range && (head == 0 || d % kPack != 0)) {
       const int bytes = (head + here * d) * kBytes;
       const T* begin = data - head;
-      constexpr int kTurns = (kRows * kWidth / kPack + kThreads) / kThreads;
-#pragma unroll
-      for (int turn = 0; turn < kTurns; ++turn) {
-        const int at = static_cast<int>(threadIdx.x) + turn * kThreads, left = bytes - 16 * at;
-        if (left > 0) copy_async<16>(to + at * kPack, begin + at * kPack, left < 16 ? left : 16);
+#pragma unroll 1
+      for (int at = static_cast<int>(threadIdx.x); 16 * at < bytes; at += kThreads) {
+        const int left = bytes - 16 * at;
+        copy_async<16>(to + at * kPack, begin + at * kPack, left < 16 ? left : 16);
       }
     } else {
       head = 0;
