@@ -203,6 +203,7 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
   T sums[kD] = {}, z[kD], bias = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
+  const T of_scale = 1 / view.scale;
   double of_weight = 0;
   bool centred = false;
   int turn = 0;
@@ -234,7 +235,7 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
                                                            memory, gradient);
     } else if constexpr (kProducts<kD>) {
       of_tile = by_products<T, kD, kOptions, kGradient>(in, near_from, lane, here, z, bias,
-                                                        coefficient / view.scale, weighted, scales,
+                                                        coefficient * of_scale, weighted, scales,
                                                         sums, memory, gradient);
     }
     of_group.value += of_tile.value;

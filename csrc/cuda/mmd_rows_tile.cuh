@@ -17,9 +17,9 @@ struct TileShape {
   static constexpr int kSharing = (kChunks & (kChunks - 1)) == 0 ? kChunks : 1;
   static constexpr int kEach = kStride / kSharing;
   static constexpr int kAtOnce = kThreads / kSharing;  // columns
-  // Of 16 KiB. A warp, or of 4 rows an eighth of it, takes every eighth column (64th).
+  // Of 24 KiB. A warp, or of 4 rows an eighth of it, takes every eighth column (64th).
   static constexpr int kColumns =
-      (16 << 10) / (kStride * static_cast<int>(sizeof(T))) / kAtOnce * kAtOnce;
+      (24 << 10) / (kStride * static_cast<int>(sizeof(T))) / kAtOnce * kAtOnce;
   static constexpr int kTurns = kColumns / kAtOnce;
 };
 template <typename T, int kD>
