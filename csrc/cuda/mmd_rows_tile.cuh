@@ -17,9 +17,10 @@ struct TileShape {
   static constexpr int kSharing = (kChunks & (kChunks - 1)) == 0 ? kChunks : 1;
   static constexpr int kEach = kStride / kSharing;
   static constexpr int kAtOnce = kThreads / kSharing;  // columns
-  // Of 24 KiB. A warp, or of 4 rows an eighth of it, takes every eighth column (64th).
-  static constexpr int kColumns =
-      (24 << 10) / (kStride * static_cast<int>(sizeof(T))) / kAtOnce * kAtOnce;
+  // Of 24 KiB; of 32 features 36, where registers leave a multiprocessor one block. A warp, or of 4
+  // rows an eighth of it, takes every eighth column (64th).
+  static constexpr int kColumns = (kD == 32 ? 36 << 10 : 24 << 10) /
+                                  (kStride * static_cast<int>(sizeof(T))) / kAtOnce * kAtOnce;
   static constexpr int kTurns = kColumns / kAtOnce;
 };
 template <typename T, int kD>

@@ -20,15 +20,17 @@ template <int kD, Numbers kOf>
 struct TensorMemory {
   static constexpr bool kHalf = kOf == Numbers::bfloat16 || kOf == Numbers::float16;
   static constexpr bool kSplit = kOf == Numbers::tf32x3;
-  // Of 64 features as many as leave a block 99 KiB.
-  static constexpr int kColumns = kD < 64 ? 2048 / kD : kSplit ? 48 : 64;
+  // Whether columns are kept in two parts. Of 64 features they are split by whoever multiplies
+  // them, for what shared memory gives would bound it.
+  static constexpr bool kSplitBefore = kSplit && kD < 64;
+  static constexpr int kColumns = kD < 64 ? 2048 / kD : 64;      // a block may have 99 KiB
   static constexpr int kTogether = (127 + kColumns) / kColumns;  // tiles that tensor cores add up
   using Word = std::conditional_t<kHalf, unsigned, float>;       // half numbers by twos
   static constexpr int kWords = kHalf ? kD / 2 : kD;             // of a row
   alignas(16) Word ring[2][kColumns * kWords];                   // samples as they are
   alignas(16) float rows[kTensorRows * kD];                      // the same, widened
   // Of a tile, centred and scaled, its high and low parts; or just widened.
-  alignas(16) float parts[kSplit ? 2 : 1][kColumns * kD];
+  alignas(16) float parts[kSplitBefore ? 2 : 1][kColumns * kD];
   alignas(8) float bias[kColumns];
   float weight[kColumns], row_bias[kTensorRows], slope[kTensorRows];
   alignas(16) float shift[kD];  // the centre, scaled
@@ -185,6 +187,23 @@ __device__ void fetch(const Samples& from, int d, int here, Word* to) {
   copy_async_commit();
 }
 
+// Numbers of a column that lie side by side, as tf32 numbers, and what is left of them.
+template <typename Memory, int kCount>
+__device__ Pack<float, kCount> read_parts(const float* from, Pack<float, kCount>& low) {
+  Pack<float, kCount> high = read_pack<kCount>(from);
+  if constexpr (Memory::kSplitBefore) {
+    low = read_pack<kCount>(from + sizeof(Memory::parts[0]) / sizeof(float));
+  } else if constexpr (Memory::kSplit) {
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) {
+      low.of[q] = high.of[q];
+      high.of[q] = cut_tf32(high.of[q]);
+      low.of[q] -= high.of[q];
+    }
+  }
+  return high;
+}
+
 // A chunk of four features as products want it; returns its share of |z|².
 template <Numbers kOf>
 __device__ float operand(const Pack<float, 4>& raw, const Pack<float, 4>& shift, float scale,
@@ -294,8 +313,13 @@ __device__ bool prepare(const typename TensorMemory<kD, kOf>::Word* raw, int her
     Pack<float, 4> high, low;
     float square = operand<kOf>(raw_chunk<kD, kOf>(raw, j, c), read_pack<4>(memory.shift + 4 * c),
                                 scale, j < here, high, low);
+    if constexpr (Memory::kSplitBefore) {
+      write_pack(memory.parts[1] + chunk_at<kD>(j, c), low);
+    } else if constexpr (Memory::kSplit) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) high.of[q] += low.of[q];  // exactly what they are parts of
+    }
     write_pack(memory.parts[0] + chunk_at<kD>(j, c), high);
-    if constexpr (Memory::kSplit) write_pack(memory.parts[1] + chunk_at<kD>(j, c), low);
     if (Memory::kHalf) square *= scale * scale;
     square = sum_of_chunks<kD>(square);
     far = far || !(square * widest <= kFarSquare);

@@ -38,9 +38,8 @@ struct LeftFactor {
 #pragma unroll
     for (int c = 0; c < kD / 16; ++c) {
       const float* from = memory.parts[0] + begin * kD + at.of_first<kD>(c);
-      const Pack<float, 4> b_high = read_pack<4>(from);
       Pack<float, 4> b_low;
-      if constexpr (Memory::kSplit) b_low = read_pack<4>(from + Memory::kColumns * kD);
+      const Pack<float, 4> b_high = read_parts<Memory>(from, b_low);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float of_high[2] = {b_high.of[2 * half], b_high.of[2 * half + 1]};
@@ -111,8 +110,7 @@ struct Visit {
   unsigned item;
   BlockOfRows own;
   Left left;
-  float row_bias[2], unit;  // of exponents
-  float near_from;
+  float row_bias[2];   // of exponents
   bool gradient, far;  // whether a row wants one, and some row is far from the centre
 
   __device__ Visit() {
@@ -203,12 +201,12 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
   for (int c = 0; c < kD / 16; ++c) {
     const float* even = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 0);
     const float* odd = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 1);
-    const Pack<float, 2> of_even = read_pack<2>(even), of_odd = read_pack<2>(odd);
+    Pack<float, 2> low_even, low_odd;
+    const Pack<float, 2> of_even = read_parts<Memory>(even, low_even);
+    const Pack<float, 2> of_odd = read_parts<Memory>(odd, low_odd);
     const float high[4] = {of_even.of[0], of_even.of[1], of_odd.of[0], of_odd.of[1]};
     float low[4];
     if constexpr (Memory::kSplit) {
-      const Pack<float, 2> low_even = read_pack<2>(even + Memory::kColumns * kD);
-      const Pack<float, 2> low_odd = read_pack<2>(odd + Memory::kColumns * kD);
       low[0] = low_even.of[0], low[1] = low_even.of[1];
       low[2] = low_odd.of[0], low[3] = low_odd.of[1];
     }

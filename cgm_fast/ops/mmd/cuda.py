@@ -130,7 +130,7 @@ def _shares(problem: Problem, wanted: Wanted) -> _Shares:
     if problem.kernel != "gaussian":
         return _Shares(ROWS, 0, 0)
     if not wanted.variance and (workers := _workers(b, sizes, d, x.dtype, device)):
-        return _Shares(TENSOR_ROWS, workers, tiles(sizes, _columns(d, x.dtype)))
+        return _Shares(TENSOR_ROWS, workers, tiles(sizes, _columns(d)))
     rows = rows_of_block(b, sizes, device) if d <= MOST_FEATURES[dtype] else ROWS
     return _Shares(rows, 0, 0)
 
@@ -144,7 +144,7 @@ def _workers(
         return 0
     if b * total * total < LEAST_PAIRS * multiprocessors(device):
         return 0
-    units = b * tiles(sizes, TENSOR_ROWS) * tiles(sizes, _columns(d, dtype))
+    units = b * tiles(sizes, TENSOR_ROWS) * tiles(sizes, _columns(d))
     return min(WORKERS * multiprocessors(device), units)
 
 
@@ -153,11 +153,9 @@ def _padded(d: int) -> int:
     return next(room for room in (16, 32, 64) if d <= room)
 
 
-def _columns(d: int, dtype: torch.dtype) -> int:
-    """Columns of its tiles, for samples of this type."""
-    if d <= 32:
-        return 2048 // _padded(d)
-    return 48 if dtype == torch.float32 and not tf32_allowed() else 64
+def _columns(d: int) -> int:
+    """Columns of its tiles."""
+    return 64 if d > 32 else 2048 // _padded(d)
 
 
 def _launch(problem: Problem, shares: _Shares) -> tuple[Launch, tuple[torch.Tensor, ...]]:
