@@ -110,7 +110,8 @@ struct Visit {
   unsigned item;
   BlockOfRows own;
   Left left;
-  float row_bias[2];   // of exponents
+  float row_bias[2], unit;  // of exponents
+  float near_from;
   bool gradient, far;  // whether a row wants one, and some row is far from the centre
 
   __device__ Visit() {
