@@ -24,6 +24,7 @@ struct WideMemory {
   // there, where they could not index registers.
   PairsOfTile<T, kColumns> pairs;
   T weight[2][kColumns];            // of columns, of every other tile; none beyond the last
+  Samples own, others[2];           // the rows of the block, and the columns of every other tile
   double sums[kOfGroup][kThreads];  // of the columns of a group, a thread's own: to spare registers
   double of_weight[kChunkRows];
   double scratch[kScratch];
@@ -93,10 +94,17 @@ struct WidePass {
         [&](const Tile& of, int turn, int chunk, int stage) {
           auto& to = memory.stages[stage];
           const int begin = chunk * kChunkFeatures;
-          fetch_chunk(rows_of(in, item, own.first), own.here, begin, d, to.rows);
-          fetch_chunk(rows_of(in, item, of.first), of.here, begin, d, to.columns);
-          if (chunk > 0) return;
           const int j = static_cast<int>(threadIdx.x);
+          fetch_chunk(memory.own, own.here, begin, d, to.rows);
+          Samples others;
+          if (chunk > 0) {
+            others = memory.others[turn];
+          } else {
+            others = rows_of(in, item, of.first);
+            if (j == 0) memory.others[turn] = others;
+          }
+          fetch_chunk(others, of.here, begin, d, to.columns);
+          if (chunk > 0) return;
           if (j >= kColumns) return;
           if (in.weights) {
             copy_async<sizeof(T)>(&memory.weight[turn][j],
@@ -229,6 +237,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 2 : 1)
   const unsigned block = blockIdx.x % call.device.blocks;
   WidePass<T, kGaussian> pass(in, out, item, block_of_rows(in, block, kChunkRows), tail, memory);
   const int row = static_cast<int>(threadIdx.x);
+  if (row == 0) memory.own = rows_of(in, item, pass.own.first);
   if (row < kChunkRows) memory.of_weight[row] = 0;
   for (int q = 0; q < kOfGroup; ++q) pass.sum(q) = 0;
   tail.load(call, item);

@@ -205,10 +205,10 @@ def test_storage_of_samples_for_other_passes(dtype, d, device):
     assert_storage_does_not_matter(x, y, of)
 
 
-@pytest.mark.parametrize("workers", [1, 3, 10, 41, 48])
+@pytest.mark.parametrize("workers", [1, 3, 10, 41, 45])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, device):
-    x, y = samples(300, 200, 40, batch=batch, device=device)  # four blocks of rows, 12 tiles
+    x, y = samples(300, 200, 40, batch=batch, device=device)  # five blocks of rows, 9 tiles
     monkeypatch.setattr(mmd, "_workers", lambda *_: workers)
     found = derivatives(lambda x, y: cgm_fast.mmd(x, y, bandwidth=6.0, backend="cuda").sum(),
                         (x, y), order=1)  # fmt: skip
