@@ -24,7 +24,7 @@ from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, s
 # Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
 # on it has fewer instructions than mmd_rows.cuh, and pairs for a multiprocessor that are worth its
 # beginning, as in 2000 rows on a hundred of these. By the machine code; no GPU has been asked.
-TENSOR_ROWS, LEAST_FEATURES, MOST_TENSOR_FEATURES, LEAST_PAIRS = 128, 9, 64, 1 << 15
+TENSOR_ROWS, LEAST_FEATURES, MOST_TENSOR_FEATURES, LEAST_PAIRS = 128, 5, 64, 1 << 15
 WORKERS = 2
 """Blocks of its grid for a multiprocessor: two share one up to 32 features, then take turns."""
 
