@@ -70,17 +70,32 @@ __device__ inline float max_or_nan(float a, float b) {
   return larger;
 }
 
+// 2^e of the hardware: off by 2^-22 at most, relatively, and 0 below 2^-126. A NaN stays one.
+__device__ inline float exp2_approx(float e) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(e));
+  return power;
+}
+
 __device__ inline int bits_of(float value) { return __float_as_int(value); }
 __device__ inline float from_bits(int bits) { return __int_as_float(bits); }
 __device__ inline long long bits_of(double value) { return __double_as_longlong(value); }
 __device__ inline double from_bits(long long bits) { return __longlong_as_double(bits); }
 
-// Copy 16 bytes to shared memory, or zeros, while the thread goes on.
-__device__ inline void copy_async_16(void* to, const void* from, bool valid) {
+// Copy kBytes, 4, 8 or 16, to shared memory while the thread goes on: the first `bytes` of them,
+// then zeros; of 0 bytes the address is not read. Both addresses are multiples of kBytes.
+template <int kBytes>
+__device__ void copy_async(void* to, const void* from, int bytes) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+  if constexpr (kBytes == 16) {  // past L1
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from),
+                 "n"(kBytes), "r"(bytes)
+                 : "memory");
+  }
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most kLeft of this thread's groups are under way; others' need a barrier besides.
@@ -171,13 +186,29 @@ To same_bits(From from) {
 }
 inline int bits_of(float value) { return same_bits<int>(value); }
 inline float from_bits(int bits) { return same_bits<float>(bits); }
+// As wrong as the hardware's may be: by 2^-22, up or down as the bits of e have it.
+inline float exp2_approx(float e) {
+  const unsigned hash = static_cast<unsigned>(bits_of(e)) * 2654435761u;
+  const double error = (static_cast<double>(hash) * 0x1p-31 - 1) * 0x1p-22;
+  const float power = static_cast<float>(std::exp2(static_cast<double>(e)) * (1 + error));
+  return power < 0x1p-126f ? 0.f : power;
+}
+
 inline long long bits_of(double value) { return same_bits<long long>(value); }
 inline double from_bits(long long bits) { return same_bits<double>(bits); }
 
-inline void copy_async_16(void* to, const void* from, bool valid) {
-  cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(16, 0)};
-  if (valid) std::memcpy(copy.bytes.data(), from, 16);
-  std::memset(to, 0xff, 16);
+template <int kBytes>
+void copy_async(void* to, const void* from, int bytes) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  const auto place = reinterpret_cast<std::uintptr_t>(to);
+  const auto source = bytes > 0 ? reinterpret_cast<std::uintptr_t>(from) : 0;
+  if (bytes < 0 || bytes > kBytes || place % kBytes != 0 || source % kBytes != 0) {
+    throw std::runtime_error("an asynchronous copy of " + std::to_string(bytes) + " of " +
+                             std::to_string(kBytes) + " bytes, or to or from no multiple of these");
+  }
+  cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(kBytes, 0)};
+  if (bytes > 0) std::memcpy(copy.bytes.data(), from, static_cast<std::size_t>(bytes));
+  std::memset(to, 0xff, kBytes);
   cuda_on_cpu::Block::fiber().open.push_back(std::move(copy));
 }
 inline void copy_async_commit() {
