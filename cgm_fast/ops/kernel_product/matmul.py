@@ -30,6 +30,9 @@ class Points:
             least = problem.variance.to(dtype).amin()
         exact = FAMILIES[problem.kernel].order < 2
         self.distances = Distances(rows, columns, 0.5 / least, exact)
+        if self.distances.differences:  # of the rows as they came: nothing is rounded before it
+            self.distances.rows = rows._replace(z=problem.x.to(dtype))
+            self.distances.columns = columns._replace(z=y.to(dtype))
         self.x, self.y = rows.z, columns.z
 
     def squared(self, batch: slice, i: slice) -> Tensor:

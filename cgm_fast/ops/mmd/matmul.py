@@ -164,10 +164,12 @@ class Pass:
 
     def _prepare_fused(self, ratios: list[float | Tensor], widest: float | Tensor) -> None:
         z, squares = self.points
-        if isinstance(ratios[0], float):
-            self.ratios = constants(tuple(ratios), z.dtype, z.device)
+        of_item = [ratio.flatten(1) for ratio in ratios if isinstance(ratio, Tensor)]
+        if of_item:
+            self.ratios = torch.cat(of_item, 1)
         else:
-            self.ratios = torch.cat([ratio.flatten(1) for ratio in ratios], 1)
+            numbers = tuple(ratio for ratio in ratios if isinstance(ratio, float))
+            self.ratios = constants(numbers, z.dtype, z.device)
         weights = tuple(self.problem.kernel_weights)
         self.kernel_weights = constants(weights, z.dtype, z.device)
         self.far_apart = too_wide(squares, widest, z.shape[-1]).to(torch.int32).view(1)
