@@ -45,18 +45,18 @@ class TileSize(NamedTuple):
 
 
 @functools.cache
-def tile_size(device: torch.device, columns: int, batch: int = 1) -> TileSize:
-    """Such that a tile of numbers, which half a dozen passes visit, stays in a cache.
+def tile_size(device: torch.device, columns: int) -> TileSize:
+    """Of so many columns in all; such that a tile, which a dozen passes visit, stays in a cache.
 
-    A CPU's tile is half a megabyte, of which a core's second level holds two or three; its products
-    are within a few percent of the best. On a GPU a launch costs as much as some millions of pairs,
-    and a product wants a few hundred rows: all columns, and as many rows as two thirds of the
-    device's cache hold, 32 MB of an H100's 50.
+    A CPU's is half a megabyte, of which a core's second level holds two or three; products are then
+    within a few percent of the fastest. It has fewer rows where half of their own tile would be a
+    good part of all pairs. On a GPU a launch costs as much as a million pairs, and a product wants
+    a few hundred rows: all columns, and as many rows as two thirds of the device's cache hold, 32
+    MB of an H100's 50.
     """
     if device.type == "cpu":
-        return TileSize(256, 512)
-    pairs = _cached_pairs(device) // batch
-    return TileSize(max(64, pairs // columns // 64 * 64), columns)
+        return TileSize(min(max(columns // 8 // 32 * 32, 64), 256), 512)
+    return TileSize(max(64, _cached_pairs(device) // columns // 64 * 64), columns)
 
 
 @functools.cache

@@ -157,7 +157,7 @@ class Distances:
             of_rows, of_columns = (
                 (some.z[batch], some.squares[batch]) for some in (self.rows, self.columns)
             )
-            return kernels.finish(out, *of_rows, *of_columns, self.far, i.start, j.start)
+            return kernels.finish(out, of_rows, of_columns, self.far, (i.start, j.start))
         if not self.double:
             return _by_products(a, b, out)
         step = max(1, _ELSEWHERE // a.z.shape[-1])

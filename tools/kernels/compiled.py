@@ -32,11 +32,11 @@ from triton.compiler import ASTSource
 from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss.triton import BLOCKS as CGM_BLOCKS
 from cgm_fast.ops.kernel_product import triton_kernels as kernel_product
-from cgm_fast.ops.mmd import triton_hvp
+from cgm_fast.ops.mmd import triton_hvp, triton_tiles
 from cgm_fast.ops.mmd import triton_kernels as mmd
 from cgm_fast.ops.mmd.kernels import FAMILIES
 from cgm_fast.ops.prototype_margin import triton_kernels as margin
-from cgm_fast.ops.triton import launch, pack
+from cgm_fast.ops.triton import distances, launch, pack
 from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 
 KINDS = ("half", "float32", "float64")
@@ -54,10 +54,11 @@ F16, F32, F64 = torch.float16, torch.float32, torch.float64
 TYPES = {F16: "fp16", torch.bfloat16: "bf16", F32: "fp32", F64: "fp64"}
 INTEGERS = {
     "labels": "i64", "assignment": "i64", "own": "i32", "within": "i32", "counter": "i32",
-    "tiles": "i32", "of_groups": "i32", "of_splits": "i32",
+    "tiles": "i32", "of_groups": "i32", "of_splits": "i32", "far": "i32",
 }  # fmt: skip
 DOUBLES = {
     "variance_sums", "block_sums", "partials", "losses", "relation", "relation_dot", "masses",
+    "small", "near", "far_sums", "slope_sums", "inside_sums",
 }  # fmt: skip
 COUNTS = {
     "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "unit", "features", "span", "splits",
@@ -66,11 +67,14 @@ COUNTS = {
     "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
     "p", "summed", "width", "value_total", "value_begin", "product_splits",
+    "c", "w", "first_row", "first_column", "left_rows", "right_rows", "all_rows", "ratios_item",
+    "small_item", "near_item", "near_scale",
 }  # fmt: skip
 
 
 PADDED = {
     "n_pad", "k_pad", "total", "unit", "features", "span", "width", "value_total", "value_begin",
+    "w",
 }  # fmt: skip
 """Sizes that always are multiples of 16, which Triton finds out at a launch."""
 
@@ -210,6 +214,25 @@ def other_variants(numbers: str, device: str) -> Iterator[Variant]:
             function = margin.prototype_margin_finish_kernel
             yield Variant("prototype_margin_finish_kernel", function, finish, blocks, held)
             yield from cgm_loss_variants(held)
+            yield from between_products(held)
+
+
+def between_products(held: launch.Numbers) -> Iterator[Variant]:
+    """What matrix products of another library have between them, and the families of it."""
+    blocks = Blocks(triton_tiles.ROWS, triton_tiles.COLUMNS, 0, triton_tiles.WARPS, 3)
+    tile = {"ROWS": blocks.rows, "COLUMNS": blocks.columns}
+    yield Variant("distances_kernel", distances.distances_kernel, tile, blocks, held)
+    function = triton_tiles.mmd_tile_kernel
+    every = {**tile, "VANISHES": True, "EXACT": False, "ROUND": held.rounded, "KERNEL": "gaussian"}
+    plain = dict.fromkeys(("weights", "far_sums", "inside_sums", "by_h"))
+    yield Variant("mmd_tile_kernel", function, {**every, **plain}, blocks, held)
+    yield Variant("mmd_tile_kernel, everything", function, every, blocks, held)
+    for kernel, family in FAMILIES.items() if not held.rounded else ():
+        if kernel not in ("gaussian", "matern12"):
+            chosen = {"KERNEL": kernel, "VANISHES": family.vanishes, "EXACT": family.order < 2}
+            yield Variant(
+                f"mmd_tile_kernel, {kernel}", function, {**every, **plain, **chosen}, blocks, held
+            )
 
 
 def cgm_loss_variants(held: launch.Numbers) -> Iterator[Variant]:

@@ -173,7 +173,9 @@ class Pass:
         weights = tuple(self.problem.kernel_weights)
         self.kernel_weights = constants(weights, z.dtype, z.device)
         self.far_apart = too_wide(squares, widest, z.shape[-1]).to(torch.int32).view(1)
-        self.rounded = z.dtype == torch.float32 and tf32_allowed()
+        rounded = z.dtype == torch.float32 and tf32_allowed()
+        vanishes = FAMILIES[self.problem.kernel].vanishes
+        self.way = self.fused.Way(self.problem.kernel, vanishes, self.exact, rounded)
 
     def _visit_fused(self, tile: Tile, t: Tensor, gradient: bool) -> None:
         """By a kernel of Triton's that has all of the elementwise work."""
@@ -188,13 +190,13 @@ class Pass:
             self.inside[b] if self.wanted.weights else None,
             self.by_h[b] if self.wanted.variance else None,
         )  # fmt: skip
-        self.fused.visit(
-            t, tile.rows, tile.columns, z, squares, self.far_apart,
+        given = self.fused.Operands(
+            z, squares, self.far_apart,
             self.ratios[b] if self.ratios.dim() == 2 else self.ratios, self.kernel_weights,
             None if self.weights is None else self.weights[b],
-            relation[b] if len(relation) > 1 else relation, sums, self.problem.kernel,
-            FAMILIES[self.problem.kernel].vanishes, self.exact, self.rounded,
+            relation[b] if len(relation) > 1 else relation,
         )  # fmt: skip
+        self.fused.visit(t, tile.rows, tile.columns, given, sums, self.way)
 
     def _values(self, tile: Tile, k: TileOfPairs) -> None:
         b, g, columns = tile.batch, tile.group, tile.columns

@@ -43,7 +43,8 @@ class Kernel:
         """Of σ² the first is to each as `ratios` say: numbers, or [b, 1, 1]."""
         self.family, self.ratios = FAMILIES[name], ratios
         self.weights, self.wanted = weights, wanted
-        self.plain = name == "gaussian" and weights == (1.0,) and not wanted[2] and not wanted[4]
+        self.is_gaussian = name == "gaussian"
+        self.plain = self.is_gaussian and weights == (1.0,) and not wanted[2] and not wanted[4]
         self.buffers: list[Tensor] = []
 
     def like(self, tile: Tensor, number: int) -> list[Tensor]:
@@ -56,48 +57,63 @@ class Kernel:
     def of(self, t: Tensor, batch: slice, own: bool) -> TileOfPairs:
         """Of u / 2h [b, c, w], which is overwritten; if `own`, the first columns are the rows."""
         if self.plain and t.dtype == torch.float32:
-            return self._gaussian(t, own)
+            whole, near, less = self.like(t, 3)
+            small = _gaussian(t.neg_(), whole, near, less)
+            near, small, whole = (_beyond(value, own) for value in (near, small, whole))
+            return TileOfPairs(small, [near], whole, small, [])
         small, slope, less = t, t, t
-        near, by_h = [], []
+        near_ones, by_h = [], []
         finite = 1e30 if t.dtype == torch.float32 else 1e300
         for s, (ratio, weight) in enumerate(zip(self.ratios, self.weights, strict=True)):
             some = ratio if isinstance(ratio, float) else ratio[batch]
             t_s = (t * some).clamp_max_(finite)
-            less_s, whole, slope_s = self.family.radial(t_s, 1)[:3]
-            if self.family.vanishes:
-                near_s = less_s >= -0.5
-                small_s = torch.where(near_s, less_s, whole)
-            else:
-                near_s, small_s = torch.ones_like(less_s, dtype=torch.bool), less_s
-            near.append(_beyond(near_s, own))
+            less_s, small_s, near, slope_s = self._of_scale(t_s)
+            near_ones.append(_beyond(near, own))
             small = small_s.mul(weight) if s == 0 else small.add_(small_s, alpha=weight)
-            part = slope_s * (-weight * some)
+            part = slope_s * (weight * some)
             slope = part if s == 0 else slope.add_(part)
             if self.wanted.weights:
                 less = less_s.mul(weight) if s == 0 else less.add_(less_s, alpha=weight)
             if self.wanted.variance:
-                by_h.append(_beyond(slope_s.mul(t_s).mul_(-weight), own))
+                by_h.append(_beyond(slope_s.mul(t_s).mul_(weight), own))
         if self.wanted.weights:
             less = _beyond(less, own)
-        return TileOfPairs(_beyond(small, own), near, _beyond(slope, own), less, by_h)
+        return TileOfPairs(_beyond(small, own), near_ones, _beyond(slope, own), less, by_h)
 
-    def _gaussian(self, t: Tensor, own: bool) -> TileOfPairs:
-        """In passes that torch has vector code for: its `where` and `expm1` have none, and would
-        take longer than a product of 256 features."""
-        whole, near, less = self.like(t, 3)
-        e = t.neg_()
-        torch.exp(e, out=whole)
+    def _of_scale(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k - k(0), the same of near pairs and k of others, which are near, and -φ', by t."""
+        if self.is_gaussian and t.dtype == torch.float32:
+            whole, near, less = (torch.empty_like(t) for _ in range(3))
+            small = _gaussian(-t, whole, near, less)
+            if self.wanted.weights:
+                less = torch.lerp(whole - 1, less, near)  # exactly one of the two
+            return less, small, near, whole
+        less, whole, slope = self.family.radial(t, 1)[:3]
+        if self.family.vanishes:
+            near = less >= -0.5
+            return less, torch.where(near, less, whole), near, slope.neg_()
+        return less, less, torch.ones_like(less, dtype=torch.bool), slope.neg_()
+
+
+def _gaussian(e: Tensor, whole: Tensor, near: Tensor, less: Tensor) -> Tensor:
+    """e^x and the like for x = -t, which becomes the result: `small` of a tile.
+
+    In passes that torch has vector code for: its `where` and `expm1` have none, and would take
+    longer than a product of 256 features. `less` is right where the pair is near.
+    """
+    torch.exp(e, out=whole)
+    if e.device.type == "cpu":
         torch.ge(e, -math.log(2), out=near)  # 1 or 0; of a NaN 0
-        e.clamp_min_(-1)  # far pairs, of which less is not read
-        series = constants(_SERIES, t.dtype, t.device)
-        torch.addcmul(series[1], series[0], e, out=less)
-        for term in series[2:]:
-            torch.addcmul(term, less, e, out=less)
-        less.mul_(e)
-        small = torch.addcmul(whole, whole, near, value=-1, out=e)  # exactly whole, or 0
-        small.addcmul_(near, less)
-        near, small, whole = (_beyond(value, own) for value in (near, small, whole))
-        return TileOfPairs(small, [near], whole, small, [])
+    else:
+        near.copy_(e >= -math.log(2))
+    e.clamp_min_(-1)  # finite where less is not read
+    series = constants(_SERIES, e.dtype, e.device)
+    torch.addcmul(series[1], series[0], e, out=less)
+    for term in series[2:]:
+        torch.addcmul(term, less, e, out=less)
+    less.mul_(e)
+    small = torch.addcmul(whole, whole, near, value=-1, out=e)  # exactly whole, or 0
+    return small.addcmul_(near, less)
 
 
 def _beyond(value: Tensor, own: bool) -> Tensor:

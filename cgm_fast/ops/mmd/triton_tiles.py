@@ -34,16 +34,17 @@ def _add(at, value, there):
 @varied
 def mmd_tile_kernel(
     tile,  # [b, c, w]: z_i . z_j; becomes Γ w_i w_j slope, 0 where j <= i
-    z, squares,  # [b, rows, d], [b, rows]
+    z, squares,  # [b, all_rows, d], [b, all_rows]
     far,  # [1] int32: whether distances are differences
     ratios, kernel_weights,  # [s] or [b, s]: the first σ² over each; [s]
-    weights,  # [b, rows], or None for ones
-    relation,  # [rows] or [b, rows]: Γ of the tile's rows with every row
-    small, near, far_sums,  # [b, rows], [b, s, rows] twice, strided: sums over rows, float64
-    slopes, inside,  # [b, rows] float64: sums over rows, or None
-    parts,  # [b, 2, blocks, c]: sums of slopes, and of `inside`, over the columns of each program
+    weights,  # [b, all_rows], or None for ones
+    gammas,  # [all_rows] or [b, all_rows]: Γ of the tile's rows with every row
+    # Float64, of each row so far: [b, all_rows], and [b, s, all_rows] twice; all strided.
+    small, near, far_sums,
+    slope_sums, inside_sums,  # the same, [b, all_rows]; or None
+    of_rows,  # [b, 2, blocks, c]: these two again, of the tile's rows by the columns of a program
     by_h,  # [b, blocks, s]: sums of h dk/dh, or None
-    c, w, d, first_row, first_column, rows, scales, blocks, ratios_item, relation_item,
+    c, w, d, first_row, first_column, all_rows, scales, blocks, ratios_item, relation_item,
     small_item, near_item, near_scale,
     KERNEL: tl.constexpr, VANISHES: tl.constexpr, EXACT: tl.constexpr, ROUND: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -59,9 +60,9 @@ def mmd_tile_kernel(
     j = block * COLUMNS + tl.arange(0, COLUMNS)
     there_j = j < w
     column = first_column + j
-    gamma = tl.load(relation + item * relation_item + column, mask=there_j, other=0.0)
+    gamma = tl.load(gammas + item * relation_item + column, mask=there_j, other=0.0)
     if weights is not None:
-        w_j = tl.load(weights + item * rows + column, mask=there_j, other=0.0)
+        w_j = tl.load(weights + item * all_rows + column, mask=there_j, other=0.0)
     else:
         w_j = tl.full([COLUMNS], 1.0, dtype)
     small_sum, slope_sum = tl.zeros([COLUMNS], dtype), tl.zeros([COLUMNS], dtype)
@@ -73,14 +74,14 @@ def mmd_tile_kernel(
         counted = there & (row[:, None] < column[None, :])
         at = tile + (item * c + i.to(tl.int64))[:, None] * w + j[None, :]
         product = tl.load(at, mask=there, other=0.0)
-        at_i, at_j = item * rows + row, item * rows + column
+        at_i, at_j = item * all_rows + row, item * all_rows + column
         u = squared(
             product, squares + at_i, squares + at_j, z + at_i * d, z + at_j * d, there_i, there_j,
             d, is_far,
         )  # fmt: skip
         e = tl.where(counted, -1.4426950408889634 * u, 0.0)
         if weights is not None:
-            w_i = tl.load(weights + item * rows + row, mask=there_i, other=0.0)
+            w_i = tl.load(weights + item * all_rows + row, mask=there_i, other=0.0)
         else:
             w_i = tl.full([ROWS], 1.0, dtype)
         w_counted = tl.where(counted, w_i[:, None], 0.0)
@@ -101,7 +102,7 @@ def mmd_tile_kernel(
                 value += of_s * less_s
                 _add(near + at_s, tl.sum(w_counted, 0), there_j)
             slope += of_s * ratio * slope_s
-            if inside is not None:
+            if inside_sums is not None:
                 less += of_s * less_s
             if by_h is not None:
                 of_h = tl.sum(tl.sum((-0.6931471805599453 * of_s) * ratio * e * slope_s * pair, 1))
@@ -115,19 +116,19 @@ def mmd_tile_kernel(
         if ROUND:
             weight = nearest_tf32(weight)  # as the products have it, and so the sums
         tl.store(at, weight, mask=there)
-        at_part = parts + (item * 2 * blocks + block) * c + i
-        if slopes is not None:
+        at_part = of_rows + (item * 2 * blocks + block) * c + i
+        if slope_sums is not None:
             slope_sum += tl.sum(weight, 0)
             tl.store(at_part, tl.sum(weight, 1), mask=there_i)
-        if inside is not None:
+        if inside_sums is not None:
             of_pair = tl.where(counted, gamma[None, :] * less, 0.0)
             inside_sum += tl.sum(of_pair * w_i[:, None], 0)
             tl.store(at_part + blocks * c, tl.sum(of_pair * w_j[None, :], 1), mask=there_i)
     _add(small + item * small_item + column, small_sum, there_j)
-    if slopes is not None:
-        _add(slopes + item * rows + column, slope_sum, there_j)
-    if inside is not None:
-        _add(inside + item * rows + column, inside_sum, there_j)
+    if slope_sums is not None:
+        _add(slope_sums + item * all_rows + column, slope_sum, there_j)
+    if inside_sums is not None:
+        _add(inside_sums + item * all_rows + column, inside_sum, there_j)
 
 
 class Sums(NamedTuple):
@@ -147,43 +148,54 @@ class Sums(NamedTuple):
     """[b, s] float64"""
 
 
-def visit(
-    tile: Tensor, rows: slice, columns: slice, z: Tensor, squares: Tensor, far: Tensor,
-    ratios: Tensor, kernel_weights: Tensor, weights: Tensor | None, relation: Tensor, sums: Sums,
-    kernel: str, vanishes: bool, exact: bool, rounded: bool,
-) -> None:  # fmt: skip
-    """Make weights of a tile's products, and add what its pairs come to.
+class Operands(NamedTuple):
+    """Of a batch, and of the group that a tile's rows are of."""
 
-    Args:
-        tile: [b, c, w], contiguous, products z_i . z_j.
-        rows: Which rows of z they are of.
-        columns: And which columns.
-        z: [b, M, d], contiguous, of these items.
-        squares: [b, M]
-        far: [1] int32, whether distances are differences.
-        ratios: [s] or [b, s]
-        kernel_weights: [s]
-        weights: [b, M] or None.
-        relation: [M] or [b, M], Γ of the rows' group with every row.
-        sums: What to add to.
-        kernel: Its name.
-        vanishes: Whether it goes to 0.
-        exact: Whether distances are differences always.
-        rounded: Whether weights are rounded to tf32.
-    """
-    (b, c, w), (_, all_rows, d), scales = tile.shape, z.shape, ratios.shape[-1]
+    z: Tensor
+    """[b, M, d], contiguous."""
+    squares: Tensor
+    """[b, M]"""
+    far: Tensor
+    """[1] int32, whether distances are differences."""
+    ratios: Tensor
+    """[s] or [b, s], the first σ² over each."""
+    kernel_weights: Tensor
+    """[s]"""
+    weights: Tensor | None
+    """[b, M]"""
+    gammas: Tensor
+    """[1, M] or [b, M], Γ of the group with every row."""
+
+
+class Way(NamedTuple):
+    """What does not change from tile to tile."""
+
+    kernel: str
+    vanishes: bool
+    """Whether it goes to 0."""
+    exact: bool
+    """Whether distances are differences always."""
+    rounded: bool
+    """Whether weights are rounded to tf32."""
+
+
+def visit(tile: Tensor, rows: slice, columns: slice, given: Operands, sums: Sums, way: Way) -> None:
+    """Make weights of a tile's products, [b, c, w] and contiguous; add what its pairs come to."""
+    (b, c, w), (_, all_rows, d), scales = tile.shape, given.z.shape, given.ratios.shape[-1]
     blocks = triton.cdiv(w, COLUMNS)
     parts = tile.new_empty((b, 2, blocks, c))
     by_h = None if sums.by_h is None else tile.new_empty((b, blocks, scales))
     with torch.cuda.device_of(tile):
         mmd_tile_kernel[blocks, b](
-            tile, z, squares, far, ratios, kernel_weights, weights, relation, sums.small,
-            sums.near, sums.far, sums.slopes, sums.inside, parts, by_h,
-            c, w, d, rows.start, columns.start, all_rows, scales, blocks,
-            ratios.stride(0) if ratios.dim() == 2 and len(ratios) > 1 else 0,
-            relation.stride(0) if relation.dim() == 2 and len(relation) > 1 else 0,
-            sums.small.stride(0), sums.near.stride(0), sums.near.stride(1),
-            KERNEL=kernel, VANISHES=vanishes, EXACT=exact, ROUND=rounded,
+            tile, **given._asdict(), small=sums.small, near=sums.near, far_sums=sums.far,
+            slope_sums=sums.slopes, inside_sums=sums.inside, of_rows=parts, by_h=by_h,
+            c=c, w=w, d=d, first_row=rows.start, first_column=columns.start, all_rows=all_rows,
+            scales=scales, blocks=blocks,
+            ratios_item=given.ratios.stride(0) if given.ratios.dim() == 2 else 0,
+            relation_item=given.gammas.stride(0) if len(given.gammas) > 1 else 0,
+            small_item=sums.small.stride(0), near_item=sums.near.stride(0),
+            near_scale=sums.near.stride(1),
+            KERNEL=way.kernel, VANISHES=way.vanishes, EXACT=way.exact, ROUND=way.rounded,
             ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS, **FUSED,
         )  # fmt: skip
     wide = sums.small.dtype

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from cgm_fast.ops.triton.launch import FUSED
 
-_ROWS, _COLUMNS = 32, 64
+ROWS, COLUMNS, WARPS = 32, 64, 4
 # `w` is left to be specialised: where it is a multiple of 16 loads are wide.
 varied = functools.partial(
     triton.jit,
     do_not_specialize=[
-        "c", "d", "first_row", "first_column", "a_rows", "b_rows", "rows", "scales", "blocks",
-        "ratios_item", "relation_item",
+        "c", "d", "first_row", "first_column", "left_rows", "right_rows", "all_rows", "scales",
+        "blocks", "ratios_item", "relation_item", "small_item", "near_item", "near_scale",
     ],
 )  # fmt: skip
 
@@ -51,49 +51,45 @@ def squared(
 @varied
 def distances_kernel(
     products,  # [b, c, w]: becomes the squared distances
-    a, of_a,  # [b, a_rows, d], [b, a_rows]
-    b, of_b,  # the same of the columns
+    left, of_left,  # [b, left_rows, d], [b, left_rows]
+    right, of_right,  # the same of the columns
     far,  # [1], int32
-    c, w, d, first_row, first_column, a_rows, b_rows,
+    c, w, d, first_row, first_column, left_rows, right_rows,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A tile of pairs."""
     item = tl.program_id(2).to(tl.int64)
     i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row, column = item * a_rows + first_row + i, item * b_rows + first_column + j
+    row, column = item * left_rows + first_row + i, item * right_rows + first_column + j
     at = products + (item * c + i.to(tl.int64))[:, None] * w + j[None, :]
     there = (i < c)[:, None] & (j < w)[None, :]
     product = tl.load(at, mask=there, other=0.0)
     u = squared(
-        product, of_a + row, of_b + column, a + row * d, b + column * d, i < c, j < w, d,
-        tl.load(far) != 0,
+        product, of_left + row, of_right + column, left + row * d, right + column * d, i < c,
+        j < w, d, tl.load(far) != 0,
     )  # fmt: skip
     tl.store(at, u, mask=there)
 
 
 def finish(
-    products: Tensor, a: Tensor, of_a: Tensor, b: Tensor, of_b: Tensor, far: Tensor,
-    first_row: int, first_column: int,
+    products: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], far: Tensor,
+    first: tuple[int, int],
 ) -> Tensor:  # fmt: skip
     """Squared distances in place of products.
 
     Args:
-        products: [b, c, w], contiguous: of rows from `first_row` on and columns from
-            `first_column` on.
-        a: [b, n, d], contiguous, the rows.
-        of_a: [b, n], their squares.
-        b: [b, m, d], contiguous, the columns.
-        of_b: [b, m], their squares.
+        products: [b, c, w], contiguous.
+        rows: [b, n, d], contiguous, and their squares, [b, n].
+        columns: The same, of m.
         far: [1] int32, whether by differences.
-        first_row: Of `a`.
-        first_column: Of `b`.
+        first: Which row and which column the first product is of.
     """
-    items, c, w = products.shape
+    (items, c, w), (a, of_a), (b, of_b) = products.shape, rows, columns
     with torch.cuda.device_of(products):
-        grid = triton.cdiv(w, _COLUMNS), triton.cdiv(c, _ROWS), items
+        grid = triton.cdiv(w, COLUMNS), triton.cdiv(c, ROWS), items
         distances_kernel[grid](
-            products, a, of_a, b, of_b, far, c, w, a.shape[-1], first_row, first_column,
-            a.shape[1], b.shape[1], ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4, **FUSED,
+            products, a, of_a, b, of_b, far, c, w, a.shape[-1], *first, a.shape[1], b.shape[1],
+            ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS, **FUSED,
         )  # fmt: skip
     return products
