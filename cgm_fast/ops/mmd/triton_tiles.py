@@ -20,7 +20,7 @@ from cgm_fast.ops.triton.launch import FUSED
 from cgm_fast.ops.triton.math import nearest_tf32
 from cgm_fast.ops.triton.radial import is_near, radial
 
-ROWS, COLUMNS, WARPS = 32, 64, 4
+ROWS, COLUMNS, WARPS = 16, 64, 4
 
 
 @triton.jit
