@@ -18,6 +18,7 @@ from cgm_fast.ops.gpu import tf32_allowed
 _AT_ONCE = {"cpu": 1 << 20}
 """Numbers of a sample that are widened at once; elsewhere more, for each time costs launches."""
 _ELSEWHERE = 1 << 24
+_SMALL = 1 << 18
 
 
 class Points(NamedTuple):
@@ -43,6 +44,15 @@ def _pieces(sample: Tensor) -> Iterator[tuple[int, Tensor]]:
     step = max(1, _AT_ONCE.get(sample.device.type, _ELSEWHERE) // max(1, b * d))
     for begin in range(0, n, step):
         yield begin, sample[:, begin : begin + step]
+
+
+def together(x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    """The samples of a problem; as one where a copy costs less than the launches for two."""
+    if y is None:
+        return (x,)
+    if x.numel() + y.numel() <= _SMALL:
+        return (torch.cat((x, y), 1),)
+    return x, y
 
 
 def mean_of(samples: tuple[Tensor, ...]) -> Tensor:

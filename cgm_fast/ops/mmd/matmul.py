@@ -34,6 +34,7 @@ from cgm_fast.ops.products import (
     kernels_for,
     mean_of,
     points_of,
+    together,
     too_wide,
 )
 
@@ -86,7 +87,7 @@ class Pass:
         scales = len(problem.kernel_weights)
         dtype, self.wide = torch.promote_types(x.dtype, torch.float32), wide_dtype(x.device)
         self.h, ratios, widest = _bandwidths(problem, dtype)
-        samples = (x,) if problem.y is None else (x, problem.y)
+        samples = together(x, problem.y)
         scale = (0.5 / self.h) ** 0.5
         self.points = points_of(samples, mean_of(samples), scale)
         self.exact = FAMILIES[problem.kernel].order < 2
@@ -344,7 +345,7 @@ class PlainRows:
     """Rows whose distances are taken as this file's."""
 
     def __init__(self, problem: Problem) -> None:
-        samples = (problem.x,) if problem.y is None else (problem.x, problem.y)
+        samples = together(problem.x, problem.y)
         points = points_of(samples, mean_of(samples), 1.0)
         h, _, widest = _bandwidths(problem, points.z.dtype)
         self.z = points.z
