@@ -17,7 +17,7 @@ from cgm_fast.ops.gpu import tf32_allowed
 
 _AT_ONCE = {"cpu": 1 << 20}
 """Numbers of a sample that are widened at once; elsewhere more, for each time costs launches."""
-_ELSEWHERE = 1 << 24
+_ELSEWHERE = 1 << 22
 _SMALL = 1 << 18
 
 

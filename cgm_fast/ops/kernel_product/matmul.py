@@ -21,7 +21,8 @@ class Points:
 
     def __init__(self, problem: Problem) -> None:
         y, dtype = problem.y, torch.promote_types(problem.x.dtype, torch.float32)
-        centre = y.median(1, keepdim=True).values.to(dtype)
+        # A row that is no number is not to be everyone's.
+        centre = y.nanmedian(1, keepdim=True).values.to(dtype)
         rows, columns = (points_of((some,), centre, 1.0) for some in (problem.x, y))
         least: float | Tensor
         if problem.variance is None:

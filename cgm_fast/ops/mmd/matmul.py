@@ -124,9 +124,15 @@ class Pass:
         else:
             largest = relation.abs().amax((-2, -1))[:, None]
             self.largest = torch.where(largest > 0, largest, 1.0)
-        per_unit = (relation / self._largest(2)).to(dtype)
-        # [b or 1, 1, M] for the rows of each group.
-        self.relation = [of_columns(row, problem.sizes).unsqueeze(1) for row in per_unit.unbind(1)]
+        self.per_unit = (relation / self._largest(2)).to(dtype)
+        self.of_group: tuple[int, Tensor] | None = None
+
+    def _relation(self, group: int) -> Tensor:
+        """Γ of a group with every row, [b or 1, 1, M]; tiles come group by group."""
+        if self.of_group is None or self.of_group[0] != group:
+            row = of_columns(self.per_unit[:, group], self.problem.sizes)
+            self.of_group = group, row.unsqueeze(1)
+        return self.of_group[1]
 
     def _largest(self, dims: int) -> float | Tensor:
         """With so many dimensions behind that of the batch."""
@@ -182,7 +188,7 @@ class Pass:
         """By a kernel of Triton's that has all of the elementwise work."""
         b, g = tile.batch, tile.group
         z, squares = self.points.z[b], self.points.squares[b]
-        relation = self.relation[g].squeeze(1)
+        relation = self._relation(g).squeeze(1)
         if not self.exact:
             torch.bmm(z[:, tile.rows], z[:, tile.columns].mT, out=t)
         sums = self.fused.Sums(
@@ -232,7 +238,7 @@ class Pass:
     def _gamma(self, tile: Tile) -> float | Tensor:
         if self.gammas is not None and tile.of_group is not None:
             return self.gammas[tile.group][tile.of_group]
-        relation = self.relation[tile.group]
+        relation = self._relation(tile.group)
         return (relation[tile.batch] if len(relation) > 1 else relation)[..., tile.columns]
 
     def _weigh(self, tile: Tile, value: Tensor, gamma: float | Tensor) -> Tensor:
