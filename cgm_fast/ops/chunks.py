@@ -38,7 +38,7 @@ def _budget(device: torch.device) -> int:
 
 
 class TileSize(NamedTuple):
-    """Rows by columns that meet at once by matrix products."""
+    """Rows by columns, no fewer of these, that meet at once by matrix products."""
 
     rows: int
     columns: int
