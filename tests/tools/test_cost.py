@@ -34,3 +34,20 @@ def test_the_cost_model_finds_loops_and_leaves_the_diagonal_out():
     assert cost.skipped(SASS, loops[1], labels) == {4, 5}
     assert loops[1].holds(loops[0])
     assert not loops[0].holds(loops[1])
+
+
+def test_the_loop_over_features_is_not_counted_with_the_rows():
+    cost = pytest.importorskip("tools.kernels.tile_cost", reason="needs triton")
+    rows = """\
+.L_x_0:
+        /*0010*/                   LDG R0, [R1] ;
+.L_x_1:
+        /*0020*/                   FFMA R2, R2, R3, R4 ;
+        /*0030*/               @P0 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0040*/                   MUFU.EX2 R2, R2 ;
+        /*0050*/                   SHFL.BFLY R2, R2 ;
+        /*0060*/               @P0 BRA `(.L_x_2) ;
+        /*0070*/               @P0 BRA `(.L_x_0) ;
+""".splitlines()
+    assert cost.instructions(rows) == {"memory": 2, "exp2": 1, "issue": 2}
