@@ -34,8 +34,9 @@ class Points(NamedTuple):
         return Points(self.z[batch, rows], self.squares[batch, rows])
 
     def double(self) -> Points:
-        """In float64."""
-        return Points(self.z.double(), self.squares.double())
+        """In float64; squares too, and not those of float32."""
+        z = self.z.double()
+        return Points(z, z.square().sum(-1))
 
 
 def _pieces(sample: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -127,9 +128,9 @@ def too_wide(squares: Tensor, widest: float | Tensor, d: int) -> Tensor:
 class Distances:
     """How squared distances of points are taken: decided once for a problem.
 
-    On the CPU, and where there is no other way (MPS has no float64), the host looks at how wide the
-    data is. On a GPU it must not wait: there a flag on the device decides in a kernel of Triton's,
-    or without Triton products are in float64, which need no decision.
+    Where data is too wide for products they are in float64 on the CPU; elsewhere distances are
+    differences (MPS has no float64), and the host looks. On a GPU it must not wait: there a flag on
+    the device decides in a kernel of Triton's, or without Triton products are in float64 always.
     """
 
     def __init__(self, rows: Points, columns: Points, widest: float | Tensor, exact: bool) -> None:
@@ -137,7 +138,7 @@ class Distances:
         that coincide are at no distance."""
         self.rows, self.columns = rows, columns
         z, d = rows.z, rows.z.shape[-1]
-        self.differences = exact or (d <= 4 and z.device.type == "cpu")
+        self.differences = exact
         self.double = False
         self.far: Tensor | None = None
         if self.differences or z.dtype == torch.float64:
@@ -149,10 +150,12 @@ class Distances:
         if columns is not rows:
             largest = torch.maximum(largest, columns.squares.amax())
         wide = too_wide(largest, widest, d)
-        if kernels_for(z.device) is None:
-            self.differences = bool(wide)
-        else:
+        if kernels_for(z.device) is not None:
             self.far = wide.to(torch.int32).view(1)
+        elif z.device.type == "cpu":
+            self.double = bool(wide)  # half as fast as float32, and far from as slow as differences
+        else:
+            self.differences = bool(wide)
 
     def squared(self, batch: slice, i: slice, j: slice, out: Tensor) -> Tensor:
         """[b, c, w] of rows i with columns j, in `out`, which is contiguous."""

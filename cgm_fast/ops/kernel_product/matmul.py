@@ -31,9 +31,13 @@ class Points:
             least = problem.variance.to(dtype).amin()
         exact = FAMILIES[problem.kernel].order < 2
         self.distances = Distances(rows, columns, 0.5 / least, exact)
-        if self.distances.differences:  # of the rows as they came: nothing is rounded before it
+        # Nothing is to be rounded before it is subtracted.
+        if self.distances.differences:
             self.distances.rows = rows._replace(z=problem.x.to(dtype))
             self.distances.columns = columns._replace(z=y.to(dtype))
+        elif self.distances.double:
+            self.distances.rows = rows._replace(z=problem.x.double() - centre.double())
+            self.distances.columns = columns._replace(z=y.double() - centre.double())
         self.x, self.y = rows.z, columns.z
 
     def squared(self, batch: slice, i: slice) -> Tensor:

@@ -44,7 +44,8 @@ class Kernel:
         self.family, self.ratios = FAMILIES[name], ratios
         self.weights, self.wanted = weights, wanted
         self.is_gaussian = name == "gaussian"
-        self.plain = self.is_gaussian and weights == (1.0,) and not wanted[2] and not wanted[4]
+        self.values_alone = self.is_gaussian and not wanted.weights and not wanted.variance
+        self.plain = self.values_alone and weights == (1.0,)
         self.buffers: list[Tensor] = []
 
     def like(self, tile: Tensor, number: int) -> list[Tensor]:
@@ -61,6 +62,8 @@ class Kernel:
             small = _gaussian(t.neg_(), whole, near, less)
             near, small, whole = (_beyond(value, own) for value in (near, small, whole))
             return TileOfPairs(small, [near], whole, small, [])
+        if self.values_alone and t.dtype == torch.float32:
+            return self._gaussians(t, batch, own)
         small, slope, less = t, t, t
         near_ones, by_h = [], []
         finite = 1e30 if t.dtype == torch.float32 else 1e300
@@ -79,6 +82,22 @@ class Kernel:
         if self.wanted.weights:
             less = _beyond(less, own)
         return TileOfPairs(_beyond(small, own), near_ones, _beyond(slope, own), less, by_h)
+
+    def _gaussians(self, t: Tensor, batch: slice, own: bool) -> TileOfPairs:
+        """Of several bandwidths, in buffers: fresh pages cost as much as a pass."""
+        small, slope, e, whole, less, *near = self.like(t, 5 + len(self.ratios))
+        for s, (ratio, weight) in enumerate(zip(self.ratios, self.weights, strict=True)):
+            some = ratio if isinstance(ratio, float) else ratio[batch]
+            torch.mul(t, some, out=e)
+            small_s = _gaussian(e.neg_(), whole, near[s], less)
+            if s == 0:
+                torch.mul(small_s, weight, out=small)
+                torch.mul(whole, weight * some, out=slope)
+            else:
+                small.add_(small_s, alpha=weight)
+                slope.add_(whole.mul_(weight * some))
+            _beyond(near[s], own)
+        return TileOfPairs(_beyond(small, own), near, _beyond(slope, own), small, [])
 
     def _of_scale(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """k - k(0), the same of near pairs and k of others, which are near, and -φ', by t."""
