@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.memory import NoMemory
+from cgm_fast.ops.records import tensor_fields
 
 _Made = TypeVar("_Made")
 _Key = tuple[tuple[float, ...], torch.dtype, torch.device]
@@ -122,8 +123,9 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(problem: Any, *rest: Any) -> Any:
         for record in (problem, *rest):
-            for value in record:
-                if isinstance(value, Tensor) and value._is_zerotensor():
+            of: Any = type(record)
+            for value in record[: tensor_fields(of)]:
+                if value is not None and value._is_zerotensor():
                     raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
         device = problem[0].device
         if device.type != "cuda" or device.index == torch.cuda.current_device():
