@@ -57,7 +57,7 @@ sanitize: build/asan/driver build/tsan/driver
 	build/tsan/driver 30
 
 instructions: build/native/driver  ## against tests/native/instructions.csv; needs valgrind
-	python tests/native/instructions.py $< $(ARGS)
+	$(PYTHON) tests/native/instructions.py $< $(ARGS)
 
 each_isa = set -e; for isa in avx512 avx2 baseline; do CGM_FAST_ISA=$$isa $(1); done
 

@@ -61,6 +61,14 @@ def poison():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def interpreter():
+    if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:
+        import fast_interpreter
+
+        fast_interpreter.install()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
     """Child processes import the package that is installed, not a source tree they start in."""
     before = os.getcwd()

@@ -12,6 +12,7 @@
 #include "cpu/isa.h"
 #include "cpu/layout.h"
 #include "cpu/mmd_hvp_kernel.h"
+#include "cpu/mmd_wide.h"
 #include "cpu/parallel.h"
 #include "mmd.h"
 
@@ -243,8 +244,10 @@ void product_of_item(const MmdProblem<T>& in, const MmdTangent<T>& tangent,
 template <typename T>
 void mmd_hvp_cpu(const MmdProblem<T>& in, const MmdTangent<T>& tangent, const MmdProduct<T>& out,
                  int threads) {
-  for_each_item(in.batch, threads,
-                [&](int64_t item, int inner) { product_of_item(in, tangent, out, item, inner); });
+  for_each_item(in.batch, threads, [&](int64_t item, int inner) {
+    if (in.d >= kWideFeatures && mmd_wide_hvp_item(in, tangent, out, item, inner)) return;
+    product_of_item(in, tangent, out, item, inner);
+  });
 }
 
 template void mmd_hvp_cpu(const MmdProblem<float>&, const MmdTangent<float>&,

@@ -2,6 +2,7 @@
 // instruction set.
 #include "cpu/mmd_hvp_kernel.h"
 
+#include "cpu/mmd_hvp_pair.h"
 #include "cpu/products.h"
 #include "cpu/radial.h"
 
@@ -12,45 +13,27 @@ constexpr int kRows = 2, kVectors = 2;  // in registers: twice that many sums, a
 
 // What a pair adds up, for one row and one vector of columns.
 template <typename Family, typename T>
-CGM_INLINE void pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
-  Vec<T> less = {}, by_u = {}, less_dot = {}, by_u_dot = {};
+CGM_INLINE void add_pair(const HvpVisit<T>& v, int64_t i, int64_t j, Vec<T> u, Vec<T> u_dot) {
   const T w_i = v.row_w[i], w_i_dot = v.row_w_dot[i];
   const T relation = v.relation, relation_dot = v.relation_dot;
   const Vec<T> w_j = load(v.column_w + j), w_j_dot = load(v.column_w_dot + j);
   const Vec<T> ww = w_i * w_j, ww_dot = w_i_dot * w_j + w_i * w_j_dot;
-  const Vec<T> c = relation * ww, c_dot = relation * ww_dot + relation_dot * ww;
-  // 0 * inf would turn a vanished kernel into NaN.
-  const Vec<T> largest = splat(sizeof(T) == 4 ? T(1e30) : T(1e300));
-  for (int64_t s = 0; s < v.scales; ++s) {
-    const T h = v.variance[s], inverse = T(0.5) / h, weight = v.kernel_weight[s];
-    const T relative = v.variance_dot[s] / h;
-    const Vec<T> t = -at_least(-(u * inverse), -largest);
-    const Vec<T> t_dot = u_dot * inverse - t * relative;
-    const Radial<T> k = Family::template at<T>(t);
-    const Vec<T> first = -k.slope, second = k.second;
-    less += weight * k.less;
-    by_u += weight * inverse * first;
-    less_dot += weight * first * t_dot;
-    by_u_dot += weight * inverse * (second * t_dot - first * relative);
-    if (!v.with_variance) continue;
-    const Vec<T> by_h = -weight / h * first * t;
-    const Vec<T> by_h_dot = -weight / h * ((second * t + first) * t_dot - first * t * relative);
-    T* sums = v.variance_sums + s * kTileAlign;
-    store(sums, load(sums) + (c_dot * by_h + c * by_h_dot));
-  }
-  Vec<T> p = c * by_u, p_dot = c_dot * by_u + c * by_u_dot;
+  const HvpScales<T> scales = {v.scales, v.variance, v.variance_dot, v.kernel_weight,
+                               v.with_variance ? v.variance_sums : nullptr};
+  const HvpWeights<T> by = {relation * ww, relation * ww_dot + relation_dot * ww};
+  HvpPair<T> pair = hvp_pair<Family, T>(scales, by, u, u_dot);
   const int64_t own = v.diagonal + i - j;
-  if (v.diagonal >= 0 && own >= 0 && own < Simd<T>::kLanes) p[own] = p_dot[own] = T(0);
-  store(v.w + i * v.columns + j, p);
-  store(v.w_dot + i * v.columns + j, p_dot);
+  if (v.diagonal >= 0 && own >= 0 && own < Simd<T>::kLanes) pair.p[own] = pair.p_dot[own] = T(0);
+  store(v.w + i * v.columns + j, pair.p);
+  store(v.w_dot + i * v.columns + j, pair.p_dot);
   T* lanes = v.lanes + i * 3 * kTileAlign;
-  store(lanes, load(lanes) + p_dot);
-  store(lanes + kTileAlign, load(lanes + kTileAlign) + p);
+  store(lanes, load(lanes) + pair.p_dot);
+  store(lanes + kTileAlign, load(lanes + kTileAlign) + pair.p);
   const Vec<T> inside =
-      (relation_dot * w_j + relation * w_j_dot) * less + relation * w_j * less_dot;
+      (relation_dot * w_j + relation * w_j_dot) * pair.less + relation * w_j * pair.less_dot;
   store(lanes + 2 * kTileAlign, load(lanes + 2 * kTileAlign) + inside);
   if (v.with_relation)
-    store(v.relation_sums, load(v.relation_sums) + (ww_dot * less + ww * less_dot));
+    store(v.relation_sums, load(v.relation_sums) + (ww_dot * pair.less + ww * pair.less_dot));
 }
 
 template <typename Family, typename T, int C>
@@ -73,7 +56,8 @@ CGM_INLINE void pairs_of_rows(const HvpVisit<T>& v, int64_t i, int64_t j) {
   }
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < C; ++c)
-      pair<Family, T>(v, i + r, j + c * kLanes, u[r][c] * v.unit, u_dot[r][c] * (T(2) * v.unit));
+      add_pair<Family, T>(v, i + r, j + c * kLanes, u[r][c] * v.unit,
+                          u_dot[r][c] * (T(2) * v.unit));
 }
 
 template <typename Family, typename T>

@@ -49,7 +49,7 @@ class WideWorker {
         sums_(sums),
         out_(out),
         w_((kWideTile + kWideSlack) * kWideStride, T(0)),
-        packed_(kWideTile * kPanelsAtOnce * kPanel<T>),
+        packed_(2 * 16 * kPanelsAtOnce * kPanel<T>),
         of_columns_(2 * kWideTile),
         of_scales_(3 * layout.in.scales * kTileAlign) {}
 

@@ -11,4 +11,10 @@ constexpr int64_t kWideFeatures = 128;
 template <typename T>
 void mmd_wide_item(const MmdProblem<T>& in, const MmdValue<T>& out, int64_t item, int threads);
 
+// False, and nothing done, where distances have to be plain differences, or the tangent of the
+// relation is not symmetric.
+template <typename T>
+bool mmd_wide_hvp_item(const MmdProblem<T>& in, const MmdTangent<T>& tangent,
+                       const MmdProduct<T>& out, int64_t item, int threads);
+
 }  // namespace cgm_fast

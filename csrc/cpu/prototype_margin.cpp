@@ -17,6 +17,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/prototype_kernel.h"
+#include "cpu/prototype_wide.h"
 #include "cpu/read.h"
 
 namespace cgm_fast {
@@ -350,6 +351,7 @@ double run(const Problem<T>& problem, Output<T> out, T* grad_g, int threads) {
 template <typename T>
 void prototype_margin_fwd_cpu(const PrototypeMarginInput<T>& in,
                               const PrototypeMarginGradient<T>& out, int threads) {
+  if (is_wide(in) && prototype_margin_wide(in, out, threads)) return;
   const Problem<T> problem(in, nullptr, nullptr, false);
   out.loss[0] =
       T(run(problem, {nullptr, in.labels, out.assignment, out.grad_r, false}, out.grad_g, threads));

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "samples.h"
 
@@ -60,6 +61,19 @@ void read_row(const Samples& samples, int64_t item, int64_t row, int64_t d, T* o
   } else {
     for (int64_t f = 0; f < d; ++f) out[f] = read<T>(samples, item, row, f);
   }
+}
+
+// Where such a row lies, if that is in one piece and in T; else a copy of it.
+template <typename T>
+const T* row_or_copy(const Samples& samples, int64_t item, int64_t row, int64_t d,
+                     std::vector<T>& copy) {
+  if (samples.feature_stride == 1 &&
+      samples.dtype == (sizeof(T) == 4 ? Dtype::float32 : Dtype::float64))
+    return static_cast<const T*>(samples.data) + item * samples.item_stride +
+           row * samples.row_stride;
+  copy.resize(d);
+  read_row(samples, item, row, d, copy.data());
+  return copy.data();
 }
 
 }  // namespace cgm_fast

@@ -49,7 +49,7 @@ const WideRowKernels<T>& wide_row_kernels();
 template <typename T>
 struct WideScratch {
   T* w;       // [kWideTile + kWideSlack, kWideStride]: products, then what pairs weigh
-  T* packed;  // [kWideTile, kPanelsAtOnce kPanel]: features of the columns, transposed
+  T* packed;  // [2 vectors of columns, kPanelsAtOnce kPanel]: their features, transposed
 };
 
 }  // namespace cgm_fast

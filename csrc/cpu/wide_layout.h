@@ -77,17 +77,9 @@ struct WideLayout : Scaling<T> {
     parallel_parts(int(tiles.size()), threads, [&](int i) { body(tiles[i], i); });
   }
 
-  // A row of z as it was given: where it lies, if it lies there in one piece, or a copy.
   const T* read(int64_t i, std::vector<T>& copy) const {
     const bool of_y = i >= in.x_rows;
-    const Samples& samples = of_y ? in.y : in.x;
-    if (samples.feature_stride == 1 &&
-        samples.dtype == (sizeof(T) == 4 ? Dtype::float32 : Dtype::float64))
-      return static_cast<const T*>(samples.data) + item * samples.item_stride +
-             (of_y ? i - in.x_rows : i) * samples.row_stride;
-    copy.resize(in.d);
-    this->read_row_of_z(i, copy.data());
-    return copy.data();
+    return row_or_copy(of_y ? in.y : in.x, item, of_y ? i - in.x_rows : i, in.d, copy);
   }
 
   std::vector<T> mean() const {

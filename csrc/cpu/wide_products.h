@@ -100,18 +100,20 @@ CGM_INLINE void exponents_of_columns(const WideTile<T>& rows, const WideTile<T>&
   add_exponents<T, C, kDifferences>(rows, packed, features, first, scratch.w + j);
 }
 
-// w = Z_rows Z_columns^T; or of plain differences, -|z_i - z_j|^2.
+// w = Z_rows Z_columns^T, or += that; or of plain differences, -|z_i - z_j|^2.
 template <typename T, bool kDifferences>
-void wide_exponents(WideTile<T> rows, WideTile<T> columns, int64_t d,
-                    const WideScratch<T>& scratch) {
+void wide_exponents(WideTile<T> rows, WideTile<T> columns, int64_t d, const WideScratch<T>& scratch,
+                    bool add = false) {
   constexpr int64_t kLanes = Simd<T>::kLanes, kChunk = kPanelsAtOnce * kPanel<T>;
   for (int64_t begin = 0; begin < d; begin += kChunk) {
     const int64_t count = d - begin < kChunk ? d - begin : kChunk;
     int64_t j = 0;
     for (; j + 2 * kLanes <= columns.rows; j += 2 * kLanes)
-      exponents_of_columns<T, 2, kDifferences>(rows, columns, j, count, begin == 0, scratch);
+      exponents_of_columns<T, 2, kDifferences>(rows, columns, j, count, begin == 0 && !add,
+                                               scratch);
     for (; j < columns.rows; j += kLanes)
-      exponents_of_columns<T, 1, kDifferences>(rows, columns, j, count, begin == 0, scratch);
+      exponents_of_columns<T, 1, kDifferences>(rows, columns, j, count, begin == 0 && !add,
+                                               scratch);
     rows.z += kPanelsAtOnce * rows.step;
     columns.z += kPanelsAtOnce * columns.step;
   }

@@ -66,15 +66,16 @@ def build() -> Path:
         content = hashlib.sha256(" ".join(map(str, [*flags, *OPTIONS, text])).encode())
         out = objects_folder / f"{source.stem}-{content.hexdigest()[:16]}.o"
         if not out.exists():
-            part = folder / out.name
+            part = folder / f"{os.getpid()}-{out.name}"  # another process may be compiling it too
             run([*words, "-c", source, "-o", part])
             part.rename(out)
         return out
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
-    run([COMPILER, "-shared", *objects, "-o", module.with_suffix(".part")])
-    module.with_suffix(".part").rename(module)
+    part = module.with_suffix(f".{os.getpid()}")
+    run([COMPILER, "-shared", *objects, "-o", part])
+    part.rename(module)
     return module
 
 

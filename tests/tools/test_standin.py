@@ -75,11 +75,17 @@ def test_tensors_of_two_devices_are_told_apart(standin):
 
 @pytest.mark.parametrize("module", ["test_cuda_kernels", "test_cuda_kernel_product", "test_triton"])
 def test_tests_of_kernels_take_tensors_from_where_the_kernels_run(module, standin):
-    """A test that makes its tensors elsewhere fails here as it would on a GPU."""
+    """A test that makes its tensors elsewhere fails here as it would on a GPU.
+
+    What it then computes is under test where it runs on the CPU, with all combinations.
+    """
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / f"ops/{module}.py",
-        "-m", "gpu and not slow", "--tb=short",
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "each_value_once",
+        TESTS / f"ops/{module}.py", "-m", "gpu and not slow", "--tb=short",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        command, capture_output=True, text=True,
+        env={**environment(), "PYTHONPATH": str(TESTS / "standin")},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
