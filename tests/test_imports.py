@@ -40,7 +40,7 @@ LIBRARY = {
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (
         r"cgm_fast\.ops\.backends",
-        {"compiled", "crossovers", "cuda", "gpu", "regimes_of_all", "verification"},
+        {"compiled", "crossovers", "cuda", "gpu", "records", "regimes_of_all", "verification"},
     ),
     "crossovers": (r"cgm_fast\.ops\.crossovers", set()),
     "verification": (r"cgm_fast\.ops\.verification", {"gpu"}),
@@ -58,9 +58,12 @@ LIBRARY = {
     "memory": (r"cgm_fast\.ops\.memory", set()),
     "chunks": (r"cgm_fast\.ops\.chunks", set()),
     "forks": (r"cgm_fast\.ops\.forks", set()),
-    "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
+    "gpu": (r"cgm_fast\.ops\.gpu", {"memory", "records"}),
     "cuda": (r"cgm_fast\.ops\.cuda(\.launch)?", {"compiled", "gpu"}),
-    "triton": (r"cgm_fast\.ops\.triton(\.(launch|math|radial|tiles))?", {"triton", "gpu"}),
+    "triton": (
+        r"cgm_fast\.ops\.triton(\.(launch|math|radial|remembered|tiles))?",
+        {"triton", "gpu"},
+    ),
     "pack": (r"cgm_fast\.ops\.triton\.pack", {"triton", "gpu"}),
     "op": (OP, {"api"}),
     "api": (

@@ -1,5 +1,7 @@
 """What implementations for GPUs share, as far as a machine without one can tell."""
 
+import gc
+import importlib
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cgm_fast.ops import gpu
+import cgm_fast
+from cgm_fast.ops import backends, gpu
 from cgm_fast.ops.cuda import launch
 
 CPU = torch.device("cpu")
@@ -100,3 +103,60 @@ def test_threads_have_counters_of_their_own(captured, monkeypatch):
     finally:
         sys.setswitchinterval(interval)
     assert len({value.data_ptr() for value in found}) == len(found)
+
+
+SAMPLES = {
+    "mmd": lambda name: cgm_fast.mmd(*(random(n, 5, grad=True) for n in (9, 7)), backend=name),
+    "prototype_margin": lambda name: (
+        (
+            cgm_fast.prototype_margin(
+                random(9, 5, grad=True), random(3, 5, grad=True), backend=name
+            )
+        ).loss
+    ),
+    "cgm_loss": lambda name: (
+        (cgm_fast.cgm_loss(random(9, 5, grad=True), random(3, 5, grad=True), backend=name)).loss
+    ),
+    "kernel_product": lambda name: cgm_fast.kernel_product(
+        *(random(n, 5, grad=True) for n in (9, 7)), random(7, 2), backend=name
+    ).sum(),
+}
+
+
+def random(*shape, grad=False):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=grad)
+
+
+def live_tensors():
+    gc.collect()
+    return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
+
+
+@pytest.mark.usefixtures("no_constants")
+@pytest.mark.parametrize("op", SAMPLES)
+@pytest.mark.parametrize("name", ["cuda", "triton", "reference", "matmul"])
+def test_a_first_call_leaves_nothing_in_a_pool(op, name, monkeypatch):
+    """As in `torch.compile(mode="reduce-overhead")`, where a first call may allocate in a pool that
+    the graph writes over: what outlives the call is made outside of it (`outside_graphs`).
+    """
+    if backends.availability()[name] is not None or not backends.has_module(op, name):
+        pytest.skip(f"no {op} by {name} here")
+    for cache in ("_pools", "_next", "_of_stream"):
+        monkeypatch.setattr(launch, cache, {})
+    for module in ("mmd", "cgm_loss"):
+        importlib.import_module(f"cgm_fast.ops.{module}.cuda")._calls.clear()
+    made = []
+
+    def outside(make, device):
+        value = make()
+        made.append(value)
+        return value
+
+    for module in (gpu, launch):
+        monkeypatch.setattr(module, "outside_graphs", outside)
+    before = live_tensors()
+    SAMPLES[op](name).backward()
+    left = [each for key, each in live_tensors().items() if key not in before]
+    outside_of_pool = {each.untyped_storage().data_ptr() for each in made}
+    assert made or name in ("reference", "matmul")
+    assert [each for each in left if each.untyped_storage().data_ptr() not in outside_of_pool] == []

@@ -25,7 +25,7 @@ KNOWN = (3, 3) <= VERSION <= (3, 9) and not torch.version.hip
 _MOST = 4096
 
 
-class Remembering(JITFunction):  # type: ignore[misc]
+class Remembering(JITFunction):
     """A kernel whose launches with arguments of a known kind go straight to the compiled one."""
 
     def __init__(self, function: Any, do_not_specialize: list[str]) -> None:
