@@ -50,7 +50,7 @@ def recorded(of):
 init = CompiledKernel._init_handles
 def handles(self):
     init(self)
-    self._run = recorded(self)
+    setattr(self, "run" if "run" in vars(self) else "_run", recorded(self))  # before 3.5: run
 CompiledKernel._init_handles = handles
 run = JITFunction.run
 def slowly(self, *args, **given):
