@@ -56,7 +56,14 @@ _PART = 256  # of bytes: parts begin where an allocation of their own might
 
 def plain(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A small operand as the kernels read it: contiguous, float32 or float64."""
-    return None if value is None else value.to(dtype).contiguous()
+    return None if value is None else contiguous(value, dtype)
+
+
+def contiguous(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a dtype without gaps; the same one if it is that, without asking torch twice."""
+    if value.dtype != dtype:
+        value = value.to(dtype)
+    return value if value.is_contiguous() else value.contiguous()
 
 
 def address(value: Tensor | None) -> int:

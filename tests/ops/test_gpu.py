@@ -44,6 +44,38 @@ def test_constants_that_a_graph_holds_are_kept(monkeypatch):
     assert gpu.constants((1.0,), torch.float32, CPU) is held
 
 
+def test_known_calls_do_not_pile_up():
+    known = gpu.Known()
+    for i in range(5000):
+        assert known.of(i, CPU, lambda value: value + 1, i) == i + 1
+    assert len(known) <= gpu._MOST_CONSTANTS
+    assert known.of(4999, CPU, lambda value: None, 0) == 5000  # what is there is not made again
+
+
+@pytest.mark.usefixtures("no_constants")
+def test_a_captured_call_keeps_its_constants(monkeypatch):
+    """Though a call like it has been known: the graph holds their addresses for good."""
+    known = gpu.Known()
+    make = lambda: gpu.constants((1.0,), torch.float32, CPU)  # noqa: E731
+    held = known.of("call", CPU, make)
+    assert not gpu._captured
+    monkeypatch.setattr(gpu, "capturing", lambda device: True)
+    assert known.of("call", CPU, make) is held
+    assert len(gpu._captured) == 1
+
+
+def test_the_raw_stream_is_the_current_one(monkeypatch):
+    """With torch's short way to it, and without."""
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(gpu, "_raw_stream", lambda index: 100 + index)
+    assert gpu.raw_stream(device) == 101
+    monkeypatch.setattr(gpu, "_raw_stream", None)
+    current = {device: SimpleNamespace(cuda_stream=7)}
+    monkeypatch.setattr(torch.cuda, "current_stream", current.__getitem__)
+    assert gpu.raw_stream(device) == 7
+    assert gpu.raw_stream(CPU) == 0
+
+
 class Stream:
     """Of torch's, what `outside_graphs` uses."""
 

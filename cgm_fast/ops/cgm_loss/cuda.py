@@ -19,7 +19,7 @@ from cgm_fast.ops.cuda.launch import (
     tiles,
 )
 from cgm_fast.ops.gpu import Known, constants, on_device
-from cgm_fast.ops.memory import addresses, check_address, compute_like, placed
+from cgm_fast.ops.memory import addresses, check_address, compute_like, contiguous, placed
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 
@@ -83,8 +83,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         return common.fwd(mmd, prototype_margin, problem, wanted)
 
     check_address(r, g, noise)
-    of_r, of_g = r.to(dtype).contiguous(), g.to(dtype).contiguous()
-    of_noise = noise.to(dtype).contiguous()
+    of_r, of_g, of_noise = contiguous(r, dtype), contiguous(g, dtype), contiguous(noise, dtype)
     labels = None if labels is None else labels.contiguous()
     value = Value(
         like.new_empty(()),
