@@ -40,7 +40,7 @@ LIBRARY = {
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (
         r"cgm_fast\.ops\.backends",
-        {"compiled", "crossovers", "cuda", "gpu", "regimes_of_all", "verification"},
+        {"compiled", "crossovers", "cuda", "gpu", "records", "regimes_of_all", "verification"},
     ),
     "crossovers": (r"cgm_fast\.ops\.crossovers", set()),
     "verification": (r"cgm_fast\.ops\.verification", {"gpu"}),
@@ -59,10 +59,10 @@ LIBRARY = {
     "chunks": (r"cgm_fast\.ops\.chunks", set()),
     "products": (r"cgm_fast\.ops\.products", {"chunks", "gpu", "triton"}),
     "forks": (r"cgm_fast\.ops\.forks", set()),
-    "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
+    "gpu": (r"cgm_fast\.ops\.gpu", {"memory", "records"}),
     "cuda": (r"cgm_fast\.ops\.cuda(\.launch)?", {"compiled", "gpu"}),
     "triton": (
-        r"cgm_fast\.ops\.triton(\.(distances|launch|math|radial|tiles))?",
+        r"cgm_fast\.ops\.triton(\.(distances|launch|math|radial|remembered|tiles))?",
         {"triton", "gpu"},
     ),
     "pack": (r"cgm_fast\.ops\.triton\.pack", {"triton", "gpu"}),

@@ -23,6 +23,7 @@ from torch import Tensor
 from cgm_fast.ops import crossovers, verification
 from cgm_fast.ops.cuda import launch as cuda_launch
 from cgm_fast.ops.gpu import tf32_allowed
+from cgm_fast.ops.records import tensor_fields
 from cgm_fast.ops.regimes import kind
 
 AUTO = "auto"
@@ -276,9 +277,14 @@ def _module(op: str, name: str) -> ModuleType:
 
 def _pick(op: str, step: str, device: torch.device, records: tuple[Any, ...]) -> _Found:
     """By the problem; looked up where one like it has been met."""
-    x = records[0][0]
-    like = [v.shape if isinstance(v, Tensor) else v for record in records for v in record]
-    key = op, step, device, x.dtype, tf32_allowed(), *like
+    problem, x = records[0], records[0][0]
+    of: Any = type(problem)
+    count = tensor_fields(of)
+    of_tensors = [None if v is None else v.shape for v in problem[:count]]
+    others: Any = records[1:]
+    if step != "fwd":  # a tangent is of tensors too
+        others = [v.shape if isinstance(v, Tensor) else v for record in others for v in record]
+    key = op, step, device, x.dtype, tf32_allowed(), *of_tensors, problem[count:], *others
     found = _picked.get(key)
     if found is not None and found[2] is _availability:
         return found

@@ -7,10 +7,12 @@ import functools
 import triton
 import triton.language as tl
 
+from cgm_fast.ops.triton.remembered import jit
+
 # A kernel as it is launched. Triton compiles anew where a number turns 1 or a multiple of 16, or is
 # one no more; for padded sizes, which always are, this is worth it, for these it is not.
 kernel = functools.partial(
-    triton.jit,
+    jit,
     do_not_specialize=[
         "n", "m", "k", "d", "b", "splits", "groups", "scales", "variance_item", "relation_item",
         "mass_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks", "blocks",
