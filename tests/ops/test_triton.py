@@ -169,8 +169,8 @@ def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
 
     expected = both(x, y, r, g)
     monkeypatch.setattr(mmd, "_TURN", 64)
-    monkeypatch.setattr(mmd, "parallel", lambda rows, device: 4)
-    monkeypatch.setattr(margin, "parallel", lambda rows, device: 2)
+    monkeypatch.setattr(mmd, "parallel", lambda *_: 4)
+    monkeypatch.setattr(margin, "parallel", lambda *_: 2)
     for value, wanted in zip(both(x, y, r, g), expected, strict=True):
         assert_gradient_close(value, wanted, 1e-5)
 

@@ -34,7 +34,7 @@ def test_the_first_candidate_that_fits_is_taken(kernel, monkeypatch):
 def test_rows_of_devices_that_were_not_named_are_kept(tmp_path, monkeypatch):
     table = tmp_path / "tiles.csv"
     table.write_bytes(triton_tiles.TABLE.read_bytes())
-    blocks = triton_tiles.Blocks(64, 32, 16, 8, 1)
+    blocks = triton_tiles.Blocks(64, 32, 16, 16, 8, 1)
     monkeypatch.setattr(tiles, "TABLE", table)
     monkeypatch.setattr(tiles, "choose", lambda key: (blocks, "compiled"))
     monkeypatch.setattr(sys, "argv", ["tiles", "90"])

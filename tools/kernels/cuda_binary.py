@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from tools.kernels.compiled import nvidia_tool
-from tools.kernels.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS, loops_of, opcode
+from tools.kernels.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS
+from tools.kernels.machine_code import loops_of, opcode
 
 THREADS = 256
 REGISTERS = 65536

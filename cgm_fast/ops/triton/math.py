@@ -20,6 +20,10 @@ kernel = functools.partial(
 )  # fmt: skip
 
 
+# The bias of padded rows: their pairs are so many exponents apart that a Gaussian is 0.
+PADDING = tl.constexpr(-4096.0)
+
+
 @triton.jit
 def exp2_less_one(e):
     """2^e - 1 and 2^e for e <= 0 (or a rounding error above), each good to a few units.
@@ -121,6 +125,14 @@ def parts(a, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def product_of_parts(a, a_rest, b, b_rest):
+    """a @ b, each factor the sum of two tf32 numbers; the product of the small ones is left out."""
+    some = tl.dot(a_rest, b, input_precision="tf32")
+    some = tl.dot(a, b_rest, some, input_precision="tf32")
+    return tl.dot(a, b, some, input_precision="tf32")
+
+
+@triton.jit
 def product(a, a_rest, b, PRECISION: tl.constexpr):
     """a @ b, where a comes as `parts` leaves it. Half factors are multiplied as they are.
 
@@ -130,9 +142,7 @@ def product(a, a_rest, b, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32x3" and b.dtype == tl.float32:
         b, b_rest = split_tf32(b)
-        some = tl.dot(a_rest, b, input_precision="tf32")
-        some = tl.dot(a, b_rest, some, input_precision="tf32")
-        return tl.dot(a, b, some, input_precision="tf32")
+        return product_of_parts(a, a_rest, b, b_rest)
     elif PRECISION == "ieee":
         return tl.dot(a, b, input_precision="ieee")
     else:
