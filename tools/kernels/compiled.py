@@ -30,8 +30,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.cgm_loss import triton as cgm_launch
+from cgm_fast.ops.cgm_loss import triton_kernels as cgm
 from cgm_fast.ops.kernel_product import triton_kernels as kernel_product
 from cgm_fast.ops.mmd import triton as mmd_launch
 from cgm_fast.ops.mmd import triton_finish, triton_hvp
@@ -42,7 +42,10 @@ from cgm_fast.ops.triton import launch, pack
 from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks, Key, table
 from tools.kernels import machine_code
 
-FIRST_PASS = {"mmd_fwd": ("",), "mmd_general": (", weights", ", bandwidths", ", bandwidths, trained")}
+FIRST_PASS = {
+    "mmd_fwd": ("",),
+    "mmd_general": (", weights", ", bandwidths", ", bandwidths, trained"),
+}
 """The kernels of `Key` that are MMD's first pass, and the ways it is called with their tiles."""
 SCALES = 3
 """Bandwidths where there are several."""
@@ -69,7 +72,7 @@ DOUBLES = {
 COUNTS = {
     "n", "m", "k", "d", "b", "n_pad", "k_pad", "total", "unit", "features", "span", "splits",
     "groups", "scales", "variance_item", "relation_item", "mass_item", "first_block", "some_blocks",
-    "row_begin", "row_end", "row_blocks", "blocks", "parts", "largest_parts", "chunks",
+    "row_begin", "row_end", "row_blocks", "blocks", "parts", "chunks",
     "x_item", "x_row", "x_feature", "y_item", "y_row", "y_feature",
     "r_row", "r_feature", "g_row", "g_feature", "noise_sample", "noise_row", "noise_feature",
     "p", "summed", "width", "value_total", "value_begin", "product_splits",
@@ -128,7 +131,12 @@ def variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
         tile["PRECISION"] = held.precision
         if key.kernel in FIRST_PASS:
             visit = {**tile, "TURN": 2048, "WIDE": key.features == 0, "GRADIENT": True}
-            visit |= {**mmd_launch.chunks_of(blocks), "NEAR": True, "PARTS": held.parts, "FAR": held.far}
+            visit |= {
+                **mmd_launch.chunks_of(blocks),
+                "NEAR": True,
+                "PARTS": held.parts,
+                "FAR": held.far,
+            }
             visit |= {"CANCELLED": held.cancelled}
             visit |= {"KERNEL": "gaussian", "EXACT": False}
             for way in FIRST_PASS[key.kernel]:
@@ -209,7 +217,9 @@ def family_variants(key: Key, blocks: Blocks) -> Iterator[Variant]:
 def other_variants(numbers: str, device: str) -> Iterator[Variant]:
     """Kernels whose tile is no choice."""
     for held in modes(numbers, device):
-        blocks = Blocks(ROWS, ROWS, MOST_FEATURES, MOST_FEATURES, 4, 3)  # Triton's own warps and stages
+        blocks = Blocks(
+            ROWS, ROWS, MOST_FEATURES, MOST_FEATURES, 4, 3
+        )  # Triton's own warps and stages
         tile = {"ROWS": ROWS, "FEATURES": MOST_FEATURES}
         for way in ("", ", of two"):  # tensors, where the MMD's rows are one
             one = {} if way else {"y": None}
@@ -381,10 +391,14 @@ def name_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def record() -> None:
-    """Write what the compiler at hand makes of the kernels in place of the last record."""
+    """Write what the compiler at hand makes of the kernels in place of what it made before; what
+    other versions made stays."""
+    with RECORD.open(newline="") as file:
+        kept = [row for row in csv.DictReader(file) if row["triton"] != triton.__version__]
     with RECORD.open("w", newline="") as file:
         writer = csv.DictWriter(file, RECORDED, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
+        writer.writerows(kept)
         for target in TARGETS:
             for row in rows(target, plain=target != "90"):
                 writer.writerow({"triton": triton.__version__, **row})

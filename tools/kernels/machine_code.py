@@ -83,7 +83,9 @@ def column_loop(lines: list[str], wide: bool = False) -> Loop | None:
 def names_in(lines: list[str], loop: Loop) -> set[str]:
     """Instructions of a loop, without what is behind a dot."""
     return {
-        name.partition(".")[0] for line in lines[loop.start : loop.end + 1] if (name := opcode(line))
+        name.partition(".")[0]
+        for line in lines[loop.start : loop.end + 1]
+        if (name := opcode(line))
     }
 
 

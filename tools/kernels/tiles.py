@@ -64,8 +64,10 @@ def candidates(key: Key) -> Iterator[Blocks]:
     """
     wide = key.features == WIDE
     held, sums = (key.features,), key.features
-    if wide or key.features > 64:
-        held = (32, 16) if wide else (32,)
+    if wide:
+        held = (32, 16)
+    elif key.features > 64:  # less in parts would be read again for every tile
+        held = (key.features, 32)
     if key.numbers == "float64":
         sizes = [(32, 32, 4, 1), (32, 32, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)]
     elif key.kernel in FIRST_PASS and key.features > 64:

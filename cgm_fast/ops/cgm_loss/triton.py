@@ -100,7 +100,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         ), dtype, r.device,
     )  # fmt: skip
     shared = {
-        "rows": packed.rows, "row_rests": packed.parts.row_rests, "weight": packed.weight, "variance": variance, "numbers": options,
+        "rows": packed.rows, "row_rests": packed.parts.row_rests, "weight": packed.weight,
+        "variance": variance, "numbers": options,
         "own": r.new_empty(plan.n_pad, dtype=torch.int32), "counter": packed.counter,
         "losses": r.new_empty(plan.row_blocks, dtype=torch.float64),
         "weighted_differences": like.new_empty((plan.n_pad, plan.features)),

@@ -205,8 +205,8 @@ def _mmd_gradient(
 
 @kernel
 def cgm_finish_kernel(
-    rows, row_rests, weight, variance, numbers, kernel_weights, values, nears, slopes, weighted_sums, own,
-    losses, weighted_differences, prototype_sums,
+    rows, row_rests, weight, variance, numbers, kernel_weights, values, nears, slopes,
+    weighted_sums, own, losses, weighted_differences, prototype_sums,
     partials,  # [blocks, 4] float64: B² times MMD², and near pairs: of x, of y, across
     counter,  # [1]
     loss, terms, grad_r, grad_g,  # as the op returns them; the gradients None where not wanted

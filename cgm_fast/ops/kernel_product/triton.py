@@ -68,7 +68,13 @@ class Operands(NamedTuple):
             layout = layout_of((m,), blocks)
         unit = constants((_LOG2E,), held.compute, x.device)
         of_values = pack(
-            values, None, unit, layout, blocks._replace(features=width, sums=width), held, differences=True
+            values,
+            None,
+            unit,
+            layout,
+            blocks._replace(features=width, sums=width),
+            held,
+            differences=True,
         )
         weights = constants(tuple(problem.kernel_weights), held.compute, x.device)
         return cls(packed, of_values, variance, weights, blocks, width, held)

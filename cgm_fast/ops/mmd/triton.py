@@ -176,7 +176,7 @@ def chunks_of(blocks: Blocks) -> dict[str, int]:
 
 
 def room_for(scales: int) -> dict[str, int]:
-    """Of so many bandwidths, for the kernel: up to eight are no loop, lest tiles wait for memory."""
+    """Of so many bandwidths: up to eight are no loop, lest tiles wait for memory."""
     return {"SCALES": scales if scales <= 8 else 0, "ROOM": max(16, next_power_of_2(scales))}
 
 

@@ -153,13 +153,16 @@ def _add_tile(
     at, total, features, scales,
     value, near, far, slope, gross, stretch, of_variance, z_0, z_1, z_2, z_3,
     SUMS: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, GRADIENT: tl.constexpr,
-    WEIGHTED: tl.constexpr, SEVERAL: tl.constexpr, SCALES: tl.constexpr, NEAR: tl.constexpr, TRAINED: tl.constexpr,
-    CHECKED: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, KERNEL: tl.constexpr,
+    WEIGHTED: tl.constexpr, SEVERAL: tl.constexpr, SCALES: tl.constexpr, NEAR: tl.constexpr,
+    TRAINED: tl.constexpr, CHECKED: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    KERNEL: tl.constexpr,
 ):  # fmt: skip
     """The sums of a block of rows with a tile's added; over z_j there are CHUNKS (1, 2 or 4) of
-    them, SUMS features each, for at once they would take too many registers. A row's pair with itself is left out: its
-    gradient vanishes, and where all other pairs are many bandwidths apart its rounding would be all
-    there is."""
+    them, SUMS features each, for at once they would take too many registers.
+
+    A row's pair with itself is left out: its gradient vanishes, and where all other pairs are many
+    bandwidths apart its rounding would be all there is.
+    """
     COUNTED: tl.constexpr = SEVERAL or WEIGHTED
     ONES: tl.constexpr = NEAR and not COUNTED
     own = i[:, None] == j[None, :]
@@ -260,10 +263,10 @@ def mmd_fwd_kernel(
     variance_sums,  # [b, splits, blocks, scales] float64: sums of w_i w_j t slope_s; or None
     d, total, features, splits, scales, variance_item, first_block, some_blocks,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, SUMS: tl.constexpr,
-    CHUNKS: tl.constexpr, TURN: tl.constexpr, WIDE: tl.constexpr, GRADIENT: tl.constexpr, SEVERAL: tl.constexpr,
-    SCALES: tl.constexpr, ROOM: tl.constexpr, NEAR: tl.constexpr, PRECISION: tl.constexpr,
-    PARTS: tl.constexpr, FAR: tl.constexpr, CANCELLED: tl.constexpr, KERNEL: tl.constexpr,
-    EXACT: tl.constexpr,
+    CHUNKS: tl.constexpr, TURN: tl.constexpr, WIDE: tl.constexpr, GRADIENT: tl.constexpr,
+    SEVERAL: tl.constexpr, SCALES: tl.constexpr, ROOM: tl.constexpr, NEAR: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, FAR: tl.constexpr, CANCELLED: tl.constexpr,
+    KERNEL: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A block of rows against a split of columns, two products a tile.
 
@@ -306,7 +309,7 @@ def mmd_fwd_kernel(
     unit = 1.4426950408889634 / tl.load(variance)  # of half samples' products
     b_i, w_i = tl.load(bias + i), tl.load(weight + i)
     at_i = i.to(tl.int64)[:, None] * features
-    HELD: tl.constexpr = FEATURES == SUMS and CHUNKS == 1 and not WIDE
+    HELD: tl.constexpr = FEATURES == SUMS * CHUNKS and not WIDE
     z_i, z_i_rest = b_i, b_i  # not read, unless all features are held
     if HELD and not EXACT:
         z_i, z_i_rest = _some(rows, row_rests, at_i, 0, FEATURES)
@@ -346,11 +349,13 @@ def mmd_fwd_kernel(
                     ROWS, COLUMNS, FEATURES, HELD, HALF, PRECISION,
                 )  # fmt: skip
                 (
-                    of_value, of_near, of_far, of_slope, gross, stretch, of_scales, z_0, z_1, z_2, z_3,
+                    of_value, of_near, of_far, of_slope, gross, stretch, of_scales,
+                    z_0, z_1, z_2, z_3,
                 ) = _add_tile(
                     e, i, j, columns, column_heads, column_rests, weight, variance,
                     kernel_weights, weighted_sums, at, total, features, scales,
-                    of_value, of_near, of_far, of_slope, gross, stretch, of_scales, z_0, z_1, z_2, z_3,
+                    of_value, of_near, of_far, of_slope, gross, stretch, of_scales,
+                    z_0, z_1, z_2, z_3,
                     SUMS, CHUNKS, WIDE, GRADIENT, WEIGHTED, SEVERAL, SCALES, NEAR,
                     TRAINED, CHECKED, PRECISION, PARTS, KERNEL,
                 )  # fmt: skip

@@ -56,9 +56,6 @@ class Numbers(NamedTuple):
         return self.precision == "tf32x3" and self.rows == torch.float32 and features <= 32
 
 
-_FAST = {"far": FAST_FAR, "cancelled": FAST_CANCELLED}
-
-
 def numbers(dtype: torch.dtype) -> Numbers:
     """What the user allows, by `torch.set_float32_matmul_precision` or its newer forms.
 
@@ -70,9 +67,10 @@ def numbers(dtype: torch.dtype) -> Numbers:
     fast = plain.precision == "tf32"
     if dtype.itemsize == 2 and not (dtype == torch.bfloat16 and INTERPRETED):
         parts = 0 if torch.version.hip else 1 if fast else 2
-        return plain._replace(rows=dtype, parts=parts, **(_FAST if fast else {}))
+        plain = plain._replace(rows=dtype, parts=parts)
+        return plain._replace(far=FAST_FAR, cancelled=FAST_CANCELLED) if fast else plain
     if fast:
-        return plain._replace(rounded=True, parts=1, **_FAST)
+        return plain._replace(rounded=True, parts=1, far=FAST_FAR, cancelled=FAST_CANCELLED)
     return plain
 
 

@@ -14,7 +14,7 @@ kernel = functools.partial(
     do_not_specialize=[
         "n", "m", "k", "d", "b", "splits", "groups", "scales", "variance_item", "relation_item",
         "mass_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks", "blocks",
-        "parts", "largest_parts", "chunks", "x_item", "y_item", "noise_sample", "summed", "p",
+        "parts", "chunks", "x_item", "y_item", "noise_sample", "summed", "p",
         "product_splits",
     ],
 )  # fmt: skip

@@ -106,16 +106,19 @@ def choose(
 def table(path: Path = TABLE) -> dict[Key, Blocks]:
     """The table's rows for the Triton at hand: of its version, or of the one before, or the next.
 
-    This is asked for each row.
+    This is asked for each kernel and device, of which a version may have fewer rows.
     """
-    found: dict[Key, tuple[tuple[int, ...], Blocks]] = {}
+    versions: dict[tuple[str, str], dict[tuple[int, ...], dict[Key, Blocks]]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             key = Key(row["kernel"], row["numbers"], int(row["features"]), row["device"])
-            version = numbers_of(row["triton"])
-            if key not in found or _suits(version) > _suits(found[key][0]):
-                found[key] = version, Blocks(*(int(row[name]) for name in OF_TILES))
-    return {key: blocks for key, (_, blocks) in found.items()}
+            of_kernel = versions.setdefault((key.kernel, key.device), {})
+            of_version = of_kernel.setdefault(numbers_of(row["triton"]), {})
+            of_version[key] = Blocks(*(int(row[name]) for name in OF_TILES))
+    found: dict[Key, Blocks] = {}
+    for of_kernel in versions.values():
+        found |= of_kernel[max(of_kernel, key=_suits)]
+    return found
 
 
 OF_TILES = ("rows", "columns", "held", "sums", "warps", "stages", "programs")
