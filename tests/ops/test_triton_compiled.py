@@ -31,10 +31,13 @@ from tools.kernels.compiled import RECORD, SHARED, TARGETS, name_of, target_of  
 SPILLED = 1024
 
 
-def recorded():
-    """The rows of the record, if the compiler at hand made them; by what each is about."""
+def recorded(target):
+    """The record's rows for a target, if the compiler at hand made any; by what each is about."""
+    made_here = triton.__version__, target
     with RECORD.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["triton"] == triton.__version__]
+        rows = [
+            row for row in csv.DictReader(file) if (row["triton"], row["target"]) == made_here
+        ]
     return {name_of(row): row for row in rows}
 
 
@@ -74,7 +77,7 @@ def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(targe
         "prototype_margin_rows_kernel", "prototype_margin_columns_kernel", "cgm_assign_kernel",
         "cgm_finish_kernel",
     }  # fmt: skip
-    if record := recorded():
+    if record := recorded(target):
         again = f"{RECORD.name} lacks kernels: python -m tools.kernels.compiled --record"
         assert {name_of(row) for row in found} <= set(record), again
         for row in found:
