@@ -11,7 +11,8 @@ import re
 from collections import Counter
 
 from tools.kernels.compiled import between_products, compiled, modes, target_of
-from tools.kernels.cost import RATES, UNITS, Loop, listing, loops_of, opcode
+from tools.kernels.cost import RATES, UNITS
+from tools.kernels.machine_code import Loop, listing, loops_of, opcode
 
 
 def instructions(lines: list[str]) -> Counter[str]:
