@@ -57,6 +57,9 @@ __device__ T load_fresh(const T* from) {
 // once and hold them in registers.
 __device__ inline void compiler_barrier() { asm volatile("" ::: "memory"); }
 
+// The emulation's errors.
+__device__ inline void check_alignment(const void*, std::size_t) {}
+
 // The same number, opaque to the compiler, against loop-invariant code motion: what is computed
 // from it inside a loop would be computed before and kept in a register that the loop is short of.
 __device__ inline int opaque(int value) {
@@ -121,15 +124,6 @@ __device__ inline float of_float16(unsigned bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-// What is wrong with this launch, rather than with any before it.
-template <typename... Parameters>
-cudaError_t start(const char*, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
-                  std::size_t shared_bytes, cudaStream_t stream, Parameters... arguments) {
-  void* addresses[] = {&arguments...};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, addresses,
-                          shared_bytes, stream);
-}
-
 #else  // the emulation
 
 // As in CUDA, one name for float and double; without these it would be double's for both.
@@ -147,18 +141,12 @@ T* shared_memory() {
 #define ballot(value) cuda_on_cpu::ballot(value, CUDA_ON_CPU_HERE)
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
-inline void fence() {}
+using cuda_on_cpu::check_alignment;
+using cuda_on_cpu::count_up;
+using cuda_on_cpu::fence;
+using cuda_on_cpu::load_fresh;
 inline void compiler_barrier() {}
 inline int opaque(int value) { return value; }
-inline unsigned count_up(unsigned* counter, unsigned last) {
-  const unsigned before = *counter;
-  *counter = before >= last ? 0 : before + 1;
-  return before;
-}
-template <typename T>
-T load_fresh(const T* from) {
-  return *from;
-}
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
@@ -175,18 +163,23 @@ inline long long bits_of(double value) { return same_bits<long long>(value); }
 inline double from_bits(long long bits) { return same_bits<double>(bits); }
 
 inline void copy_async_16(void* to, const void* from, bool valid) {
+  check_alignment(to, 16);
+  if (valid) check_alignment(from, 16);
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(16, 0)};
   if (valid) std::memcpy(copy.bytes.data(), from, 16);
   std::memset(to, 0xff, 16);
   cuda_on_cpu::Block::fiber().open.push_back(std::move(copy));
 }
 inline void copy_async_commit() {
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Fiber& fiber = cuda_on_cpu::Block::fiber();
   fiber.groups.push_back(std::move(fiber.open));
   fiber.open.clear();
 }
 template <int kLeft>
 void copy_async_wait() {
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Fiber& fiber = cuda_on_cpu::Block::fiber();
   while (fiber.groups.size() > kLeft) {
     for (const cuda_on_cpu::Copy& copy : fiber.groups.front()) {
@@ -209,18 +202,6 @@ void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) 
 }
 inline float of_float16(unsigned bits) { return half_to_float(static_cast<std::uint16_t>(bits)); }
 
-template <typename... Parameters>
-cudaError_t start(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
-                  std::size_t shared_bytes, cudaStream_t, Parameters... arguments) {
-  try {
-    return cuda_on_cpu::launch(
-        reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); }, blocks, threads,
-        shared_bytes);
-  } catch (const std::exception& error) {
-    throw std::runtime_error(std::string(name) + ": " + error.what());
-  }
-}
-
 #endif
 
 __device__ inline float of_bfloat16(unsigned bits) {
@@ -234,10 +215,12 @@ struct alignas(kCount * sizeof(T)) Pack {
 };
 template <int kCount, typename T>
 __device__ Pack<T, kCount> read_pack(const T* from) {
+  check_alignment(from, sizeof(Pack<T, kCount>));
   return *reinterpret_cast<const Pack<T, kCount>*>(from);
 }
 template <typename T, int kCount>
 __device__ void write_pack(T* to, const Pack<T, kCount>& pack) {
+  check_alignment(to, sizeof(pack));
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
