@@ -10,7 +10,8 @@
 // sees what lies beyond it. An asynchronous copy arrives when it is waited for, and leaves NaN
 // until then.
 //
-// Compiled with -fsanitize=thread it also sees races between blocks (races.h).
+// Numbers that are read, written or copied by one instruction have to lie at a multiple of their
+// bytes. Compiled with -fsanitize=thread it also sees races between blocks (races.h).
 //
 // Not seen: time, bank conflicts, limits of registers.
 #pragma once

@@ -39,7 +39,9 @@ def flow(code):
     lines = []
     for at, text in enumerate(code):
         label = text.startswith(".L")
-        lines.append(f"{text}:" if label else f"        /*{16 * at:04x}*/                   {text} ;")
+        lines.append(
+            f"{text}:" if label else f"        /*{16 * at:04x}*/                   {text} ;"
+        )
     return Flow(lines)
 
 

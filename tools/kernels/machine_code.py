@@ -17,9 +17,7 @@ from typing import NamedTuple
 
 from tools.kernels import cuda_binary
 
-INSTRUCTION = re.compile(
-    r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);"
-)
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 LABEL = re.compile(r"(\.L_x_\d+):")
 ENDS = ("EXIT", "RET", "BRX", "JMX", "BPT")
 
@@ -169,7 +167,9 @@ class Flow:
 
 def main() -> None:
     """Print what a table has room for."""
-    print("| kernel | architecture | counts | strong loads | weak ones behind | of 16 bytes | blocks |")
+    print(
+        "| kernel | architecture | counts | strong loads | weak ones behind | of 16 bytes | blocks |"
+    )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for kernel in sorted(cuda_binary.kernels()):
         flow = Flow(cuda_binary.listings(kernel.architecture)[kernel.name])
