@@ -7,10 +7,11 @@ rounded parts, leaves out the product of the two small ones, and adds to float32
 
 How tensor cores add is not documented, but has been measured: Fasi, Higham, Mikaitis and Pranesh,
 "Numerical behavior of NVIDIA tensor cores" (2021), and Khattak and Mikaitis, "Accurate models of
-NVIDIA tensor cores" (2025). Addends, the accumulator among them, are aligned to the largest exponent
-and cut there, a bit below float32's last on Ampere, two on Hopper; so many small ones beside a large
-one lose what a sum that is cut once would keep. `emulate(monkeypatch, pessimistic=True)` adds so: as
-Ampere, the coarser of the two, and four products at a time, the fewest of any type.
+NVIDIA tensor cores" (2025). Addends, the accumulator among them, are aligned to the largest
+exponent and cut there, a bit below float32's last on Ampere, two on Hopper; so many small ones
+beside a large one lose what a sum that is cut once would keep. `emulate(monkeypatch,
+pessimistic=True)` adds so: as Ampere, the coarser of the two, and four products at a time, the
+fewest of any type.
 """
 
 import numpy

@@ -1,9 +1,10 @@
 """Delete the barriers, fences and fresh loads of the CUDA kernels one by one; tests must notice.
 
-`python tests/emulation/mutations.py [FILE ...]`, about half a minute for each: every `sync_block()`,
-every wait for a copy, every `fence()`, and every `load_fresh(...)`, which becomes a plain load, in
-csrc/cuda or in the files named (mmd_rows.cuh). Fences and fresh loads are noticed by the emulation
-that sees races between blocks. What is printed as unnoticed is not needed, or no test needs it.
+`python tests/emulation/mutations.py [FILE ...]`, about half a minute for each: every
+`sync_block()`, every wait for a copy, every `fence()`, and every `load_fresh(...)`, which becomes a
+plain load, in csrc/cuda or in the files named (mmd_rows.cuh). Fences and fresh loads are noticed by
+the emulation that sees races between blocks. What is printed as unnoticed is not needed, or no test
+needs it.
 """
 
 import os
@@ -22,10 +23,9 @@ ROOT = Path(__file__).parents[2]
 BARRIER = re.compile(r"^\s*((?:sync_block|sync_warp)\(\)|copy_async_wait<\d>\(\));", re.MULTILINE)
 FENCE = re.compile(r"^[^/\n]*\b(fence\(\));", re.MULTILINE)
 FRESH = re.compile(r"^[^/\n]*\bload_fresh(?=\()", re.MULTILINE)
+COMPILED = ("test_cuda_compiled.py", "test_cuda_machine_code.py")
 TESTS = sorted(path.name for path in (ROOT / "tests" / "ops").glob("test_cuda_*.py"))
-TESTS = [
-    name for name in TESTS if name not in ("test_cuda_compiled.py", "test_cuda_machine_code.py")
-]
+TESTS = [name for name in TESTS if name not in COMPILED]
 TESTS += ["test_mmd.py", "test_prototype_margin.py", "test_cgm_loss.py", "test_kernel_product.py"]
 CHOSEN = "cuda and not gradcheck and not batch and not float64"
 

@@ -41,9 +41,8 @@ SPILLED = {("mmd_tensor_kernel<32, tf32x3, true>", "sm_80")}
 
 def of_kernel(table, name, default):
     """The entry of a kernel: of the longest beginning of its name."""
-    return max(((len(k), v) for k, v in table.items() if name.startswith(k)), default=(0, default))[
-        1
-    ]
+    found = [beginning for beginning in table if name.startswith(beginning)]
+    return table[max(found, key=len)] if found else default
 
 
 @pytest.fixture(scope="module")

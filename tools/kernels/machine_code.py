@@ -167,9 +167,8 @@ class Flow:
 
 def main() -> None:
     """Print what a table has room for."""
-    print(
-        "| kernel | architecture | counts | strong loads | weak ones behind | of 16 bytes | blocks |"
-    )
+    heading = ("counts", "strong loads", "weak ones behind them", "of 16 bytes", "blocks")
+    print("| kernel | architecture |", " | ".join(heading), "|")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for kernel in sorted(cuda_binary.kernels()):
         flow = Flow(cuda_binary.listings(kernel.architecture)[kernel.name])
