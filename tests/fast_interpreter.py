@@ -20,8 +20,13 @@ class NothingToRestore:
         pass
 
 
+PRIVATE = ("_patch_lang", "_get_np_dtype", "InterpreterBuilder")
+
+
 def install():
-    """For the rest of the process."""
+    """For the rest of the process; of a Triton that lacks what is replaced, nothing."""
+    if not all(hasattr(interpreter, name) for name in PRIVATE):
+        return
     patch = interpreter._patch_lang
 
     def patch_once(function):
@@ -55,7 +60,7 @@ def install():
     tl.tensor.__init__ = initialise_once
 
     triton_semantic = getattr(semantic, "TritonSemantic", None)  # in Triton 3.2 there is none
-    if triton_semantic is None:
+    if not hasattr(triton_semantic, "binary_op_sanitize_overflow_impl"):
         return
     check = triton_semantic.binary_op_sanitize_overflow_impl
 

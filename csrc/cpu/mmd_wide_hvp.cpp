@@ -21,7 +21,8 @@ struct WideDirection {
       : t(layout.z.size, T(0)),
         squares(layout.padded, T(0)),
         products(layout.padded, T(0)),
-        w_dot(layout.padded, T(0)) {
+        w_dot(layout.padded, T(0)),
+        moves(layout.tiles.size(), 0) {
     const MmdProblem<T>& in = layout.in;
     const int64_t d = in.d, entries = in.groups * in.groups;
     for (int64_t s = 0; s < in.scales; ++s) {
@@ -33,10 +34,19 @@ struct WideDirection {
     relation_dot = tangent.relation ? tangent.relation + layout.item * entries : nullptr;
     const WideRowKernels<T>& rows = wide_row_kernels<T>();
     const T* z_dot = tangent.z ? tangent.z + layout.item * in.rows * d : nullptr;
-    std::vector<double> sum(d, 0.0);
-    for (int64_t i = 0; z_dot && i < in.rows; ++i) rows.add(z_dot + i * d, d, sum.data());
-    std::vector<T> centre(d);  // only differences of the direction matter, too
-    for (int64_t f = 0; f < d; ++f) centre[f] = T(sum[f] / double(in.rows));
+    for (size_t p = 0; z_dot && p < layout.tiles.size(); ++p) {
+      const TileOfRows& tile = layout.tiles[p];
+      const T* first = z_dot + tile.row * d;
+      moves[p] = std::any_of(first, first + tile.rows * d, [](T value) { return value != 0; });
+    }
+    // Only differences of the direction matter, too; but of a sample that does not move nothing is
+    // to be taken.
+    std::vector<T> centre(d, T(0));
+    if (std::all_of(moves.begin(), moves.end(), [](char some) { return some; })) {
+      std::vector<double> sum(d, 0.0);
+      for (int64_t i = 0; i < in.rows; ++i) rows.add(z_dot + i * d, d, sum.data());
+      for (int64_t f = 0; f < d; ++f) centre[f] = T(sum[f] / double(in.rows));
+    }
     parallel_parts(int(layout.tiles.size()), layout.threads, [&](int index) {
       const TileOfRows& tile = layout.tiles[index];
       std::vector<double> unwanted(d, 0.0);
@@ -44,7 +54,7 @@ struct WideDirection {
         const int64_t at = tile.start + r, i = tile.row + r;
         squares[at] = T(-2) * layout.bias[at];
         if (tangent.weights) w_dot[at] = tangent.weights[layout.item * in.rows + i];
-        if (!z_dot) continue;
+        if (!moves[index]) continue;
         const WideRow<T> row = {t.data + at * kPanel<T>, layout.step};
         rows.centre(z_dot + i * d, centre.data(), d, row);
         rows.scale(row, d, layout.scale, 0, unwanted.data());
@@ -62,6 +72,7 @@ struct WideDirection {
 
   Buffer<T> t;                         // as WideLayout's z
   Buffer<T> squares, products, w_dot;  // [padded]
+  std::vector<char> moves;             // [tiles], whether some row has a tangent
   std::vector<T> variance, variance_dot, kernel_weight;
   const double* relation_dot;  // [groups, groups], or null for zero
 };
@@ -102,8 +113,12 @@ class WideHvpWorker {
     WideHvpVisit<T> v = {};
     v.kernel = layout_.in.kernel;
     v.d = layout_.in.d;
-    v.rows = side(rows, p == q);
-    v.columns = side(columns, p == q);
+    v.rows = side(rows, p, p == q);
+    v.columns = side(columns, q, p == q);
+    // Of a pair of tiles nothing may be wanted: say, of a sample without gradient.
+    if (!out_.weights && !out_.relation && !out_.variance && v.rows.begin == v.rows.end &&
+        v.columns.begin == v.columns.end)
+      return;
     v.own = p == q;
     v.relation = T(layout_.relation[entry]);
     v.relation_dot = direction_.relation_dot ? T(direction_.relation_dot[entry]) : T(0);
@@ -124,10 +139,11 @@ class WideHvpWorker {
 
  private:
   // A tile; its sums are zeroed where it meets itself, which it does first.
-  WideHvpSide<T> side(const TileOfRows& tile, bool first) const {
+  WideHvpSide<T> side(const TileOfRows& tile, int64_t index, bool first) const {
     WideHvpSide<T> side = {};
     side.z = {layout_.z.data + tile.start * kPanel<T>, tile.padded, layout_.step};
     side.t = {direction_.t.data + tile.start * kPanel<T>, tile.padded, layout_.step};
+    side.moves = direction_.moves[index];
     side.squares = direction_.squares.data + tile.start;
     side.products = direction_.products.data + tile.start;
     side.w = layout_.weight.data + tile.start;

@@ -2,7 +2,7 @@
 // instruction set.
 //
 // Seven matrix products of two tiles: <z_i, z_j>; <z_i, t_j> + <t_i, z_j>; and p' z + p t for
-// the rows and for the columns.
+// the rows and for the columns. Those with tangents that are 0 are left out.
 #include "cpu/mmd_wide_hvp_kernel.h"
 
 #include "cpu/block.h"
@@ -87,8 +87,8 @@ void visit(const WideHvpVisit<T>& v) {
   const WideHvpSide<T>&rows = v.rows, &columns = v.columns;
   const WideScratch<T> dot = {v.w_dot, v.scratch.packed};
   wide_exponents<T, false>(rows.z, columns.z, v.d, v.scratch);
-  wide_exponents<T, false>(rows.z, columns.t, v.d, dot);
-  wide_exponents<T, false>(rows.t, columns.z, v.d, dot, true);
+  if (columns.moves || !rows.moves) wide_exponents<T, false>(rows.z, columns.t, v.d, dot);
+  if (rows.moves) wide_exponents<T, false>(rows.t, columns.z, v.d, dot, columns.moves);
   with_family(v.kernel, [&](auto family) {
     // Where there is a kink there is no second derivative: callers have refused.
     using Family = decltype(family);
@@ -96,10 +96,12 @@ void visit(const WideHvpVisit<T>& v) {
   });
   const T *w = v.scratch.w, *w_dot = v.w_dot;
   add_wide_rows<T, kWideStride, 1>(w_dot, rows.begin, rows.end, columns.z, v.d, rows.sums);
-  add_wide_rows<T, kWideStride, 1>(w, rows.begin, rows.end, columns.t, v.d, rows.sums);
+  if (columns.moves)
+    add_wide_rows<T, kWideStride, 1>(w, rows.begin, rows.end, columns.t, v.d, rows.sums);
   if (v.own) return;
   add_wide_rows<T, 1, kWideStride>(w_dot, columns.begin, columns.end, rows.z, v.d, columns.sums);
-  add_wide_rows<T, 1, kWideStride>(w, columns.begin, columns.end, rows.t, v.d, columns.sums);
+  if (rows.moves)
+    add_wide_rows<T, 1, kWideStride>(w, columns.begin, columns.end, rows.t, v.d, columns.sums);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ struct WideHvpSide {
   const T* squares;       // [rows], |z_i|^2
   const T* products;      // [rows], <z_i, t_i>
   const T *w, *w_dot;     // [rows], weights and their derivatives
+  bool moves;             // whether a tangent of these rows is other than 0
   int64_t begin, end;     // rows whose derivative is wanted
   T* sums;                // [end - begin, d], to which sum_j p'_ij z_j + p_ij t_j is added
   double *of_p, *of_dot;  // [rows], to which sum_j p_ij and sum_j p'_ij are
