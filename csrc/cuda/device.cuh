@@ -165,6 +165,7 @@ inline double from_bits(long long bits) { return same_bits<double>(bits); }
 inline void copy_async_16(void* to, const void* from, bool valid) {
   check_alignment(to, 16);
   if (valid) check_alignment(from, 16);
+  cuda_on_cpu::races::copied(from, valid ? 16 : 0, 16);
   const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(16, 0)};
   if (valid) std::memcpy(copy.bytes.data(), from, 16);

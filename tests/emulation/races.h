@@ -196,6 +196,12 @@ CUDA_ON_CPU_UNWATCHED inline void met(const void* at, std::size_t bytes, Access 
   unwatched = false;
 }
 
+// An asynchronous copy from here; of 16 bytes it goes past L1.
+inline void copied(const void* from, int bytes, int of) {
+  if (bytes > 0)
+    met(from, static_cast<std::size_t>(bytes), of == 16 ? Access::fresh : Access::read);
+}
+
 }  // namespace cuda_on_cpu::races
 
 // What the compiler calls. Every object file has them; one is linked.
@@ -248,6 +254,7 @@ namespace cuda_on_cpu::races {
 struct Unwatched {
   Unwatched() {}
 };
+inline void copied(const void*, int, int) {}
 
 }  // namespace cuda_on_cpu::races
 
