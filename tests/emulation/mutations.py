@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 BARRIER = re.compile(r"^\s*((?:sync_block|sync_warp)\(\)|copy_async_wait<\d>\(\));", re.MULTILINE)
 FENCE = re.compile(r"\bfence\(\)(?=;)")
 FRESH = re.compile(r"\bload_fresh(?=\()")
-COMPILED = ("test_cuda_compiled.py", "test_cuda_machine_code.py")
+COMPILED = ("test_cuda_compiled.py", "test_cuda_sharing.py")
 TESTS = sorted(path.name for path in (ROOT / "tests" / "ops").glob("test_cuda_*.py"))
 TESTS = [name for name in TESTS if name not in COMPILED]
 TESTS += ["test_mmd.py", "test_prototype_margin.py", "test_cgm_loss.py", "test_kernel_product.py"]

@@ -9,7 +9,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 pytest.importorskip("triton")
 
-from tools.kernels.machine_code import Flow
+from tools.kernels.sharing import Flow
 
 FENCE, COUNT = "MEMBAR.SC.GPU", "ATOMG.E.INC.STRONG.GPU PT, R2, desc[UR8][R2.64], R5"
 FRESH, PLAIN = "LDG.E.64.STRONG.GPU R6, desc[UR8][R4.64]", "LDG.E.64 R6, desc[UR8][R4.64]"

@@ -8,7 +8,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 
 try:
-    from tools.kernels import cuda_binary, machine_code
+    from tools.kernels import cuda_binary, sharing
 
     cuda_binary.module()
 except (ImportError, RuntimeError) as error:
@@ -64,7 +64,7 @@ def kernels():
 def flows(kernels):
     """Every kernel's machine code, by name and architecture."""
     return {
-        (kernel.name, kernel.architecture): machine_code.Flow(
+        (kernel.name, kernel.architecture): sharing.Flow(
             cuda_binary.listings(kernel.architecture)[kernel.name]
         )
         for kernel in kernels

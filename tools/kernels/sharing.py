@@ -1,6 +1,6 @@
 """How blocks hand numbers to one another in the machine code, and how wide their loads are.
 
-`python -m tools.kernels.machine_code` prints it, of the CUDA C++ kernels in the compiled module.
+`python -m tools.kernels.sharing` prints it, of the CUDA C++ kernels in the compiled module.
 
 A kernel's blocks leave sums in global memory and count themselves, and the last adds up what all
 left. So there has to be a fence before the count on every path from a store, and what is loaded
