@@ -3,313 +3,510 @@
 //
 // Distances to prototypes are so cheap at a batch's size that every block assigns all samples by
 // itself, rather than wait for another. Then a block has some rows of r + sigma e, or of g_k + tau
-// e', against all of both, as in mmd_rows.cuh, or a prototype's gradient of the margin loss. What
-// is left needs all blocks, and the last to finish does it: the loss, and the gradient from a
-// prototype's own samples.
+// e', against all of both, or a prototype's gradient of the margin loss. A lane has a row, in
+// registers, and some columns, from shared memory; distances are plain differences. What is left
+// needs all blocks, and the last to finish does it: the loss, and what the prototypes' gradients
+// have of the MMD.
+//
+// At a batch's size the time is latency: see the table in cgm_fast/ops/cgm_loss/README.md before
+// adding a barrier, or a load that waits for another.
 #pragma once
 
-#include "cgm_loss.h"
-#include "cuda/mmd_rows.cuh"
-#include "cuda/prototype_margin.cuh"
+#include "cuda/cgm_loss_order.cuh"
+#include "cuda/cgm_loss_tile.cuh"
+#include "cuda/mmd.cuh"
+#include "cuda/nearest.cuh"
 
 namespace cgm_fast::cuda {
 
-// The MMD's groups of rows: latents, and their prototypes'. Blocks that come after these have a
-// prototype each.
-enum { kLatents, kPriors, kGroups, kPrototypes = kGroups };
+// What a block's rows are: latents, their prototypes' samples in the order of the prototypes, or a
+// prototype.
+enum { kLatents, kPriors, kPrototypes };
 
-// What a block adds up: the parts of MMD², then the margin loss.
-constexpr int kMargin = kOfGroup * kGroups, kLossParts = kMargin + 1;
+// What a block adds up over columns of either group, 2 numbers each, and of the margin loss.
+enum { kOfGroups = 2, kMargin = 2 * kOfGroups };
+static_assert(kMargin + 1 == kCgmLossParts);
 
-// What a block has in shared memory behind RowsMemory.
+// What a block has in shared memory behind CgmLossMemory.
 template <typename T>
-struct CgmLossTail : MmdTail<T> {
-  double* relation;  // [kGroups, kGroups]
-  int64_t* begins;   // [kGroups + 1]
+struct CgmLossTail {
+  Scale<T>* scales;  // [scales]
   int* own;          // [batch], of each sample its prototype
+  SampleOrder order;
 
   __host__ __device__ CgmLossTail(SharedLayout& layout, const CgmLossInput<T>& in)
-      : MmdTail<T>(layout, kGroups, in.scales, kLossParts - kMargin),
-        relation(layout.array<double>(kGroups * kGroups)),
-        begins(layout.array<int64_t>(kGroups + 1)),
-        own(layout.array<int>(in.margin.rows)) {}
-
-  // The MMD's own view of it. A barrier has to follow.
-  __device__ MmdCall<T> call(const CgmLossInput<T>& in, const CgmLossDevice<T>& device) const {
-    const int64_t batch = in.margin.rows;
-    const double of_pair = 1.0 / (static_cast<double>(batch) * static_cast<double>(batch));
-    const int at = static_cast<int>(threadIdx.x);
-    if (at < kGroups * kGroups) relation[at] = at / kGroups == at % kGroups ? of_pair : -of_pair;
-    if (at <= kGroups) begins[at] = at * batch;
-    MmdCall<T> call{};
-    call.in.rows = kGroups * batch;
-    call.in.d = in.margin.d;
-    call.in.groups = kGroups;
-    call.in.scales = in.scales;
-    call.in.begins = begins;
-    call.in.relation = relation;
-    call.in.variance = device.variances;
-    call.device.kernel_weights = device.kernel_weights;
-    return call;
-  }
+      : scales(layout.array<Scale<T>>(in.scales)),
+        own(layout.array<int>(in.margin.rows)),
+        order(layout, in.margin.rows, in.margin.k) {}
 };
 
-template <typename T, int kD>
-__device__ void load_row(const Samples& of, int64_t row, int d, T (&values)[kD]) {
-#pragma unroll
-  for (int f = 0; f < kD; ++f) values[f] = f < d ? load_plain<T>(of, 0, row, f) : T(0);
-}
+// A lane's row, and its share of the columns.
+struct CgmLossLane {
+  int row, group, groups;
 
-template <typename T, int kD>
-__device__ T squared_distance(const T (&a)[kD], const Samples& of, int64_t row, int d) {
-  T u = 0;
-#pragma unroll
-  for (int f = 0; f < kD; ++f) {
-    if (f % 16 == 0) compiler_barrier();
-    if (f < d) {
-      const T difference = a[f] - load_plain<T>(of, 0, row, f);
-      u = fma(difference, difference, u);
-    }
+  __device__ explicit CgmLossLane(int rows) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, shares = kWarp / rows;
+    row = lane % rows;
+    group = static_cast<int>(threadIdx.x) / kWarp * shares + lane / rows;
+    groups = kWarps * shares;
   }
-  return u;
-}
-
-// sums += w (a - b), where the row b is read again: with many features registers are
-// too few to keep it, and most often w is zero.
-template <typename T, int kD>
-__device__ void add_difference(T w, const T (&a)[kD], const Samples& of, int64_t row, int d,
-                               T (&sums)[kD]) {
-  if (w == 0) return;
-#pragma unroll
-  for (int f = 0; f < kD; ++f) {
-    if (f % 16 == 0) compiler_barrier();
-    if (f < d) sums[f] = fma(w, a[f] - load_plain<T>(of, 0, row, f), sums[f]);
-  }
-}
-
-// own [rows]: the prototype assigned to each sample. Some neighbouring lanes share a sample.
-template <typename T, int kD>
-__device__ void assign_all(const PrototypeMarginInput<T>& in, int* own) {
-  const int rows = static_cast<int>(in.rows), k = static_cast<int>(in.k),
-            d = static_cast<int>(in.d);
-  if (in.labels) {
-    for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
-      const int64_t label = in.labels[i];
-      own[i] = static_cast<int>(label < 0 ? 0 : label < k ? label : k - 1);
-    }
-    sync_block();
-    return;
-  }
-  int lanes = kWarp;
-  while (lanes > 1 && kThreads / lanes < rows) lanes /= 2;
-  const int share = static_cast<int>(threadIdx.x) % lanes;
-  for (int first = 0; first < rows; first += kThreads / lanes) {
-    const int i = first + static_cast<int>(threadIdx.x) / lanes;
-    Nearest<T> nearest{static_cast<T>(INFINITY), 0};
-    if (i < rows) {
-      T r[kD];
-      load_row(in.r, i, d, r);
-#pragma unroll 1
-      for (int of_k = share; of_k < k; of_k += lanes) {
-        nearest.meet(squared_distance(r, in.g, of_k, d), of_k);
-      }
-    }
-    nearest.share(lanes);
-    if (share == 0 && i < rows) own[i] = nearest.index;
-  }
-  sync_block();
-}
-
-// A thread's share of the margin loss of the block's rows, and all of their weighted differences
-// from prototypes; or, of_prototype, those of one prototype from all samples. The differences are
-// added to memory's sums of row `mine`.
-template <typename T, int kD>
-__device__ T margin_of(const PrototypeMarginInput<T>& in, const Lane& lane, bool of_prototype,
-                       int mine, const int* own, RowsMemory<T, kD>& memory) {
-  const Samples &of_mine = of_prototype ? in.g : in.r, &of_others = of_prototype ? in.r : in.g;
-  const int others = static_cast<int>(of_prototype ? in.rows : in.k);
-  const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
-  T sums[kD] = {}, loss = 0;
-  if (mine < (of_prototype ? in.k : in.rows)) {
-    if (!of_prototype && in.labels && lane.group == 0 && in.labels[mine] != own[mine]) {
-      loss = from_bits(0x7fc00000);  // checked before, on the CPU
-    }
-    T a[kD];
-    load_row(of_mine, mine, static_cast<int>(in.d), a);
-#pragma unroll 1
-    for (int other = lane.group; other < others; other += lane.groups) {
-      const int d = opaque(static_cast<int>(in.d));
-      const T u = squared_distance(a, of_others, other, d);
-      const int of_k = of_prototype ? mine : other;
-      T w = 0;
-      if (of_k == own[of_prototype ? other : mine]) {
-        w = 1;
-        loss += u;
-      } else if (!(u >= margin)) {  // a NaN is neither inside nor beyond, and has to reach the loss
-        w = u < margin ? negative : T(0);
-        loss -= negative * (margin - u);
-      }
-      add_difference(w, a, of_others, other, d, sums);
-    }
-  }
-  // Its lane anew: all registers were needed above.
-  collect<T, kD>(sums, Lane(opaque(lane.rows)), memory);
-  return loss;
-}
-
-// A warp for each prototype adds the gradients of its own samples, in their order.
-template <typename T>
-__device__ void add_prior(const CgmLossInput<T>& in, const T* prior, const int* own, T* grad_g) {
-  const int rows = static_cast<int>(in.margin.rows), d = static_cast<int>(in.margin.d);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int of_k = warp; of_k < in.margin.k; of_k += kWarps) {
-    for (int begin = 0; begin < d; begin += kWarp) {
-      const int f = begin + lane;
-      double sum = 0;
-#pragma unroll 1
-      for (int first = 0; first < rows; first += kWarp) {
-        unsigned mine = ballot(first + lane < rows && own[first + lane] == of_k);
-        for (int i = first; mine; ++i, mine >>= 1) {
-          if ((mine & 1) && f < d) sum += load_fresh(prior + int64_t{i} * d + f);
-        }
-      }
-      if (f < d) {
-        T& to = grad_g[int64_t{of_k} * d + f];
-        to = static_cast<T>(load_fresh(&to) + sum);
-      }
-    }
-  }
-}
+};
 
 // Who the block is, and what it has.
 template <typename T, int kD>
 struct CgmLossBlock {
+  using Memory = CgmLossMemory<T, kD>;
   const CgmLossInput<T>& in;
   const CgmLossGradient<T>& out;
+  const CgmLossDevice<T>& device;
   const CgmLossTail<T>& tail;
-  RowsMemory<T, kD>& memory;
+  Memory& memory;
+  const T *r, *g, *noise;
+  int batch, k, d, at_once;  // rows of a block that are gone through at once
+  Places places;
+  int group, first, here;  // its rows
 
-  // The margin loss of samples and their gradients; or a prototype's, which is one row, to which
-  // every thread brings its share of the samples.
-  __device__ void visit_margin(const BlockOfRows& rows, int rows_of_block) const {
-    const PrototypeMarginInput<T>& of = in.margin;
-    const bool of_prototype = rows.group == kPrototypes;
-    const Lane lane(of_prototype ? 1 : rows_of_block);
-    const int d = static_cast<int>(of.d), mine = static_cast<int>(rows.first) + lane.row;
-    T loss;
-    if constexpr (kD < 64) {
-      loss = margin_of<T, kD>(of, lane, of_prototype, mine, tail.own, memory);
-    } else if (of_prototype) {  // registers are too few for a choice
-      loss = margin_of<T, kD>(of, lane, true, mine, tail.own, memory);
-    } else {
-      loss = margin_of<T, kD>(of, lane, false, mine, tail.own, memory);
-    }
-    T* gradient = of_prototype ? out.grad_g : out.grad_r;
-    if (gradient) {
-      const double factor = 2 * of.scale * in.margin_weight;
-#pragma unroll 1
-      for (int place = static_cast<int>(threadIdx.x); place < rows.here * d; place += kThreads) {
-        gradient[rows.first * d + place] =
-            static_cast<T>(factor * memory.sums[place / d][place % d]);
-      }
-    }
-    if (of_prototype) return;
-    const double sum = sum_of_block(loss, memory.scratch);
-    if (threadIdx.x == 0) tail.parts[kMargin] = sum;
-#pragma unroll 1
-    for (int row = static_cast<int>(threadIdx.x); row < rows.here; row += kThreads) {
-      const int64_t i = rows.first + row;
-      out.assignment[i] = of.labels ? of.labels[i] : int64_t{tail.own[i]};
-    }
-    clear_sums(memory, rows_of_block);  // which were read before the barriers of the sum
+  __device__ CgmLossBlock(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
+                          const CgmLossDevice<T>& device, const CgmLossTail<T>& tail,
+                          Memory& memory)
+      : in(in),
+        out(out),
+        device(device),
+        tail(tail),
+        memory(memory),
+        r(static_cast<const T*>(in.margin.r.data)),
+        g(static_cast<const T*>(in.margin.g.data)),
+        noise(static_cast<const T*>(in.noise.data)),
+        batch(static_cast<int>(in.margin.rows)),
+        k(static_cast<int>(in.margin.k)),
+        d(static_cast<int>(in.margin.d)),
+        at_once(device.rows),
+        places(d) {
+    const int blocks = blocks_of_group(), block = static_cast<int>(blockIdx.x);
+    group = block < blocks ? kLatents : block < 2 * blocks ? kPriors : kPrototypes;
+    first = group == kPrototypes ? block - 2 * blocks : (block - group * blocks) * at_once;
+    here = group == kPrototypes ? 1 : batch - first < at_once ? batch - first : at_once;
   }
 
-  // Rows of the MMD against all.
-  __device__ void visit_mmd(const MmdCall<T>& call, const BlockOfRows& rows, int rows_of_block,
-                            bool of_prior, T* prior) const {
-    const int64_t batch = in.margin.rows;
-    const int d = static_cast<int>(in.margin.d);
-    const Lane lane(opaque(rows_of_block));  // anew: all registers were needed above
-    const T sigma = static_cast<T>(in.sigma), prior_sigma = static_cast<T>(in.prior_sigma);
-    const auto rows_at = [&](int group, int64_t first) {
-      return [&, group, first](int row, int f) {
-        const int64_t i = group == kPriors ? first + row - batch : first + row;
-        const T mean = group == kPriors ? load_plain<T>(in.margin.g, 0, tail.own[i], f)
-                                        : load_plain<T>(in.margin.r, 0, i, f);
-        return fma(group == kPriors ? prior_sigma : sigma, load_plain<T>(in.noise, group, i, f),
-                   mean);
-      };
-    };
-    const auto at = rows_at(rows.group, rows.first);
-    if (lane.group == 0) {
-      const bool there = lane.row < rows.here;
-      const int64_t i = rows.first + lane.row;
+  __device__ int blocks_of_group() const { return (batch + at_once - 1) / at_once; }
+
+  // The sample of a row.
+  __device__ int sample(int row) const {
+    return group == kPriors ? tail.order.samples[first + row] : first + row;
+  }
+
+  __device__ void load_scales() const {
+    MmdCall<T> call{};
+    call.in.variance = device.variances;
+    call.device.kernel_weights = device.kernel_weights;
 #pragma unroll 1
-      for (int f = 0; f < kD; ++f) {
-        const T z = there && f < d ? at(lane.row, f) : T(0);
-        memory.rows[lane.row][f] = z;
-        if (there && f < d && rows.group == kLatents) out.z[i * d + f] = z;
-      }
+    for (int s = static_cast<int>(threadIdx.x); s < in.scales; s += kThreads) {
+      tail.scales[s] = scale_of(call, 0, s);
     }
+  }
+
+  // Samples [begin, ...) into the tile; how many there are.
+  __device__ int load_samples(int begin) const {
+    const int count = batch - begin < Memory::kColumns ? batch - begin : Memory::kColumns;
+    copy_rows(memory.tile, begin, count, places, Given<T>{r});
+    return count;
+  }
+
+  // Calls `use(first, here)` for the prototypes in shared memory, a tile of them after another.
+  // Where there is one tile it has been loaded. Barriers.
+  template <typename Use>
+  __device__ void each_tile_of_prototypes(const Use& use) const {
+#pragma unroll 1
+    for (int begin = 0; begin < k; begin += Memory::kFew) {
+      const int count = k - begin < Memory::kFew ? k - begin : Memory::kFew;
+      if (k > Memory::kFew) {
+        sync_block();
+        copy_rows(memory.prototypes, begin, count, places, Given<T>{g});
+        sync_block();
+      }
+      use(begin, count);
+    }
+  }
+
+  // Everything that the assignment needs of the first samples, and the block's own rows as they are
+  // given. A barrier.
+  __device__ void begin() const {
+    const int samples = load_samples(0), few = k < Memory::kFew ? k : Memory::kFew;
+    // Other warps than those whose threads have a piece of the samples, where these are few.
+    const int after = (samples * d / kPack<T> + kWarp - 1) / kWarp * kWarp;
+    copy_rows(memory.prototypes, 0, few, places, Given<T>{g}, after);
+    if (group != kPriors) {
+      const Given<T> own{group == kLatents ? r : g};
+      copy_rows(memory.rows, first, here, places, own, kThreads - 2 * kWarp);
+    }
+    const int columns = 2 * batch < Memory::kColumns ? 2 * batch : Memory::kColumns;
+    clear_padding<kD>(memory.tile, columns, d);
+    clear_padding<kD>(memory.prototypes, few, d);
+    clear_padding<kD>(memory.rows, kCgmLossRows, d);
+    clear_padding<kD>(memory.noisy, kCgmLossRows, d);
+    load_scales();
     sync_block();
-    const View<T> view = view_of(call.in, tail.scales, rows.here, memory);
-    const RowsPass<T> pass(call.in, 0, rows, tail);
-    if (!(rows.group == kLatents ? out.grad_r != nullptr : of_prior)) {
-      visit<T, kD, true, false>(pass, lane, view, rows_at, memory);
+  }
+
+  // tail.own: the prototype assigned to each sample. Some neighbouring lanes share a sample. The
+  // first samples have been loaded; the last ones stay. A barrier.
+  __device__ void assign() const {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int64_t* labels = in.margin.labels;
+    if (labels) {
+#pragma unroll 1
+      for (int i = thread; i < batch; i += kThreads) {
+        const int64_t label = labels[i];
+        tail.own[i] = static_cast<int>(label < 0 ? 0 : label < k ? label : k - 1);
+      }
+      sync_block();
       return;
     }
-    visit<T, kD, true, true>(pass, lane, view, rows_at, memory);
-    const double factor = -2 * in.mmd_weight / tail.scales[0].variance;
 #pragma unroll 1
-    for (int place = static_cast<int>(threadIdx.x); place < rows.here * d; place += kThreads) {
-      const int64_t at = rows.first * d + place;
-      const T gradient = static_cast<T>(factor * memory.sums[place / d][place % d]);
-      if (rows.group == kLatents) {
-        out.grad_r[at] += gradient;
-      } else {
-        prior[at - batch * d] = gradient;
+    for (int begin = 0; begin < batch; begin += Memory::kColumns) {
+      if (begin > 0) {
+        sync_block();
+        load_samples(begin);
+        sync_block();
       }
+      const int count = batch - begin < Memory::kColumns ? batch - begin : Memory::kColumns;
+      int lanes = kWarp;
+      while (lanes > 1 && kThreads / lanes < count) lanes /= 2;
+      const int share = thread % lanes, at = thread / lanes;
+      Nearest<T> nearest{static_cast<T>(INFINITY), 0};
+      T row[kD], unused[kD];
+      read_row(memory.tile[at < count ? at : 0], row);
+      each_tile_of_prototypes([&](int of_k, int prototypes) {
+        each_column<false>(
+            row, memory.prototypes, share, lanes, prototypes,
+            [&](int j, T u) {
+              nearest.meet(u, of_k + j);
+              return T(0);
+            },
+            unused);
+      });
+      nearest.share(lanes);
+      if (share == 0 && at < count) tail.own[begin + at] = nearest.index;
+    }
+    sync_block();
+  }
+
+  // A pair's share of the margin loss, which it adds, and of the gradient.
+  __device__ T weigh_margin(bool is_own, T u, T factor, T& loss) const {
+    const T margin = static_cast<T>(in.margin.margin);
+    const T negative = static_cast<T>(-in.margin.negative_scale);
+    if (is_own) {
+      loss += u;
+      return factor;
+    }
+    if (u >= margin) return 0;
+    loss -= negative * (margin - u);
+    return u < margin ? factor * negative : T(0);  // a NaN is neither, and has to reach the loss
+  }
+
+  // Of latents: the margin loss with all prototypes.
+  __device__ void visit_prototypes(const CgmLossLane& lane, T factor, T& loss,
+                                   T (&sums)[kD]) const {
+    T row[kD];
+    read_row(memory.rows[lane.row], row);
+    const bool there = lane.row < here;
+    const int own = there ? tail.own[first + lane.row] : -1;
+    const int64_t* labels = in.margin.labels;
+    if (labels && there && lane.group == 0 && labels[first + lane.row] != own) {
+      loss = from_bits(0x7fc00000);  // checked before, on the CPU
+    }
+    each_tile_of_prototypes([&](int of_k, int prototypes) {
+      each_column<true>(
+          row, memory.prototypes, there ? lane.group : prototypes, lane.groups, prototypes,
+          [&](int j, T u) { return weigh_margin(of_k + j == own, u, factor, loss); }, sums);
+    });
+  }
+
+  // Of a prototype: its gradient of the margin loss, from all samples, of which each thread has
+  // some.
+  __device__ void visit_samples(T factor, T (&sums)[kD]) const {
+    T row[kD], unused = 0;
+    read_row(memory.rows[0], row);
+#pragma unroll 1
+    for (int begin = 0; begin < batch; begin += Memory::kColumns) {
+      int count = batch - begin < Memory::kColumns ? batch - begin : Memory::kColumns;
+      if (batch > Memory::kColumns) {
+        sync_block();
+        count = load_samples(begin);
+        sync_block();
+      }
+      each_column<true>(
+          row, memory.tile, static_cast<int>(threadIdx.x), kThreads, count,
+          [&](int j, T u) { return weigh_margin(tail.own[begin + j] == first, u, factor, unused); },
+          sums);
+    }
+  }
+
+  // Rows of the MMD with all. Barriers. values and nears: of the columns of either group.
+  __device__ void visit_pairs(const CgmLossLane& lane, T (&values)[kOfGroups],
+                              T (&nears)[kOfGroups], T (&sums)[kD]) const {
+    const Noisy<T> noisy{
+        r,     g,     noise, tail.own, static_cast<T>(in.sigma), static_cast<T>(in.prior_sigma),
+        batch, places};
+    const bool there = lane.row < here;
+    const int own_column = there ? group * batch + sample(lane.row) : -1;
+    const int columns = 2 * batch;
+    T z[kD] = {}, near_from = 0, coefficient = 0;
+#pragma unroll 1
+    for (int begin = 0; begin < columns; begin += Memory::kColumns) {
+      const int count = columns - begin < Memory::kColumns ? columns - begin : Memory::kColumns;
+      if (begin == 0) {
+        load_own(noisy, [&] { copy_rows(memory.tile, begin, count, places, noisy); });
+      } else {
+        sync_block();  // the tile before has been read
+        copy_rows(memory.tile, begin, count, places, noisy);
+      }
+      sync_block();
+      if (begin == 0) {
+        read_row(memory.noisy[lane.row], z);
+        near_from = near_exponent<T, true>(tail.scales, in.scales);
+        const double pairs = static_cast<double>(batch) * static_cast<double>(batch);
+        coefficient = static_cast<T>(-2 * in.mmd_weight /
+                                     (static_cast<double>(tail.scales[0].variance) * pairs));
+      }
+      each_column<true>(
+          z, memory.tile, there ? lane.group : count, lane.groups, count,
+          [&](int j, T u) {
+            const int column = begin + j;
+            const T e[1] = {u * tail.scales[0].unit};
+            T value[1], slope[1], near[1];
+            kernels_at(e, tail.scales, in.scales, near_from, value, slope, near);
+            if (column == own_column) near[0] = 0;
+            const bool of_latent = column < batch;
+            values[kLatents] += of_latent ? value[0] : T(0);
+            values[kPriors] += of_latent ? T(0) : value[0];
+            nears[kLatents] += of_latent ? near[0] : T(0);
+            nears[kPriors] += of_latent ? T(0) : near[0];
+            return slope[0] * (of_latent == (group == kLatents) ? coefficient : -coefficient);
+          },
+          sums);
+    }
+  }
+
+  // The block's own rows with their noise, which are z's. Their loads are under way while
+  // `meanwhile` runs. A barrier has to follow.
+  template <typename Meanwhile>
+  __device__ void load_own(const Noisy<T>& noisy, const Meanwhile& meanwhile) const {
+    constexpr int kEach = (kCgmLossRows * kD + kThreads - 1) / kThreads;
+    T means[kEach], noises[kEach];
+#pragma unroll
+    for (int q = 0; q < kEach; ++q) {
+      const int at = static_cast<int>(threadIdx.x) + q * kThreads;
+      if (at >= here * d) break;
+      const int row = places.row(at), f = at - row * d;
+      const int place = (group * batch + sample(row)) * d + f;
+      means[q] = noisy.mean(place);
+      noises[q] = noise[place];
+    }
+    meanwhile();
+#pragma unroll
+    for (int q = 0; q < kEach; ++q) {
+      const int at = static_cast<int>(threadIdx.x) + q * kThreads;
+      if (at >= here * d) break;
+      const int row = places.row(at), f = at - row * d;
+      const T z = fma(group == kLatents ? noisy.sigma : noisy.prior_sigma, noises[q], means[q]);
+      memory.noisy[row][f] = z;
+      if (group == kLatents) out.z[first * d + at] = z;
+    }
+  }
+
+  // The rows whose sums join those of `row`, up to this one: a prototype's samples that follow each
+  // other, and all shares of a prototype. None where `row` is not the first.
+  __device__ int end_of(int row) const {
+    if (group == kLatents) return row + 1;
+    if (group == kPrototypes) return row == 0 ? at_once : 0;
+    const int of_k = tail.own[sample(row)];
+    if (row > 0 && tail.own[sample(row - 1)] == of_k) return 0;
+    int end = row + 1;
+#pragma unroll 1
+    while (end < here && tail.own[sample(end)] == of_k) ++end;
+    return end;
+  }
+
+  // The block's gradients and parts, from memory.
+  __device__ void write(T* gradient) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (gradient) {
+#pragma unroll 1
+      for (int at = thread; at < here * d; at += kThreads) {
+        const int row = places.row(at), f = at - row * d, end = end_of(row);
+        if (end == 0) continue;
+        double sum = 0;
+#pragma unroll 1
+        for (int q = row; q < end; ++q) {
+#pragma unroll
+          for (int warp = 0; warp < kWarps; ++warp) sum += memory.sums[warp][q][f];
+        }
+        gradient[first * d + at] = static_cast<T>(sum);
+      }
+    }
+    if (const int part = thread - kWarp; part >= 0 && part < kCgmLossParts) {  // by another warp
+      double sum = 0;
+#pragma unroll
+      for (int warp = 0; warp < kWarps; ++warp) sum += memory.parts[warp][part];
+      device.partials[blockIdx.x * kCgmLossParts + static_cast<unsigned>(part)] = sum;
+    }
+    if (group != kLatents) return;
+    for (int row = thread; row < here; row += kThreads) {
+      const int64_t* labels = in.margin.labels;
+      out.assignment[first + row] = labels ? labels[first + row] : int64_t{tail.own[first + row]};
     }
   }
 };
 
+// What the last block does.
 template <typename T, int kD>
-__global__ void __launch_bounds__(kThreads, 1)
+struct CgmLossEnd {
+  const CgmLossBlock<T, kD>& block;
+
+  // Total `which` of parts over the blocks of a group: of latents, of priors, and the margin loss.
+  static constexpr int kTotals = 2 * kMargin + 1;
+  __device__ double part(int which, int of_group) const {
+    const int blocks = block.blocks_of_group();
+    if (which >= kTotals || of_group >= blocks) return 0;
+    const int group = which < kMargin ? kLatents : which < 2 * kMargin ? kPriors : kLatents;
+    const int at = (group * blocks + of_group) * kCgmLossParts;
+    return load_fresh(block.device.partials + at +
+                      (which < 2 * kMargin ? which % kMargin : kMargin));
+  }
+
+  // Adds to the prototypes' gradients what their samples have of the MMD: some neighbouring lanes
+  // share a number, and some of their loads are under way at once.
+  __device__ void add_prior(T* grad_g) const {
+    constexpr int kFlying = 8;
+    const SampleOrder& order = block.tail.order;
+    const int d = block.d, numbers = block.k * d;
+    int lanes = kWarp;
+    while (lanes > 1 && kThreads / lanes < numbers) lanes /= 2;
+    const int share = static_cast<int>(threadIdx.x) % lanes, step = kThreads / lanes;
+#pragma unroll 1
+    for (int first = 0; first < numbers; first += step) {
+      const int at = first + static_cast<int>(threadIdx.x) / lanes;
+      const bool there = at < numbers;
+      const int of_k = there ? block.places.row(at) : 0, f = at - of_k * d;
+      const int parts = there ? order.parts(of_k, block.at_once) : 0;
+      const T before = there && share == 0 ? load_fresh(grad_g + at) : T(0);
+      double sum = 0;
+#pragma unroll 1
+      for (int begin = share; begin < parts; begin += kFlying * lanes) {
+        T found[kFlying];
+#pragma unroll
+        for (int q = 0; q < kFlying; ++q) {
+          const int part = begin + q * lanes;
+          found[q] = 0;
+          if (part < parts) {
+            found[q] =
+                load_fresh(block.device.prior + order.part(of_k, block.at_once, part) * d + f);
+          }
+        }
+#pragma unroll
+        for (int q = 0; q < kFlying; ++q) sum += found[q];
+      }
+#pragma unroll 1
+      for (int bit = lanes / 2; bit > 0; bit /= 2) sum += shuffle_xor(sum, bit);
+      if (there && share == 0) grad_g[at] = static_cast<T>(static_cast<double>(before) + sum);
+    }
+  }
+
+  // MMD² of either group's columns [kLatents, kPriors] to the rows of latents, then of priors:
+  // value and near pairs each.
+  __device__ double mmd(const double* totals) const {
+    const CgmLossInput<T>& in = block.in;
+    const double rows = static_cast<double>(block.batch), scales = static_cast<double>(in.scales);
+    const double of_pair = 1 / (rows * rows);
+    const auto of = [&](int of_rows, int of_columns, int which) {
+      return totals[kMargin * of_rows + 2 * of_columns + which];
+    };
+    RelatedWeights related;
+    double small = 0;
+    for (const int group : {int{kLatents}, int{kPriors}}) {
+      const double all = scales * (rows * rows - rows), near = of(group, group, 1);
+      related.add(of_pair, near, all - near, all);
+      small += of_pair * of(group, group, 0);
+    }
+    // The mean of both orders, for either.
+    const double all = scales * rows * rows;
+    const double near = 0.5 * (of(kLatents, kPriors, 1) + of(kPriors, kLatents, 1));
+    for (int order = 0; order < 2; ++order) related.add(-of_pair, near, all - near, all);
+    small -= of_pair * (of(kLatents, kPriors, 0) + of(kPriors, kLatents, 0));
+    return small + static_cast<double>(block.tail.scales[0].weight) * related.constant();
+  }
+
+  __device__ void run(bool of_prior) const {
+    const CgmLossInput<T>& in = block.in;
+    const CgmLossGradient<T>& out = block.out;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    double totals[2];  // of a warp; their first loads are under way with those of add_prior
+#pragma unroll
+    for (int q = 0; q < 2; ++q) totals[q] = part(warp + q * kWarps, lane);
+    if (of_prior) add_prior(out.grad_g);
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      const int which = warp + q * kWarps;
+#pragma unroll 4
+      for (int at = lane + kWarp; at < block.blocks_of_group(); at += kWarp) {
+        totals[q] += part(which, at);
+      }
+      totals[q] = sum_of_warp(totals[q]);
+      if (which < kTotals && lane == 0) block.memory.totals[which] = totals[q];
+    }
+    sync_block();
+    if (threadIdx.x != 0) return;
+    const double of_mmd = mmd(block.memory.totals);
+    const double of_margin = in.margin.scale * block.memory.totals[2 * kMargin];
+    out.terms[0] = static_cast<T>(of_mmd);
+    out.terms[1] = static_cast<T>(of_margin);
+    out.loss[0] = static_cast<T>(in.mmd_weight * of_mmd + in.margin_weight * of_margin);
+  }
+};
+
+template <typename T, int kD>
+__global__ void __launch_bounds__(kThreads, kD * sizeof(T) <= 64 ? 2 : 1)
     cgm_loss_kernel(const CgmLossInput<T> in, const CgmLossGradient<T> out,
-                    const CgmLossDevice<T> device, unsigned row_blocks) {
+                    const CgmLossDevice<T> device) {
   SharedLayout layout(shared_memory<unsigned char>());
-  RowsMemory<T, kD>& memory = *layout.array<RowsMemory<T, kD>>(1);
+  CgmLossMemory<T, kD>& memory = *layout.array<CgmLossMemory<T, kD>>(1);
   const CgmLossTail<T> tail(layout, in);
-  const MmdCall<T> call = tail.call(in, device);
+  const CgmLossBlock<T, kD> block(in, out, device, tail, memory);
   const bool of_prior = out.grad_g && !in.detach_prior;
-  tail.load(call, 0);
-  if (threadIdx.x == 0) tail.parts[kMargin] = 0;
-  clear_sums(memory, kWarp);
-  assign_all<T, kD>(in.margin, tail.own);
+  const CgmLossLane lane(device.rows);
+  block.begin();
+  block.assign();
 
-  const CgmLossBlock<T, kD> block{in, out, tail, memory};
-  const BlockOfRows rows = blockIdx.x < row_blocks
-                               ? block_of_rows(call.in, blockIdx.x, device.rows)
-                               : BlockOfRows{kPrototypes, 1, int64_t{blockIdx.x - row_blocks}};
-  if (rows.group != kPriors) block.visit_margin(rows, device.rows);
-  if (rows.group != kPrototypes) {
-    block.visit_mmd(call, rows, device.rows, of_prior, device.prior);
+  const T factor = static_cast<T>(2 * in.margin.scale * in.margin_weight);
+  T sums[kD] = {}, loss = 0, values[kOfGroups] = {}, nears[kOfGroups] = {};
+  if (block.group == kPrototypes) {
+    block.visit_samples(factor, sums);
+  } else {
+    if (block.group == kLatents) {
+      block.visit_prototypes(lane, factor, loss, sums);
+    } else {
+      if (threadIdx.x < kWarp) tail.order.sort(tail.own);
+      sync_block();
+    }
+    block.visit_pairs(lane, values, nears, sums);
   }
-
-  const Partials partials{device.partials, gridDim.x, kLossParts};
+  const double parts[kCgmLossParts] = {values[kLatents], nears[kLatents], values[kPriors],
+                                       nears[kPriors], loss};
+  leave_sums(sums, parts, device.rows, memory);
   sync_block();
-  if (!partials.leave(tail.parts, blockIdx.x, device.counter)) return;
-  count_blocks(call.in, static_cast<unsigned>(device.rows), tail.first_block);
-  const double mmd = close(call.in, 0, tail.scales[0].weight, tail.first_block, partials, nullptr,
-                           tail.parts, memory.scratch);
-  const double margin = in.margin.scale * partials.sum(kMargin, memory.scratch);
-  if (threadIdx.x == 0) {
-    out.terms[0] = static_cast<T>(mmd);
-    out.terms[1] = static_cast<T>(margin);
-    out.loss[0] = static_cast<T>(in.mmd_weight * mmd + in.margin_weight * margin);
-  }
-  if (of_prior) add_prior(in, device.prior, tail.own, out.grad_g);
+  T* gradients[] = {out.grad_r, of_prior ? device.prior : nullptr, out.grad_g};
+  block.write(block.group == kLatents  ? gradients[0]
+              : block.group == kPriors ? gradients[1]
+                                       : gradients[2]);
+
+  // The last block needs the order of the samples, which blocks of priors have.
+  const auto meanwhile = [&] {
+    if (of_prior && block.group != kPriors && threadIdx.x / kWarp == 1) tail.order.sort(tail.own);
+  };
+  if (!last_to_finish(device.counter, gridDim.x, meanwhile)) return;
+  CgmLossEnd<T, kD>{block}.run(of_prior);
 }
 
 }  // namespace cgm_fast::cuda

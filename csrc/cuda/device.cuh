@@ -36,6 +36,13 @@ __device__ T shuffle_xor(T value, int bit) {
 // The lanes of the warp for which it is true, a bit each.
 __device__ inline unsigned ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 
+// The lanes of the warp that have the same value, a bit each.
+__device__ inline unsigned match_lanes(int value) { return __match_any_sync(0xffffffffu, value); }
+
+__device__ inline void sync_warp() { __syncwarp(); }
+
+__device__ inline int count_bits(unsigned bits) { return __popc(bits); }
+
 // Whether it is true for any thread of the block; a barrier.
 __device__ inline bool any_in_block(bool value) { return __syncthreads_or(value) != 0; }
 
@@ -159,9 +166,13 @@ T* shared_memory() {
 #define sync_block() __syncthreads()
 #define shuffle_xor(value, bit) __shfl_xor_sync(0xffffffffu, value, bit)
 
+#define sync_warp() \
+  cuda_on_cpu::Block::current().park(cuda_on_cpu::State::at_warp, CUDA_ON_CPU_HERE)
 #define ballot(value) cuda_on_cpu::ballot(value, CUDA_ON_CPU_HERE)
+#define match_lanes(value) cuda_on_cpu::match_lanes(value, CUDA_ON_CPU_HERE)
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline void fence() {}
 inline void compiler_barrier() {}
 inline int opaque(int value) { return value; }

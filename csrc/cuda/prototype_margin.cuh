@@ -5,6 +5,7 @@
 // taken twice, once to assign and once to weigh, the second time only if some margin is touched.
 #pragma once
 
+#include "cuda/nearest.cuh"
 #include "cuda/read.cuh"
 #include "cuda/tiles.cuh"
 #include "prototype_margin.h"
@@ -20,32 +21,6 @@ struct PrototypeMemory {
   Chunk<T, kTileColumns<T>> columns;
   T weights[kRows][kTileColumns<T> + 1];
   double scratch[kScratch];
-};
-
-// What a row's prototypes are to it, a tile after another; one per row of a warp, in all its lanes.
-template <typename T>
-struct Nearest {
-  T distance;
-  int index;
-
-  __device__ void meet(T u, int k) {
-    if (u < distance) {
-      distance = u;
-      index = k;
-    }
-  }
-
-  // Of all lanes, or of `lanes` neighbours; ties to the lowest index.
-  __device__ void share(int lanes = kWarp) {
-    for (int bit = lanes / 2; bit > 0; bit /= 2) {
-      const T theirs = shuffle_xor(distance, bit);
-      const int at = shuffle_xor(index, bit);
-      if (theirs < distance || (theirs == distance && at < index)) {
-        distance = theirs;
-        index = at;
-      }
-    }
-  }
 };
 
 // A block of samples with all prototypes.

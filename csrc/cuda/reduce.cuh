@@ -37,13 +37,24 @@ __device__ inline double sum_of_block(double value, double* scratch) {
   return values[0];
 }
 
-// Whether this block is the last of its batch item (a fence, and an atomic count of blocks); every
-// thread's writes are then to be seen.
-__device__ inline bool last_to_finish(unsigned* counter, unsigned blocks) {
-  fence();
+// Whether this block is the last of its batch item; every thread's writes are then to be seen. One
+// thread's fence is enough: the barrier orders the block's writes before it, and a fence is
+// cumulative. Behind the count it orders what the last block reads after its own barrier. Meanwhile
+// the other warps may do something of use.
+template <typename Meanwhile>
+__device__ bool last_to_finish(unsigned* counter, unsigned blocks, const Meanwhile& meanwhile) {
   sync_block();
-  const bool last = threadIdx.x == 0 && count_up(counter, blocks - 1) == blocks - 1;
+  bool last = false;
+  if (threadIdx.x == 0) {
+    fence();
+    last = count_up(counter, blocks - 1) == blocks - 1;
+    if (last) fence();
+  }
+  meanwhile();
   return any_in_block(last);
+}
+__device__ inline bool last_to_finish(unsigned* counter, unsigned blocks) {
+  return last_to_finish(counter, blocks, [] {});
 }
 
 // What blocks leave for the last of them to add up: `count` numbers each, [blocks, count].

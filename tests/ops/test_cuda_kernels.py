@@ -486,27 +486,6 @@ def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device)
         assert_gradient_close(a, b)
 
 
-@pytest.mark.parametrize("detach_prior", [False, True])
-def test_cgm_loss_in_one_launch_is_its_parts(detach_prior, monkeypatch, device):
-    r, g, _ = prototypes(100, 12, 10, device=device)
-    noise = torch.randn(2, 100, 10, generator=torch.Generator().manual_seed(3)).to(device)
-
-    def run():
-        return derivatives(
-            lambda r, g: cgm_fast.cgm_loss(
-                r, g, noise=noise, detach_prior=detach_prior, backend="cuda"
-            ).loss,
-            (r, g), order=1,
-        )  # fmt: skip
-
-    one = run()
-    monkeypatch.setattr(cgm_loss, "MOST_ROWS", 0)
-    parts = run()
-    assert_loss_close(one[0], parts[0], parts[0])
-    for a, b in zip(one[1], parts[1], strict=True):
-        assert_gradient_close(a, b)
-
-
 def test_counters_are_left_at_zero(device):
     x, y = samples(60, 50, 3, batch=3, device=device)
     cgm_fast.mmd(x, y, backend="cuda")
