@@ -34,10 +34,23 @@ struct CgmLossTail {
   int* own;          // [batch], of each sample its prototype
   SampleOrder order;
 
-  __host__ __device__ CgmLossTail(SharedLayout& layout, const CgmLossInput<T>& in)
+  __host__ __device__ CgmLossTail(SharedLayout& layout, const CgmLossInput<T>& in, int rows)
       : scales(layout.array<Scale<T>>(in.scales)),
         own(layout.array<int>(in.margin.rows)),
-        order(layout, in.margin.rows, in.margin.k) {}
+        order(layout, in.margin.rows, in.margin.k, rows) {}
+};
+
+// What the host has worked out: a division in float64 takes a thread longer than a pair of rows.
+template <typename T>
+struct CgmLossFactors {
+  double of_pair;  // of the pairs of a group and itself, in MMD²
+  T margin;        // of a weighted difference in the margin loss's gradient
+  T pair;          // of one of a pair's, and of the first bandwidth's unit, in the MMD's
+
+  explicit CgmLossFactors(const CgmLossInput<T>& in)
+      : of_pair(1 / (static_cast<double>(in.margin.rows) * static_cast<double>(in.margin.rows))),
+        margin(static_cast<T>(2 * in.margin.scale * in.margin_weight)),
+        pair(static_cast<T>(2.7725887222397812377 * in.mmd_weight * of_pair)) {}  // 4 ln 2
 };
 
 // A lane's row, and its share of the columns.
@@ -59,6 +72,7 @@ struct CgmLossBlock {
   const CgmLossInput<T>& in;
   const CgmLossGradient<T>& out;
   const CgmLossDevice<T>& device;
+  const CgmLossFactors<T>& factors;
   const CgmLossTail<T>& tail;
   Memory& memory;
   const T *r, *g, *noise;
@@ -67,11 +81,12 @@ struct CgmLossBlock {
   int group, first, here;  // its rows
 
   __device__ CgmLossBlock(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
-                          const CgmLossDevice<T>& device, const CgmLossTail<T>& tail,
-                          Memory& memory)
+                          const CgmLossDevice<T>& device, const CgmLossFactors<T>& factors,
+                          const CgmLossTail<T>& tail, Memory& memory)
       : in(in),
         out(out),
         device(device),
+        factors(factors),
         tail(tail),
         memory(memory),
         r(static_cast<const T*>(in.margin.r.data)),
@@ -100,7 +115,7 @@ struct CgmLossBlock {
     call.in.variance = device.variances;
     call.device.kernel_weights = device.kernel_weights;
 #pragma unroll 1
-    for (int s = static_cast<int>(threadIdx.x); s < in.scales; s += kThreads) {
+    for (int s = kThreads - 1 - static_cast<int>(threadIdx.x); s < in.scales; s += kThreads) {
       tail.scales[s] = scale_of(call, 0, s);
     }
   }
@@ -131,8 +146,9 @@ struct CgmLossBlock {
   // Everything that the assignment needs of the first samples, and the block's own rows as they are
   // given. A barrier.
   __device__ void begin() const {
+    // Loads of all warps are under way at once where there are few: each does another thing first.
+    load_scales();
     const int samples = load_samples(0), few = k < Memory::kFew ? k : Memory::kFew;
-    // Other warps than those whose threads have a piece of the samples, where these are few.
     const int after = (samples * d / kPack<T> + kWarp - 1) / kWarp * kWarp;
     copy_rows(memory.prototypes, 0, few, places, Given<T>{g}, after);
     if (group != kPriors) {
@@ -144,7 +160,6 @@ struct CgmLossBlock {
     clear_padding<kD>(memory.prototypes, few, d);
     clear_padding<kD>(memory.rows, kCgmLossRows, d);
     clear_padding<kD>(memory.noisy, kCgmLossRows, d);
-    load_scales();
     sync_block();
   }
 
@@ -192,21 +207,21 @@ struct CgmLossBlock {
   }
 
   // A pair's share of the margin loss, which it adds, and of the gradient.
-  __device__ T weigh_margin(bool is_own, T u, T factor, T& loss) const {
+  __device__ T weigh_margin(bool is_own, T u, T& loss) const {
     const T margin = static_cast<T>(in.margin.margin);
     const T negative = static_cast<T>(-in.margin.negative_scale);
     if (is_own) {
       loss += u;
-      return factor;
+      return factors.margin;
     }
     if (u >= margin) return 0;
     loss -= negative * (margin - u);
-    return u < margin ? factor * negative : T(0);  // a NaN is neither, and has to reach the loss
+    return u < margin ? factors.margin * negative
+                      : T(0);  // a NaN is neither, and has to reach the loss
   }
 
   // Of latents: the margin loss with all prototypes.
-  __device__ void visit_prototypes(const CgmLossLane& lane, T factor, T& loss,
-                                   T (&sums)[kD]) const {
+  __device__ void visit_prototypes(const CgmLossLane& lane, T& loss, T (&sums)[kD]) const {
     T row[kD];
     read_row(memory.rows[lane.row], row);
     const bool there = lane.row < here;
@@ -218,13 +233,13 @@ struct CgmLossBlock {
     each_tile_of_prototypes([&](int of_k, int prototypes) {
       each_column<true>(
           row, memory.prototypes, there ? lane.group : prototypes, lane.groups, prototypes,
-          [&](int j, T u) { return weigh_margin(of_k + j == own, u, factor, loss); }, sums);
+          [&](int j, T u) { return weigh_margin(of_k + j == own, u, loss); }, sums);
     });
   }
 
   // Of a prototype: its gradient of the margin loss, from all samples, of which each thread has
   // some.
-  __device__ void visit_samples(T factor, T (&sums)[kD]) const {
+  __device__ void visit_samples(T (&sums)[kD]) const {
     T row[kD], unused = 0;
     read_row(memory.rows[0], row);
 #pragma unroll 1
@@ -237,8 +252,7 @@ struct CgmLossBlock {
       }
       each_column<true>(
           row, memory.tile, static_cast<int>(threadIdx.x), kThreads, count,
-          [&](int j, T u) { return weigh_margin(tail.own[begin + j] == first, u, factor, unused); },
-          sums);
+          [&](int j, T u) { return weigh_margin(tail.own[begin + j] == first, u, unused); }, sums);
     }
   }
 
@@ -265,9 +279,7 @@ struct CgmLossBlock {
       if (begin == 0) {
         read_row(memory.noisy[lane.row], z);
         near_from = near_exponent<T, true>(tail.scales, in.scales);
-        const double pairs = static_cast<double>(batch) * static_cast<double>(batch);
-        coefficient = static_cast<T>(-2 * in.mmd_weight /
-                                     (static_cast<double>(tail.scales[0].variance) * pairs));
+        coefficient = factors.pair * tail.scales[0].unit;
       }
       each_column<true>(
           z, memory.tile, there ? lane.group : count, lane.groups, count,
@@ -389,7 +401,7 @@ struct CgmLossEnd {
       const int at = first + static_cast<int>(threadIdx.x) / lanes;
       const bool there = at < numbers;
       const int of_k = there ? block.places.row(at) : 0, f = at - of_k * d;
-      const int parts = there ? order.parts(of_k, block.at_once) : 0;
+      const int parts = there ? order.parts(of_k) : 0;
       const T before = there && share == 0 ? load_fresh(grad_g + at) : T(0);
       double sum = 0;
 #pragma unroll 1
@@ -400,8 +412,7 @@ struct CgmLossEnd {
           const int part = begin + q * lanes;
           found[q] = 0;
           if (part < parts) {
-            found[q] =
-                load_fresh(block.device.prior + order.part(of_k, block.at_once, part) * d + f);
+            found[q] = load_fresh(block.device.prior + order.part(of_k, part) * d + f);
           }
         }
 #pragma unroll
@@ -418,7 +429,7 @@ struct CgmLossEnd {
   __device__ double mmd(const double* totals) const {
     const CgmLossInput<T>& in = block.in;
     const double rows = static_cast<double>(block.batch), scales = static_cast<double>(in.scales);
-    const double of_pair = 1 / (rows * rows);
+    const double of_pair = block.factors.of_pair;
     const auto of = [&](int of_rows, int of_columns, int which) {
       return totals[kMargin * of_rows + 2 * of_columns + which];
     };
@@ -469,23 +480,22 @@ struct CgmLossEnd {
 template <typename T, int kD>
 __global__ void __launch_bounds__(kThreads, kD * sizeof(T) <= 64 ? 2 : 1)
     cgm_loss_kernel(const CgmLossInput<T> in, const CgmLossGradient<T> out,
-                    const CgmLossDevice<T> device) {
+                    const CgmLossDevice<T> device, const CgmLossFactors<T> factors) {
   SharedLayout layout(shared_memory<unsigned char>());
   CgmLossMemory<T, kD>& memory = *layout.array<CgmLossMemory<T, kD>>(1);
-  const CgmLossTail<T> tail(layout, in);
-  const CgmLossBlock<T, kD> block(in, out, device, tail, memory);
+  const CgmLossTail<T> tail(layout, in, device.rows);
+  const CgmLossBlock<T, kD> block(in, out, device, factors, tail, memory);
   const bool of_prior = out.grad_g && !in.detach_prior;
   const CgmLossLane lane(device.rows);
   block.begin();
   block.assign();
 
-  const T factor = static_cast<T>(2 * in.margin.scale * in.margin_weight);
   T sums[kD] = {}, loss = 0, values[kOfGroups] = {}, nears[kOfGroups] = {};
   if (block.group == kPrototypes) {
-    block.visit_samples(factor, sums);
+    block.visit_samples(sums);
   } else {
     if (block.group == kLatents) {
-      block.visit_prototypes(lane, factor, loss, sums);
+      block.visit_prototypes(lane, loss, sums);
     } else {
       if (threadIdx.x < kWarp) tail.order.sort(tail.own);
       sync_block();

@@ -12,14 +12,15 @@ namespace cgm_fast::cuda {
 
 struct SampleOrder {
   int *begins, *ranks, *samples;  // [k + 1], [rows], [rows]: of the prototypes, and by place
-  int rows, k;
+  int rows, k, shift;             // a block has 2^shift rows: 4, or 8
 
-  __host__ __device__ SampleOrder(SharedLayout& layout, int64_t rows, int64_t k)
+  __host__ __device__ SampleOrder(SharedLayout& layout, int64_t rows, int64_t k, int of_block)
       : begins(layout.array<int>(k + 1)),
         ranks(layout.array<int>(rows)),
         samples(layout.array<int>(rows)),
         rows(static_cast<int>(rows)),
-        k(static_cast<int>(k)) {}
+        k(static_cast<int>(k)),
+        shift(of_block == 4 ? 2 : 3) {}
 
   // By one warp, from each sample's prototype `own` [rows]. A barrier has to follow.
   __device__ void sort(const int* own) const {
@@ -58,13 +59,13 @@ struct SampleOrder {
     for (int i = lane; i < rows; i += kWarp) samples[begins[own[i]] + ranks[i]] = i;
   }
 
-  // Of prototype `of_k`, how many rows of `prior` blocks of so many samples leave, and number q.
-  __device__ int parts(int of_k, int block) const {
+  // Of prototype `of_k`, how many rows of `prior` blocks leave, and number q.
+  __device__ int parts(int of_k) const {
     const int begin = begins[of_k], end = begins[of_k + 1];
-    return begin < end ? (end - 1) / block - begin / block + 1 : 0;
+    return begin < end ? ((end - 1) >> shift) - (begin >> shift) + 1 : 0;
   }
-  __device__ int part(int of_k, int block, int q) const {
-    return q == 0 ? begins[of_k] : (begins[of_k] / block + q) * block;
+  __device__ int part(int of_k, int q) const {
+    return q == 0 ? begins[of_k] : ((begins[of_k] >> shift) + q) << shift;
   }
 };
 
