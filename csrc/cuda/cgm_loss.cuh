@@ -77,7 +77,7 @@ struct CgmLossBlock {
   Memory& memory;
   const T *r, *g, *noise;
   int batch, k, d, at_once;  // rows of a block that are gone through at once
-  Places places;
+  FlatRows places;
   int group, first, here;  // its rows
 
   __device__ CgmLossBlock(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
@@ -149,7 +149,7 @@ struct CgmLossBlock {
     // Loads of all warps are under way at once where there are few: each does another thing first.
     load_scales();
     const int samples = load_samples(0), few = k < Memory::kFew ? k : Memory::kFew;
-    const int after = (samples * d / kPack<T> + kWarp - 1) / kWarp * kWarp;
+    const int after = (samples * d / kWide<T> + kWarp - 1) / kWarp * kWarp;
     copy_rows(memory.prototypes, 0, few, places, Given<T>{g}, after);
     if (group != kPriors) {
       const Given<T> own{group == kLatents ? r : g};

@@ -9,13 +9,13 @@ namespace cgm_fast::cuda {
 
 // Numbers of 16 bytes.
 template <typename T>
-constexpr int kPack = 16 / static_cast<int>(sizeof(T));
+constexpr int kWide = 16 / static_cast<int>(sizeof(T));
 
 // Shared memory of a block. A row is padded by 16 bytes, so that eight lanes which read 16 bytes of
 // different rows meet no bank twice.
 template <typename T, int kD>
 struct CgmLossMemory {
-  static constexpr int kStride = kD + kPack<T>;
+  static constexpr int kStride = kD + kWide<T>;
   static constexpr int kColumns = kD == 64 ? 128 : 256;  // of a tile; no more than threads
   static constexpr int kFew = (9 << 10) / (kStride * static_cast<int>(sizeof(T))) / 8 * 8;
   using Row = T[kStride];
@@ -29,11 +29,11 @@ struct CgmLossMemory {
 };
 
 // Row and feature of place `at` of rows of d features side by side.
-struct Places {
+struct FlatRows {
   int d;
   float per_feature;
 
-  __device__ explicit Places(int d) : d(d), per_feature(1.f / static_cast<float>(d)) {}
+  __device__ explicit FlatRows(int d) : d(d), per_feature(1.f / static_cast<float>(d)) {}
 
   // Right for places below 2^21: the quotient is at least 1/2d from a whole number, and its
   // rounding less.
@@ -47,7 +47,7 @@ struct Places {
 // number is needed. By 16 bytes where `wide`, or one by one. The work begins with thread number
 // `begin`, so that two such copies are two warps' work.
 template <int kNumbers, typename T, int kStride, typename From>
-__device__ void copy_pieces(T (*to)[kStride], int place, int end, const Places& places, int first,
+__device__ void copy_pieces(T (*to)[kStride], int place, int end, const FlatRows& places, int first,
                             const From& from, int begin) {
   constexpr int kRound = kNumbers == 1 ? 4 : 2;
   const int thread = (static_cast<int>(threadIdx.x) - begin) & (kThreads - 1);
@@ -82,17 +82,17 @@ __device__ void copy_pieces(T (*to)[kStride], int place, int end, const Places& 
 }
 
 template <typename T, int kStride, typename From>
-__device__ void copy_rows(T (*to)[kStride], int first, int here, const Places& places,
+__device__ void copy_rows(T (*to)[kStride], int first, int here, const FlatRows& places,
                           const From& from, int begin = 0) {
   const int place = first * places.d, end = place + here * places.d;
   if (!from.wide(place)) return copy_pieces<1>(to, place, end, places, first, from, begin);
-  const int whole = place + (end - place) / kPack<T> * kPack<T>;
-  copy_pieces<kPack<T>>(to, place, whole, places, first, from, begin);
+  const int whole = place + (end - place) / kWide<T> * kWide<T>;
+  copy_pieces<kWide<T>>(to, place, whole, places, first, from, begin);
   copy_pieces<1>(to, whole, end, places, first, from, begin);
 }
 
 // Whether 16 bytes can be read there at once.
-__device__ inline bool aligned(const void* at) {
+__device__ inline bool is_aligned(const void* at) {
   return reinterpret_cast<std::uintptr_t>(at) % 16 == 0;
 }
 
@@ -101,7 +101,7 @@ template <typename T>
 struct Given {
   const T* data;
 
-  __device__ bool wide(int place) const { return aligned(data + place); }
+  __device__ bool wide(int place) const { return is_aligned(data + place); }
   template <int kNumbers>
   __device__ Pack<T, kNumbers> piece(int at) const {
     return read_pack<kNumbers>(data + at);
@@ -115,9 +115,9 @@ struct Noisy {
   const int* own;  // [rows]
   T sigma, prior_sigma;
   int rows;
-  Places places;
+  FlatRows places;
 
-  __device__ bool wide(int place) const { return aligned(noise + place); }
+  __device__ bool wide(int place) const { return is_aligned(noise + place); }
 
   __device__ T mean(int at) const {
     const int latents = rows * places.d;
@@ -130,7 +130,7 @@ struct Noisy {
   __device__ Pack<T, kNumbers> piece(int at) const {
     const int latents = rows * places.d;
     Pack<T, kNumbers> found = read_pack<kNumbers>(noise + at), means;
-    if (kNumbers > 1 && at + kNumbers <= latents && aligned(r + at)) {
+    if (kNumbers > 1 && at + kNumbers <= latents && is_aligned(r + at)) {
       means = read_pack<kNumbers>(r + at);
     } else {
 #pragma unroll
@@ -159,10 +159,10 @@ __device__ void clear_padding(T (*rows)[kStride], int count, int d) {
 template <int kD, typename T, int kStride>
 __device__ void read_row(const T (&from)[kStride], T (&row)[kD]) {
 #pragma unroll
-  for (int f = 0; f < kD; f += kPack<T>) {
-    const auto pack = read_pack<kPack<T>>(&from[f]);
+  for (int f = 0; f < kD; f += kWide<T>) {
+    const auto pack = read_pack<kWide<T>>(&from[f]);
 #pragma unroll
-    for (int q = 0; q < kPack<T>; ++q) row[f + q] = pack.of[q];
+    for (int q = 0; q < kWide<T>; ++q) row[f + q] = pack.of[q];
   }
 }
 
@@ -174,13 +174,13 @@ __device__ void each_column(const T (&row)[kD], const T (*columns)[kStride], int
   constexpr bool kKeep = kD <= 16;  // with more features registers are too few: read twice
 #pragma unroll 1
   for (int j = first; j < here; j += step) {
-    T u = 0, difference[kKeep ? kD : kPack<T>];
+    T u = 0, difference[kKeep ? kD : kWide<T>];
 #pragma unroll
-    for (int f = 0; f < kD; f += kPack<T>) {
+    for (int f = 0; f < kD; f += kWide<T>) {
       if (!kKeep && f % 32 == 0) compiler_barrier();
-      const auto pack = read_pack<kPack<T>>(&columns[j][f]);
+      const auto pack = read_pack<kWide<T>>(&columns[j][f]);
 #pragma unroll
-      for (int q = 0; q < kPack<T>; ++q) {
+      for (int q = 0; q < kWide<T>; ++q) {
         const T value = row[f + q] - pack.of[q];
         difference[kKeep ? f + q : q] = value;
         u = fma(value, value, u);
@@ -190,15 +190,15 @@ __device__ void each_column(const T (&row)[kD], const T (*columns)[kStride], int
     if constexpr (kSums) {
       if (w == 0) continue;
 #pragma unroll
-      for (int f = 0; f < kD; f += kPack<T>) {
+      for (int f = 0; f < kD; f += kWide<T>) {
         if (!kKeep) {
           if (f % 32 == 0) compiler_barrier();
-          const auto pack = read_pack<kPack<T>>(&columns[j][f]);
+          const auto pack = read_pack<kWide<T>>(&columns[j][f]);
 #pragma unroll
-          for (int q = 0; q < kPack<T>; ++q) difference[q] = row[f + q] - pack.of[q];
+          for (int q = 0; q < kWide<T>; ++q) difference[q] = row[f + q] - pack.of[q];
         }
 #pragma unroll
-        for (int q = 0; q < kPack<T>; ++q) {
+        for (int q = 0; q < kWide<T>; ++q) {
           sums[f + q] = fma(w, difference[kKeep ? f + q : q], sums[f + q]);
         }
       }
