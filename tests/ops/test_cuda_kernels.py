@@ -464,28 +464,6 @@ def test_rows_that_a_block_has_room_for_count_for_nothing(d, kernel, device):
         assert relative_l2(found.z, expected.z) <= 1e-3, seed
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("margin_", [0.5, 50.0])
-def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device):
-    r, g, labels = prototypes(300, 150, 10, device=device)
-    labels = labels if labelled else None
-
-    def run():
-        return derivatives(
-            lambda r, g: cgm_fast.prototype_margin(
-                r, g, labels, margin=margin_, backend="cuda"
-            ).loss,
-            (r, g), order=1,
-        )  # fmt: skip
-
-    one = run()
-    monkeypatch.setattr(margin, "_MOST_SUMS", 0)
-    two = run()
-    assert_loss_close(two[0], one[0], one[0])
-    for a, b in zip(one[1], two[1], strict=True):
-        assert_gradient_close(a, b)
-
-
 def test_counters_are_left_at_zero(device):
     x, y = samples(60, 50, 3, batch=3, device=device)
     cgm_fast.mmd(x, y, backend="cuda")
