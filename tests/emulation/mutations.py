@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 BARRIER = re.compile(r"^\s*(sync_block\(\)|copy_async_wait<\d>\(\));", re.MULTILINE)
 TESTS = [
     "test_cuda_kernels.py", "test_mmd.py", "test_prototype_margin.py", "test_cgm_loss.py",
-    "test_kernel_product.py", "test_cuda_kernel_product.py",
+    "test_kernel_product.py", "test_cuda_kernel_product.py", "test_cuda_prototype_margin.py",
+    "test_cuda_cgm_loss.py",
 ]  # fmt: skip
 CHOSEN = "cuda and not gradcheck and not batch and not float64"
 

@@ -75,12 +75,15 @@ def test_one_launch_or_two(labelled, margin_, d, monkeypatch, device):
 
 # Nobody inside a margin, some, and all.
 @pytest.mark.parametrize("margin_", [0.01, 3.0, 100.0])
-@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize(("b", "k"), [(40, 300), (1100, 70)])
-def test_any_number_of_splits(margin_, multiprocessors, b, k, monkeypatch, device):
-    monkeypatch.setattr(margin, "multiprocessors", lambda device: multiprocessors)
-    splits = margin.splits_of(b, k, 6, torch.float32, torch.device("cpu"))
-    assert (max(splits) > 1) == (multiprocessors > 1)
+def test_any_number_of_splits(margin_, several, b, k, monkeypatch, device):
+    monkeypatch.setattr(margin, "multiprocessors", lambda device: 1000)
+    splits = margin.splits_of(b, k, torch.float32, torch.device("cpu"))
+    assert splits.assign > 1
+    assert max(splits.rows, splits.samples) > 1
+    if not several:
+        monkeypatch.setattr(margin, "splits_of", lambda *_: margin.Splits(1, 1, 1))
     r, g, _ = prototypes(b, k, 6, device=device)
     assert_close(run(r, g, None, margin_, order=2), formula(r, g, None, margin_, order=2))
     row_blocks, blocks_of_prototypes = (b + 31) // 32, (k + 31) // 32
@@ -95,19 +98,18 @@ def test_equal_prototypes_of_different_splits_go_to_the_lowest(monkeypatch, devi
     assert torch.equal(found, torch.zeros_like(found))
 
 
-@pytest.mark.parametrize("of", [0, 39, 130])
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(("of", "inside"), [(0, False), (130, False), (39, True)])
 def test_one_prototype_has_all_samples(of, inside, two_launches, device):
     """And some have a few, in a block's list or beyond it."""
-    r, g, _ = prototypes(1200, 140, 4, device=device)
-    labels = torch.full((1200,), of, device=device)
+    r, g, _ = prototypes(700, 140, 4, device=device)
+    labels = torch.full((700,), of, device=device)
     labels[::97] = torch.arange(len(labels[::97]), device=device)
     inputs = r, g, labels, 20.0 if inside else 1e-3
     assert_close(run(*inputs), formula(*inputs))
     assert_same(run(*inputs), run(*inputs))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 @pytest.mark.parametrize("d", [12, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_how_rows_are_copied_changes_nothing(layout, d, dtype, two_launches, device):

@@ -46,7 +46,7 @@ class Splits(NamedTuple):
     samples: int
 
 
-def splits_of(b: int, k: int, d: int, dtype: torch.dtype, device: torch.device) -> Splits:
+def splits_of(b: int, k: int, dtype: torch.dtype, device: torch.device) -> Splits:
     """As many as fill the device, where blocks of samples or of prototypes are few.
 
     Sums of splits take no more memory than samples and prototypes do.
@@ -81,7 +81,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         like.new_empty(g.shape) if wanted.g else None,
     )
     row_blocks = -(-b // ROWS)
-    splits = splits_of(b, k, d, dtype, r.device)
+    splits = splits_of(b, k, dtype, r.device)
     partial_g = sums = own = shares = None
     if k <= _COLUMNS[dtype] and (not wanted.g or row_blocks * k * d <= _MOST_SUMS):
         partial_g = like.new_empty((row_blocks, k, d)) if wanted.g else None
@@ -117,7 +117,7 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
     along = plain(tangent.r, dtype), plain(tangent.g, dtype)
     product = Product(like.new_empty(r.shape), like.new_empty(g.shape))
     (b, d), k = r.shape, g.shape[0]
-    splits = splits_of(b, k, d, dtype, r.device)
+    splits = splits_of(b, k, dtype, r.device)
     sums = _sums(splits, like, b, k, d)
     counts = counters(-(-b // ROWS) + -(-k // ROWS), r.device)
     kernels().prototype_margin_hvp_cuda(
