@@ -94,7 +94,8 @@ struct PrototypeDifferencesBlock {
     PrototypePairs<T> u = {};
     const Samples &r = given.in.r, &g = given.in.g;
     if (measured) {
-      squared_distances_of(u, memory, rows_of(r, g), here(), columns_of(r, g, begin), columns, d());
+      squared_distances_of(u, memory, kNothing, rows_of(r, g), here(), columns_of(r, g, begin),
+                           columns, d());
     }
     sync_block();  // the weights before have been read
     each_pair_of<T>([&](int q, int c, int row, int column) {
@@ -107,7 +108,9 @@ struct PrototypeDifferencesBlock {
       memory.weights.of[row][column] = w;
     });
     const Samples &values_r = given.values_r, &values_g = given.values_g;
-    each_chunk(memory, false, rows_of(values_r, values_g), here(),
+    // Values are what was measured, but for tangents.
+    const bool there = measured && given.own && d() <= kChunkFeatures;
+    each_chunk(memory, there ? kLoadedAll : kNothing, rows_of(values_r, values_g), here(),
                columns_of(values_r, values_g, begin), columns, d(),
                [&](const auto& stage, int chunk) {
                  WeightedDifferences<T> sums;

@@ -54,7 +54,8 @@ struct PrototypeRows {
 #pragma unroll 1
     for (int first = begin; first < end; first += kColumns) {
       const int columns = end - first < kColumns ? end - first : kColumns;
-      squared_distances_of(u, memory, {in.r, first_row}, here, {in.g, first}, columns,
+      const Loaded loaded = first > begin && in.d <= kChunkFeatures ? kLoadedRows : kNothing;
+      squared_distances_of(u, memory, loaded, {in.r, first_row}, here, {in.g, first}, columns,
                            static_cast<int>(in.d));
       each_pair_of<T>([&](int q, int c, int row, int column) {
         if (row >= here || column >= columns) return;
@@ -129,8 +130,8 @@ struct PrototypeRows {
       memory.weights.of[row][column] = w;
     });
     T* partial_g = device.partial_g ? device.partial_g + block * in.k * in.d : nullptr;
-    each_chunk(memory, d <= kChunkFeatures, {in.r, first_row}, here, {in.g, 0}, k, d,
-               [&](const auto& stage, int begin) {
+    each_chunk(memory, d <= kChunkFeatures ? kLoadedAll : kNothing, {in.r, first_row}, here,
+               {in.g, 0}, k, d, [&](const auto& stage, int begin) {
                  if (out.grad_r) {
                    WeightedDifferences<T> sums;
                    sums.add(memory.weights, stage.rows, stage.columns, k);

@@ -44,21 +44,23 @@ struct RowsFrom {
 };
 
 // Begin to copy features [begin, begin + kChunkFeatures) of the first `here` of these rows, with
-// zeros for rows and features that are not there.
+// zeros for rows that are not there, and behind the features up to the end of 16 bytes.
 template <typename T, int kCount>
 __device__ void fetch_rows(const RowsFrom& from, int here, int begin, int d,
                            Chunk2d<T, kCount>& to) {
   constexpr int kNumbersOf16 = Chunk2d<T, kCount>::kPack, kBytes = static_cast<int>(sizeof(T));
   const Samples& of = from.of;
   const auto copy = [&](auto numbers) {
-    constexpr int kNumbers = decltype(numbers)::value, kOfRow = kChunkFeatures / kNumbers;
-    constexpr int kStep = kThreads / kOfRow;
-    const int thread = opaque(static_cast<int>(threadIdx.x));
-    const int first = thread / kOfRow, f = thread % kOfRow * kNumbers, left = d - begin - f;
+    // Neighbouring threads share a row: one by one as many as it has numbers here, or a few more.
+    constexpr int kNumbers = decltype(numbers)::value;
+    int lanes = kChunkFeatures / kNumbers;
+    while (kNumbers == 1 && lanes > kNumbersOf16 && lanes / 2 >= d - begin) lanes /= 2;
+    const int thread = opaque(static_cast<int>(threadIdx.x)), step = kThreads / lanes;
+    const int first = thread / lanes, f = thread % lanes * kNumbers, left = d - begin - f;
     const int bytes = (left < kNumbers ? left < 0 ? 0 : left : kNumbers) * kBytes;
     const T* data = static_cast<const T*>(of.data) + (begin + f) * of.feature_stride;
 #pragma unroll 1
-    for (int row = first; row < kCount; row += kStep) {
+    for (int row = first; row < kCount; row += step) {
       const bool there = row < here && of.data;
       const T* source = data + (there ? from.at(row) * of.row_stride : 0);
       copy_async<kNumbers * kBytes>(&to.of[row][f], source, there ? bytes : 0);
@@ -85,25 +87,29 @@ __device__ void fetch_rows(const RowsFrom& from, int here, int begin, int d,
   }
 }
 
-// Calls `use(stage, begin)` for every chunk of features, each of which has rows and columns, and at
-// last is at `begin`. What the first needs is there already if it is `loaded`. Barriers.
+// What the only chunk needs, and is there already from a tile before.
+enum Loaded { kNothing, kLoadedRows, kLoadedAll };
+
+// Calls `use(stage, begin)` for every chunk of features, each of which has rows and columns.
+// Barriers.
 template <typename T, typename Use>
-__device__ void each_chunk(PrototypeMemory<T>& memory, bool loaded, const RowsFrom& rows,
+__device__ void each_chunk(PrototypeMemory<T>& memory, Loaded loaded, const RowsFrom& rows,
                            int rows_here, const RowsFrom& columns, int columns_here, int d,
                            const Use& use) {
-  const auto fetch = [&](int begin, int stage) {
-    fetch_rows<T>(rows, rows_here, begin, d, memory.stages[stage].rows);
+  const auto fetch = [&](int begin, int stage, Loaded loaded) {
+    if (loaded == kNothing) fetch_rows<T>(rows, rows_here, begin, d, memory.stages[stage].rows);
+    if (loaded == kLoadedAll) return;
     fetch_rows<T>(columns, columns_here, begin, d, memory.stages[stage].columns);
   };
   sync_block();  // what was there before has been read
-  if (!loaded) fetch(0, 0);
+  fetch(0, 0, loaded);
   copy_async_commit();
   int stage = 0;
 #pragma unroll 1
   for (int begin = 0; begin < d; begin += kChunkFeatures) {
     copy_async_wait<0>();
     sync_block();  // the chunk has arrived, and the one before it has been read
-    if (begin + kChunkFeatures < d) fetch(begin + kChunkFeatures, stage ^ 1);
+    if (begin + kChunkFeatures < d) fetch(begin + kChunkFeatures, stage ^ 1, kNothing);
     copy_async_commit();
     use(memory.stages[stage], begin);
     stage ^= 1;
@@ -117,14 +123,14 @@ using PrototypePairs = PairsOfThread<T, kPrototypeColumns<T>>;
 // Squared distances of the thread's pairs.
 template <typename T>
 __device__ void squared_distances_of(PrototypePairs<T>& u, PrototypeMemory<T>& memory,
-                                     const RowsFrom& rows, int rows_here, const RowsFrom& columns,
-                                     int columns_here, int d) {
+                                     Loaded loaded, const RowsFrom& rows, int rows_here,
+                                     const RowsFrom& columns, int columns_here, int d) {
 #pragma unroll
   for (auto& of_row : u) {
 #pragma unroll
     for (T& value : of_row) value = 0;
   }
-  each_chunk(memory, false, rows, rows_here, columns, columns_here, d,
+  each_chunk(memory, loaded, rows, rows_here, columns, columns_here, d,
              [&](const auto& stage, int begin) {
                const int features = d - begin < kChunkFeatures ? d - begin : kChunkFeatures;
                add_squares<T, kPrototypeColumns<T>>(stage.rows, stage.columns, features, u);
