@@ -59,7 +59,7 @@ struct PrototypeMarginDevice {
   T* partial_g;            // [blocks of samples, k, d], uninitialised; or null
   T* sums;                 // uninitialised: [row_splits, rows, d] unless that is 1 split, then
                            // [sample_splits, k, d] likewise
-  std::int32_t* own;       // [rows], uninitialised; or null: one launch, k <= 64 (32 in float64)
+  std::int32_t* own;       // [rows], uninitialised; or null: one launch, k <= 32
   unsigned* counters;      // [blocks of samples + those of prototypes], zeros, and left as zeros
   void* stream;            // cudaStream_t
 };

@@ -42,14 +42,14 @@ __device__ inline int without_mark(int own) { return own < 0 ? ~own : own; }
 template <typename T, bool kOfPrototypes>
 struct PrototypeDifferencesBlock {
   static constexpr int kColumns = kPrototypeColumns<T>;
+  using Memory = PrototypeMemory<T, kColumns>;
   const PrototypeDifferences<T>& given;
-  PrototypeMemory<T>& memory;
+  Memory& memory;
   int block, split;
   bool begun = false;
 
   // `at`: among the blocks of its kind.
-  __device__ PrototypeDifferencesBlock(const PrototypeDifferences<T>& given,
-                                       PrototypeMemory<T>& memory, int at)
+  __device__ PrototypeDifferencesBlock(const PrototypeDifferences<T>& given, Memory& memory, int at)
       : given(given), memory(memory), block(at / splits()), split(at % splits()) {}
 
   // Of the rows, what need not be kept in registers.
@@ -91,14 +91,14 @@ struct PrototypeDifferencesBlock {
   // Rows with `columns` columns, from prototype `begin` on, or from place `begin` of the list of
   // samples. Squared distances are 0 unless they are `measured`.
   __device__ void add(int begin, int columns, bool measured) {
-    PrototypePairs<T> u = {};
+    PairsOfThread<T, kColumns> u = {};
     const Samples &r = given.in.r, &g = given.in.g;
     if (measured) {
       squared_distances_of(u, memory, kNothing, rows_of(r, g), here(), columns_of(r, g, begin),
                            columns, d());
     }
     sync_block();  // the weights before have been read
-    each_pair_of<T>([&](int q, int c, int row, int column) {
+    each_pair_of<kColumns>([&](int q, int c, int row, int column) {
       T w = 0;
       if (row < here() && column < columns) {
         const int own = kOfPrototypes ? given.own_of(memory.list[begin + column]) : memory.own[row];
@@ -252,7 +252,7 @@ struct PrototypeDifferencesBlock {
 template <typename T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 2)
     prototype_differences_kernel(const PrototypeDifferences<T> given) {
-  PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
+  auto& memory = *shared_memory<PrototypeMemory<T, kPrototypeColumns<T>>>();
   const int of_rows = static_cast<int>(given.out_r ? given.row_blocks() * given.row_splits : 0);
   const int block = static_cast<int>(blockIdx.x);
   if (block < of_rows) {

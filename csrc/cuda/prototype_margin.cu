@@ -7,10 +7,10 @@ namespace cgm_fast {
 
 namespace {
 
-template <typename T>
+template <typename T, int kColumns = cuda::kPrototypeColumns<T>>
 cuda::Launch launch(const char* name, int64_t blocks, void* stream) {
   return {name, dim3(static_cast<unsigned>(blocks)), dim3(cuda::kThreads),
-          sizeof(cuda::PrototypeMemory<T>), static_cast<cudaStream_t>(stream)};
+          sizeof(cuda::PrototypeMemory<T, kColumns>), static_cast<cudaStream_t>(stream)};
 }
 
 template <typename T>
@@ -38,11 +38,13 @@ void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>& in,
                                const PrototypeMarginGradient<T>& out,
                                const PrototypeMarginDevice<T>& device) {
   const int64_t blocks = (in.rows + cuda::kChunkRows - 1) / cuda::kChunkRows * device.splits;
-  const cuda::Launch rows = launch<T>("prototype_rows_kernel", blocks, device.stream);
   if (!device.own) {
-    return cuda::run(rows, cuda::prototype_rows_kernel<T, true>, in, out, device);
+    return cuda::run(
+        launch<T, cuda::kFewPrototypes>("prototype_rows_kernel", blocks, device.stream),
+        cuda::prototype_rows_kernel<T, true>, in, out, device);
   }
-  cuda::run(rows, cuda::prototype_rows_kernel<T, false>, in, out, device);
+  cuda::run(launch<T>("prototype_rows_kernel", blocks, device.stream),
+            cuda::prototype_rows_kernel<T, false>, in, out, device);
   differences<T>({in, nullptr, device.own, in.r, in.g, out.grad_r, out.grad_g, nullptr, nullptr,
                   nullptr, 1, 1},
                  device);

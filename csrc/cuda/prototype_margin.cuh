@@ -12,18 +12,18 @@
 namespace cgm_fast::cuda {
 
 // A block of samples with a split of the prototypes.
-template <typename T>
+template <typename T, int kColumns>
 struct PrototypeRows {
-  static constexpr int kColumns = kPrototypeColumns<T>;
+  using Memory = PrototypeMemory<T, kColumns>;
   const PrototypeMarginInput<T>& in;
   const PrototypeMarginGradient<T>& out;
   const PrototypeMarginDevice<T>& device;
-  PrototypeMemory<T>& memory;
+  Memory& memory;
   int block, first_row, here, split;  // of the samples, and rows that there are
-  PrototypePairs<T> u;                // of the last tile
+  PairsOfThread<T, kColumns> u;       // of the last tile
 
   __device__ PrototypeRows(const PrototypeMarginInput<T>& in, const PrototypeMarginGradient<T>& out,
-                           const PrototypeMarginDevice<T>& device, PrototypeMemory<T>& memory)
+                           const PrototypeMarginDevice<T>& device, Memory& memory)
       : in(in),
         out(out),
         device(device),
@@ -57,7 +57,7 @@ struct PrototypeRows {
       const Loaded loaded = first > begin && in.d <= kChunkFeatures ? kLoadedRows : kNothing;
       squared_distances_of(u, memory, loaded, {in.r, first_row}, here, {in.g, first}, columns,
                            static_cast<int>(in.d));
-      each_pair_of<T>([&](int q, int c, int row, int column) {
+      each_pair_of<kColumns>([&](int q, int c, int row, int column) {
         if (row >= here || column >= columns) return;
         if (!in.labels || first + column == label(row)) nearest[q].meet(u[q][c], first + column);
         // "Not beyond" is not "inside": a NaN is neither, and has to reach the loss.
@@ -121,7 +121,7 @@ struct PrototypeRows {
     const int k = static_cast<int>(in.k), d = static_cast<int>(in.d);
     const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
     const T factor = static_cast<T>(2 * in.scale);
-    each_pair_of<T>([&](int q, int c, int row, int column) {
+    each_pair_of<kColumns>([&](int q, int c, int row, int column) {
       T w = 0;
       if (row < here && column < k) {
         const int own = memory.own[row];
@@ -156,15 +156,20 @@ struct PrototypeRows {
   }
 };
 
-// kWhole: one split and one tile of prototypes, and gradients besides; such blocks are few.
+// Blocks that share a multiprocessor. Of whole ones there are few, which need more registers.
 template <typename T, bool kWhole>
-__global__ void __launch_bounds__(kThreads, sizeof(T) != 4 ? 2
-                                            : kWhole       ? 3
-                                                           : 4)
+constexpr int kRowsBlocks = sizeof(T) != 4 ? 2
+                            : kWhole       ? 3
+                                           : 4;
+
+// kWhole: one split and one tile of few prototypes, and gradients besides.
+template <typename T, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kRowsBlocks<T, kWhole>)
     prototype_rows_kernel(const PrototypeMarginInput<T> in, const PrototypeMarginGradient<T> out,
                           const PrototypeMarginDevice<T> device) {
-  PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
-  PrototypeRows<T> rows(in, out, device, memory);
+  using Rows = PrototypeRows<T, kWhole ? kFewPrototypes : kPrototypeColumns<T>>;
+  auto& memory = *shared_memory<typename Rows::Memory>();
+  Rows rows(in, out, device, memory);
   const int row = static_cast<int>(threadIdx.x);
   const bool has_row = row < rows.here;
   rows.meet();

@@ -10,16 +10,16 @@
 
 namespace cgm_fast::cuda {
 
-// Of a tile: so many that four blocks share a multiprocessor.
+// Of a tile: so many that four blocks share a multiprocessor; and where one tile is all there is.
 template <typename T>
 constexpr int kPrototypeColumns = sizeof(T) == 4 ? 64 : 32;
+constexpr int kFewPrototypes = 32;
 
 // Samples of a split of which a block of prototypes lists those that it needs, at once.
 constexpr int kBatch = 2 * kThreads;
 
-template <typename T>
+template <typename T, int kColumns>
 struct PrototypeMemory {
-  static constexpr int kColumns = kPrototypeColumns<T>;
   struct Stage {
     Chunk2d<T, kChunkRows> rows;
     Chunk2d<T, kColumns> columns;
@@ -53,10 +53,12 @@ __device__ void fetch_rows(const RowsFrom& from, int here, int begin, int d,
   const auto copy = [&](auto numbers) {
     // Neighbouring threads share a row: one by one as many as it has numbers here, or a few more.
     constexpr int kNumbers = decltype(numbers)::value;
-    int lanes = kChunkFeatures / kNumbers;
-    while (kNumbers == 1 && lanes > kNumbersOf16 && lanes / 2 >= d - begin) lanes /= 2;
-    const int thread = opaque(static_cast<int>(threadIdx.x)), step = kThreads / lanes;
-    const int first = thread / lanes, f = thread % lanes * kNumbers, left = d - begin - f;
+    int shift = kNumbers == 1 ? 5 : kNumbers == 2 ? 4 : 3;
+    static_assert(kChunkFeatures == 1 << 5 && kNumbers <= 4);
+    while (kNumbers == 1 && 1 << shift > kNumbersOf16 && 1 << (shift - 1) >= d - begin) --shift;
+    const int thread = opaque(static_cast<int>(threadIdx.x)), step = kThreads >> shift;
+    const int first = thread >> shift, f = (thread - (first << shift)) * kNumbers;
+    const int left = d - begin - f;
     const int bytes = (left < kNumbers ? left < 0 ? 0 : left : kNumbers) * kBytes;
     const T* data = static_cast<const T*>(of.data) + (begin + f) * of.feature_stride;
 #pragma unroll 1
@@ -92,10 +94,10 @@ enum Loaded { kNothing, kLoadedRows, kLoadedAll };
 
 // Calls `use(stage, begin)` for every chunk of features, each of which has rows and columns.
 // Barriers.
-template <typename T, typename Use>
-__device__ void each_chunk(PrototypeMemory<T>& memory, Loaded loaded, const RowsFrom& rows,
-                           int rows_here, const RowsFrom& columns, int columns_here, int d,
-                           const Use& use) {
+template <typename T, int kColumns, typename Use>
+__device__ void each_chunk(PrototypeMemory<T, kColumns>& memory, Loaded loaded,
+                           const RowsFrom& rows, int rows_here, const RowsFrom& columns,
+                           int columns_here, int d, const Use& use) {
   const auto fetch = [&](int begin, int stage, Loaded loaded) {
     if (loaded == kNothing) fetch_rows<T>(rows, rows_here, begin, d, memory.stages[stage].rows);
     if (loaded == kLoadedAll) return;
@@ -117,14 +119,12 @@ __device__ void each_chunk(PrototypeMemory<T>& memory, Loaded loaded, const Rows
   copy_async_wait<0>();
 }
 
-template <typename T>
-using PrototypePairs = PairsOfThread<T, kPrototypeColumns<T>>;
-
 // Squared distances of the thread's pairs.
-template <typename T>
-__device__ void squared_distances_of(PrototypePairs<T>& u, PrototypeMemory<T>& memory,
-                                     Loaded loaded, const RowsFrom& rows, int rows_here,
-                                     const RowsFrom& columns, int columns_here, int d) {
+template <typename T, int kColumns>
+__device__ void squared_distances_of(PairsOfThread<T, kColumns>& u,
+                                     PrototypeMemory<T, kColumns>& memory, Loaded loaded,
+                                     const RowsFrom& rows, int rows_here, const RowsFrom& columns,
+                                     int columns_here, int d) {
 #pragma unroll
   for (auto& of_row : u) {
 #pragma unroll
@@ -133,18 +133,18 @@ __device__ void squared_distances_of(PrototypePairs<T>& u, PrototypeMemory<T>& m
   each_chunk(memory, loaded, rows, rows_here, columns, columns_here, d,
              [&](const auto& stage, int begin) {
                const int features = d - begin < kChunkFeatures ? d - begin : kChunkFeatures;
-               add_squares<T, kPrototypeColumns<T>>(stage.rows, stage.columns, features, u);
+               add_squares<T, kColumns>(stage.rows, stage.columns, features, u);
              });
 }
 
 // Calls `use(q, c, row, column)` for each of the thread's pairs u[q][c].
-template <typename T, typename Use>
+template <int kColumns, typename Use>
 __device__ void each_pair_of(const Use& use) {
   const int lane = lane_of_thread(), first = first_row_of_warp();
 #pragma unroll
   for (int q = 0; q < kChunkRowsOfWarp; ++q) {
 #pragma unroll
-    for (int c = 0; c < kPrototypeColumns<T> / kWarp; ++c) use(q, c, first + q, lane + kWarp * c);
+    for (int c = 0; c < kColumns / kWarp; ++c) use(q, c, first + q, lane + kWarp * c);
   }
 }
 

@@ -64,7 +64,7 @@ def two_launches(monkeypatch):
 @pytest.mark.parametrize("margin_", [0.5, 50.0])
 @pytest.mark.parametrize("d", [10, 40])
 def test_one_launch_or_two(labelled, margin_, d, monkeypatch, device):
-    r, g, labels = prototypes(300, 50, d, device=device)
+    r, g, labels = prototypes(300, 30, d, device=device)
     inputs = r, g, labels if labelled else None, margin_
     monkeypatch.setattr(margin, "_MOST_SUMS", 1 << 20)
     one = run(*inputs)

@@ -17,7 +17,7 @@ from cgm_fast.ops.prototype_margin.problem import Problem, Product, Tangent, Val
 # prototypes, in one launch; it is one block only. Beyond, a second launch visits the prototypes.
 _MOST_SUMS = 1 << 14
 # As in csrc/cuda/prototype_tile.cuh: prototypes of a tile, samples of a split.
-_COLUMNS = {torch.float32: 64, torch.float64: 32}
+_COLUMNS, _FEW = {torch.float32: 64, torch.float64: 32}, 32
 _BATCH = 512
 _BLOCKS = 4  # that share a multiprocessor
 _SHARE = 3  # float64 numbers of a PrototypeShare (csrc/prototype_margin.h)
@@ -83,7 +83,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     row_blocks = -(-b // ROWS)
     splits = splits_of(b, k, dtype, r.device)
     partial_g = sums = own = shares = None
-    if k <= _COLUMNS[dtype] and (not wanted.g or row_blocks * k * d <= _MOST_SUMS):
+    if k <= _FEW and (not wanted.g or row_blocks * k * d <= _MOST_SUMS):
         partial_g = like.new_empty((row_blocks, k, d)) if wanted.g else None
     else:
         own = r.new_empty(b, dtype=torch.int32)
