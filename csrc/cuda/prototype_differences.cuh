@@ -97,7 +97,8 @@ struct PrototypeDifferencesBlock {
       squared_distances_of(u, memory, kNothing, rows_of(r, g), here(), columns_of(r, g, begin),
                            columns, d());
     }
-    sync_block();  // the weights before have been read
+    // The weights before have been read: after them came the barriers of the distances, or of what
+    // said that none are needed.
     each_pair_of<kColumns>([&](int q, int c, int row, int column) {
       T w = 0;
       if (row < here() && column < columns) {
