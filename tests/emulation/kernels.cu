@@ -262,6 +262,14 @@ int main(int, char** arguments) {
     run({name.c_str(), dim3(1), dim3(32), 0, nullptr}, product, a.data(), b.data(), c.data());
     return c == wanted;
   };
+  // 1 + seven times 2^-25: cut once, or where addends are aligned, or by four.
+  const auto multiply_tiny = [&] {
+    std::vector<float> a(128, 0x1p-12f), b(64, 0x1p-13f), c(128);
+    for (std::size_t i = 0; i < 16; ++i) a[i * 8] = 1.f;
+    for (std::size_t j = 0; j < 8; ++j) b[j] = 1.f;
+    run({name.c_str(), dim3(1), dim3(32), 0, nullptr}, product, a.data(), b.data(), c.data());
+    return c;
+  };
   bool right = false;
   try {
     if (name == "tree") right = sum(tree<kNone>, 64);
@@ -283,6 +291,13 @@ int main(int, char** arguments) {
     if (name == "plain_load") right = sum_over_blocks(left<kPlainLoad>, 64);
     if (name == "uncounted") right = sum_over_blocks(left<kUncounted>, 64);
     if (name == "product") right = multiply();
+#if defined(CUDA_ON_CPU)
+    if (name == "adders") {
+      right = multiply_tiny() == std::vector<float>(128, 1.f + 0x1p-23f);
+      cuda_on_cpu::add_aligned = true;
+      right = right && multiply_tiny() == std::vector<float>(128, 1.f) && multiply();
+    }
+#endif
     if (name == "refused") right = refused_then_right();
     if (name == "anothers_error") right = right_after_anothers_error();
     if (name == "threads") right = allowed_for_all_threads();

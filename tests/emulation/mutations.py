@@ -21,8 +21,8 @@ import emulated_cuda
 
 ROOT = Path(__file__).parents[2]
 BARRIER = re.compile(r"^\s*((?:sync_block|sync_warp)\(\)|copy_async_wait<\d>\(\));", re.MULTILINE)
-FENCE = re.compile(r"^[^/\n]*\b(fence\(\));", re.MULTILINE)
-FRESH = re.compile(r"^[^/\n]*\bload_fresh(?=\()", re.MULTILINE)
+FENCE = re.compile(r"\bfence\(\)(?=;)")
+FRESH = re.compile(r"\bload_fresh(?=\()")
 COMPILED = ("test_cuda_compiled.py", "test_cuda_machine_code.py")
 TESTS = sorted(path.name for path in (ROOT / "tests" / "ops").glob("test_cuda_*.py"))
 TESTS = [name for name in TESTS if name not in COMPILED]
@@ -51,6 +51,13 @@ def end_of_call(text: str, opening: int) -> int:
     raise ValueError("a parenthesis is never closed")
 
 
+def in_code(text: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """What is found outside comments."""
+    for match in pattern.finditer(text):
+        if "//" not in text[text.rfind("\n", 0, match.start()) + 1 : match.start()]:
+            yield match
+
+
 def mutations(text: str) -> Iterator[Mutation]:
     """Of a source."""
 
@@ -60,10 +67,10 @@ def mutations(text: str) -> Iterator[Mutation]:
 
     for match in BARRIER.finditer(text):
         yield changed(*match.span(1), "", match.group(1), races=False)
-    for match in FENCE.finditer(text):
-        yield changed(*match.span(1), "", match.group(1), races=True)
-    for match in FRESH.finditer(text):
-        begin, opening = match.end() - len("load_fresh"), match.end()
+    for match in in_code(text, FENCE):
+        yield changed(*match.span(), "", match.group(), races=True)
+    for match in in_code(text, FRESH):
+        begin, opening = match.span()
         end = end_of_call(text, opening)
         plain = f"(*{text[opening:end]})"
         yield changed(begin, end, plain, text[begin:end], races=True)

@@ -59,6 +59,11 @@ def test_right_kernels_are_right(name, kernels, checked, watched):
         assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 
+def test_tensor_cores_add_in_either_way(kernels):
+    done = run(kernels, "adders")
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
 @pytest.mark.parametrize("name", ["refused", "anothers_error", "threads"])
 def test_a_launch_answers_for_itself_alone(name, kernels):
     done = run(kernels, name)

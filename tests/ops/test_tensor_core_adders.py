@@ -31,8 +31,10 @@ def emulated_backend(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("d", [16, 64])
-@pytest.mark.parametrize(("precision", "allowed"), [("highest", HIGHEST), ("high", HIGH)])
+@pytest.mark.parametrize(
+    ("d", "precision", "allowed"),
+    [(16, "highest", HIGHEST), (16, "high", HIGH), (64, "highest", HIGHEST)],
+)
 def test_mmd_keeps_what_the_precision_promises(
     d, precision, allowed, emulated_backend, pessimistic_tensor_cores
 ):
