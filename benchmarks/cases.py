@@ -318,13 +318,21 @@ MMD = Op(
     ),
     gpu_last=(MMDShape(10**6, 10),),
 )  # fmt: skip
+# Features of networks, CLIP and ResNet for example, and of gene expression.
+MMD_WIDE = Op(
+    "mmd_wide",
+    floors.mmd,
+    tuple(MMDShape(n, d) for n in (64, 256, 1024, 4096) for d in (256, 512, 768, 1024, 2048, 4096)),
+    mmd_case,
+)
 PROTOTYPE_MARGIN = Op(
     "prototype_margin",
     floors.prototype_margin,
     tuple(
         PrototypeShape(*shape)
         for shape in (
-            (64, 10, 10), (256, 10, 300), (4096, 100, 64), (65536, 100, 10), (16384, 1000, 64),
+            (64, 10, 10), (256, 10, 300), (256, 100, 600), (4096, 100, 64), (65536, 100, 10),
+            (256, 1000, 512), (256, 1000, 1024), (256, 1000, 2048), (16384, 1000, 64),
         )
     ),
     prototype_margin_case,
@@ -358,14 +366,17 @@ CGM_LOSS = Op(
     floors.cgm_loss,
     tuple(
         PrototypeShape(*shape)
-        for shape in ((64, 10, 2), (64, 10, 10), (100, 10, 300), (256, 100, 600))
+        for shape in (
+            (64, 10, 2), (64, 10, 10), (100, 10, 300), (256, 100, 600), (256, 1000, 512),
+            (256, 1000, 1024), (256, 1000, 2048),
+        )
     ),
     cgm_loss_case,
     gpu_shapes=tuple(
         PrototypeShape(*shape)
         for shape in ((256, 10, 10), (1024, 10, 10), (1024, 100, 10), (1024, 10, 64))
     ),
-)
+)  # fmt: skip
 MMD_BANDWIDTHS = Op(
     "mmd_bandwidths",
     floors.mmd_bandwidths(len(BANDWIDTHS)),

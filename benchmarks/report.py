@@ -25,7 +25,7 @@ CSV_COLUMNS = (
     "device_ms", "launches", "ratio", "limit_share", "limit_unit", "peak_mb", "loss_error",
     "gradient_error", "device", "instruction_set", "versions", "commit", "date",
 )  # fmt: skip
-KEY = CSV_COLUMNS[:5]
+KEY = (*CSV_COLUMNS[:5], "instruction_set")
 """The columns that tell rows apart: a later run replaces the rows that it measured again."""
 
 Row = dict[str, Any]
@@ -182,8 +182,8 @@ def merge(runs: Iterable[list[Row]]) -> list[Row]:
 
 
 def best_of_ours(rows: list[Row], like: Row) -> Row | None:
-    """Our fastest implementation at a row's op, shape, device and precision."""
-    same = ("op", "shape", "device", "threads", "precision")
+    """Our fastest implementation at a row's op, shape, device, instruction set and precision."""
+    same = ("op", "shape", "device", "threads", "instruction_set", "precision")
     ours = [r for r in rows if r["ours"] and all(r[name] == like[name] for name in same)]
     return min(ours, key=lambda row: row["median_ms"], default=None)
 
@@ -292,11 +292,12 @@ def plain_table(rows: list[Row]) -> str:
 def markdown(rows: list[Row]) -> str:
     """All tables, with what they were measured on."""
     parts = []
-    for device, threads in unique((row["device"], row["threads"]) for row in rows):
-        here = [row for row in rows if (row["device"], row["threads"]) == (device, threads)]
+    machine = ("device", "threads", "instruction_set")
+    for place in unique(tuple(row[name] for name in machine) for row in rows):
+        here = [row for row in rows if tuple(row[name] for name in machine) == place]
         first = here[0]
         parts.append(
-            f"## {', '.join((device, *running_on(first)))}\n\n"
+            f"## {', '.join((first['device'], *running_on(first)))}\n\n"
             f"{first['date']}, commit {first['commit']}, {first['versions']}"
         )
         for op in unique(row["op"] for row in here):

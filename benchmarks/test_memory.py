@@ -1,4 +1,5 @@
-"""The promise on memory: O(M d), less than 100 MB beyond the inputs at n = m = 65536, d = 10."""
+"""The promise on memory: O(M d). Of many rows less than 100 MB beyond the inputs; of many features
+less than twice what these take, and a little more: a copy, and the gradients."""
 
 import math
 
@@ -6,39 +7,41 @@ import pytest
 import torch
 
 from benchmarks import measure
-from benchmarks.cases import MMDShape
+from benchmarks.cases import MMDShape, shape_id
 from benchmarks.machine import DEVICES
 from benchmarks.peers.mmd import PEERS
 from cgm_fast.testing import samples
 
 # The reference keeps this promise too, but takes minutes.
-SHAPE = MMDShape(65536, 10)
-ALLOWED = 100e6
+ALLOWED = {MMDShape(65536, 10): 100e6, MMDShape(16384, 2048): 600e6}
 
 
 OURS = [p for p in PEERS if p.ours and p.name != "reference" and p.precision == "highest"]
 
 
 @pytest.mark.parametrize(
-    ("peer", "device"),
+    ("shape", "peer", "device"),
     [
-        pytest.param(peer, device, id=f"{peer.name}-{device}")
+        pytest.param(shape, peer, device, id=f"{shape_id(shape)}-{peer.name}-{device}")
         for device in DEVICES
+        for shape in ALLOWED
         for peer in OURS
         if device in peer.devices
     ],
 )
-def test_a_large_mmd_fits_in_100_megabytes(benchmark, peer, device):
+def test_a_large_mmd_fits(benchmark, shape, peer, device):
     if reason := peer.missing(device):
         pytest.skip(f"{peer.name}: {reason}")
-    inputs = samples(SHAPE.n, SHAPE.n, SHAPE.d, device=device)
+    if benchmark.disabled and shape.d > 10:
+        pytest.skip("without measuring, the shape with little arithmetic does")
+    inputs = samples(shape.n, shape.n, shape.d, device=device)
     step = measure.synchronized(peer.prepare(*inputs), device)
     peaks, results = [], []
 
     def call():
         peaks.append(measure.peak_memory(lambda: results.append(step()), device))
 
-    benchmark.group = f"memory {SHAPE}"
+    benchmark.group = f"memory {shape_id(shape)}"
     benchmark.pedantic(call, rounds=1)
     (peak,), (loss, *gradients, _) = peaks, results[0]
     if peak is None:
@@ -47,7 +50,7 @@ def test_a_large_mmd_fits_in_100_megabytes(benchmark, peer, device):
     assert math.isfinite(float(loss))
     assert all(bool(part.isfinite().all()) for part in gradients)
     benchmark.extra_info.update(
-        op="memory", shape=SHAPE._asdict(), peer=peer.name, ours=True, device=device,
+        op="memory", shape=shape._asdict(), peer=peer.name, ours=True, device=device,
         dtype="float32", threads=torch.get_num_threads(), peak_bytes=peak,
     )  # fmt: skip
-    assert peak < ALLOWED, f"peak of {peak / 1e6:.0f} MB beyond the inputs"
+    assert peak < ALLOWED[shape], f"peak of {peak / 1e6:.0f} MB beyond the inputs"

@@ -17,6 +17,7 @@ from benchmarks.cases import (
     KERNEL_PRODUCT,
     MMD,
     MMD_BANDWIDTHS,
+    MMD_WIDE,
     PROTOTYPE_MARGIN,
     shape_id,
 )
@@ -31,6 +32,7 @@ MMD_TF32_TOLERANCE = {"loss": 2e-5, "gradient": 5e-4}
 OUR_TF32_TOLERANCE = {
     MMD.name: MMD_TF32_TOLERANCE,
     MMD_BANDWIDTHS.name: MMD_TF32_TOLERANCE,
+    MMD_WIDE.name: MMD_TF32_TOLERANCE,
     KERNEL_PRODUCT.name: {"loss": 1e-3, "gradient": 2e-3},
     PROTOTYPE_MARGIN.name: MARGIN_TF32_TOLERANCE,
     CGM_LOSS.name: MARGIN_TF32_TOLERANCE,
@@ -190,6 +192,11 @@ def run_as(peer, *args):
 @pytest.mark.parametrize(("shape", "peer", "device"), cases(MMD, mmd.PEERS))
 def test_mmd(benchmark, limits, budget, shape, peer, device):
     run_as(peer, benchmark, limits, budget, MMD, shape, peer, device)
+
+
+@pytest.mark.parametrize(("shape", "peer", "device"), cases(MMD_WIDE, mmd.WIDE_PEERS))
+def test_mmd_wide(benchmark, limits, budget, shape, peer, device):
+    run_as(peer, benchmark, limits, budget, MMD_WIDE, shape, peer, device)
 
 
 @pytest.mark.parametrize(

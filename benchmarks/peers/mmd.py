@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -234,6 +235,14 @@ PEERS = (
         compiles=True,
     ),
     Peer("jax", jax_jit, needs=("jax",), devices=("cpu",), stores_pairs=True),
+)
+
+# At many features the others are slow, or the same matrix products. On a GPU such shapes are among
+# those of PEERS.
+WIDE_PEERS = tuple(
+    replace(peer, devices=("cpu",))
+    for peer in PEERS
+    if peer.name in ("native", "matmul", "eager", "compile", "tiled")
 )
 
 

@@ -21,7 +21,14 @@ COUNTED = ("cgm_loss_", "kernel_product_", "mmd_", "prototype_rows_")
 INPUTS_BEHIND = {"mmd_hvp_": 2, "mmd_": 10}
 """Weak loads of the last block, most of any kernel: of the groups' sizes and relation, which are
 inputs. `make races` shows that no others' results are among them."""
-WIDE = {"mmd_tensor_": 0.12, "kernel_product_kernel<double": 0.5}
+WIDE = {
+    "mmd_tensor_": 0.12,
+    "kernel_product_kernel<double": 0.5,
+    "prototype_rows_kernel<float, ": 0.08,  # of samples read through chunks, tiles and splits
+    "prototype_rows_kernel<double, ": 0.2,
+    "prototype_differences_kernel<float>": 0.08,
+    "prototype_differences_kernel<double>": 0.2,
+}
 """Of loads and copies of what is there before the launch, those of 16 bytes, at least."""
 BLOCKS = {
     **{f"mmd_rows_kernel<float, {d}, false>": 2 for d in (4, 8, 10, 12, 16)},
@@ -33,7 +40,10 @@ BLOCKS = {
     "kernel_product_kernel<float": 2,
     "cgm_loss_kernel<float, 8>": 2,
     "prototype_rows_kernel<float": 2,
+    "prototype_rows_kernel<float, true>": 3,
+    "prototype_rows_kernel<float, false>": 4,
     "prototype_differences_kernel<float": 2,
+    "prototype_differences_kernel<float>": 4,
 }
 """On a multiprocessor, by registers, at least; of any other kernel one."""
 SPILLED = {("mmd_tensor_kernel<32, tf32x3, true>", "sm_80")}

@@ -139,7 +139,7 @@ def plan(
         bench(
             "bench-large", 70,
             f"({LARGE}) and not ({COMPILING} or tiled or reference or eager-high or small_call "
-            "or test_kernel_product)",
+            "or test_kernel_product or test_cgm_loss)",
         ),
         bench("bench-product", 40, f"test_kernel_product and not ({COMPILING} or eager-high)"),
         bench("bench-train", 45, "train"),
