@@ -79,33 +79,34 @@ __device__ void fetch_chunk(const Samples& from, int here, int begin, int d,
 template <int kColumns, typename T, typename Fetch, typename Use>
 __device__ void each_chunk(const MmdProblem<T>& in, int chunks, bool back, const Fetch& fetch,
                            const Use& use) {
+  using Tile = ColumnTile<kColumns>;
   const int steps = back ? 2 * chunks - 1 : chunks;
-  auto of = ColumnTile<kColumns>::at(in, 0);
-  int turn = 0, stage = 0;
-  fetch(of, 0, 0, 0);
-  copy_async_commit();
+  Tile of{};
+  int turn = 1, stage = 1, step = steps - 1;  // as behind a tile before the first
+  bool begun = false;
 #pragma unroll 1
   while (true) {
-    const bool is_last = of.first + of.here == in.rows;
-    const auto next = is_last ? of : of.next(in);
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    if (begun) {
       copy_async_wait<0>();
       sync_block();  // the chunk has arrived, and the one before it has been read
-      const bool ends = step + 1 == steps;
-      if (!ends || !is_last) {
-        const int after = ends ? 0 : step + 1 < chunks ? step + 1 : 2 * chunks - 3 - step;
-        auto to_come = of;  // a choice of references would have them in local memory
-        if (ends) to_come = next;
-        fetch(to_come, ends ? turn ^ 1 : turn, after, stage ^ 1);
-        copy_async_commit();
-      }
-      use(of, turn, step < chunks ? step : 2 * chunks - 2 - step, step, stage);
-      stage ^= 1;
     }
-    if (is_last) return;
-    of = next;
-    turn ^= 1;
+    const bool ends = step + 1 == steps, is_last = begun && of.first + of.here == in.rows;
+    Tile to_come = of;
+    if (!ends || !is_last) {
+      if (ends) to_come = begun ? of.next(in) : Tile::at(in, 0);
+      const int after = ends ? 0 : step + 1 < chunks ? step + 1 : 2 * chunks - 3 - step;
+      fetch(to_come, ends ? turn ^ 1 : turn, after, stage ^ 1);
+      copy_async_commit();
+    }
+    if (begun) use(of, turn, step < chunks ? step : 2 * chunks - 2 - step, step, stage);
+    if (ends && is_last) return;
+    begun = true;
+    stage ^= 1;
+    if (ends) {
+      of = to_come;
+      turn ^= 1;
+    }
+    step = ends ? 0 : step + 1;
   }
 }
 

@@ -20,7 +20,7 @@ namespace cgm_fast::cuda {
 // Whether a visit without a gradient is one with it that asks, for every two columns, rather than
 // compiled for itself: where that is little beside the rest.
 template <int kD, bool kOptions>
-constexpr bool kAsks = kOptions || kD >= 16;
+constexpr bool kAsks = kOptions || kD >= 8;
 
 // A tile by plain differences: sums grow by coefficient w (z_i - z_j). The row's pair with itself
 // is column `own`, or none here. Without kOptions far pairs are what near ones leave.

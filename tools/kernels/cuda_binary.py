@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tools.kernels.compiled import nvidia_tool
+from tools.kernels.cost import TENSOR
 from tools.kernels.cuda_tiles import THREADS, Tile, by_rows, of_wide_rows, on_tensor_cores
 
 REGISTERS = 65536
@@ -122,6 +123,37 @@ def row(tile: Tile) -> str:
     )
 
 
+CLOCK, MULTIPROCESSORS, L2 = 1.755e9, 132, 5.5e12
+"""Of an H100: per second, and bytes per second."""
+ROUTES = (
+    ("row chunks, cuBLAS in float32, and a pass", 128, 0.85, 1, True),
+    ("the same where tf32 is allowed", TENSOR["tf32"], 0.6, 1, True),
+    ("a tile of `mma.sync`, 3×tf32", TENSOR["tf32"], 0.6, 3, False),
+    ("a tile of `wgmma` with TMA, 3×tf32", TENSOR["tf32"], 0.8, 3, False),
+)
+"""Ways to many features: their unit's multiply-adds per clock, what share of it is assumed, how
+many products a product takes, and whether a matrix of pairs is read and written besides."""
+
+
+def predictions(lines: list[str]) -> None:
+    """Print what value and gradient of 2 x 16384 rows would take by every route, in ms."""
+    pairs, features = float((2 * 16384) ** 2), (300, 2048)
+    print("\n| | share | d = 300 | d = 2048 |\n| --- | ---: | ---: | ---: |")
+    for name, rate, share, products, has_pass in ROUTES:
+        times = []
+        for d in features:
+            clocks = pairs * 2 * d * products / (rate * share)
+            times.append(clocks / (CLOCK * MULTIPROCESSORS) + has_pass * pairs * 8 / L2)
+        print(f"| {name} | {share:.0%} | " + " | ".join(f"{1000 * t:.0f}" for t in times) + " |")
+    clocks_of = [max(of_wide_rows(lines, d).clocks().values()) for d in features]
+    own = [1000 * pairs * clocks / (CLOCK * MULTIPROCESSORS) for clocks in clocks_of]
+    print(
+        "| mmd_wide.cuh, all of it issued without a wait | | "
+        + " | ".join(f"{time:.0f}" for time in own)
+        + " |"
+    )
+
+
 def main() -> None:
     """Print both tables."""
     print("| kernel | architecture | registers | stack, bytes | blocks a multiprocessor |")
@@ -146,6 +178,7 @@ def main() -> None:
         for numbers in NUMBERS:
             lines = of_kernels[f"mmd_tensor_kernel<{d}, {numbers}, false>"]
             print(f"| {d} | {numbers} | {row(on_tensor_cores(lines, d, numbers))}")
+    predictions(of_kernels["mmd_wide_kernel<float, true>"])
 
 
 if __name__ == "__main__":
