@@ -17,7 +17,8 @@ const std::vector<Fields>& launches() {
         "workers", "tiles", "tf32", "slots", "partials", "counters", "stream"}},
       {"prototype_margin",
        "Launch",
-       {"blocks", "partials", "partial_g", "own", "counter", "stream"}},
+       {"splits", "row_splits", "sample_splits", "shares", "partials", "partial_g", "sums", "own",
+        "counters", "stream"}},
       {"cgm_loss",
        "Launch",
        {"variances", "kernel_weights", "rows", "partials", "prior", "counter", "stream"}},
@@ -32,7 +33,7 @@ const std::vector<Fields>& launches() {
 struct OnCuda {
   using Release = py::call_guard<py::gil_scoped_release>;
   using Mmd = Addresses<14>;
-  using PrototypeMargin = Addresses<6>;
+  using PrototypeMargin = Addresses<10>;
   using CgmLoss = Addresses<7>;
   using KernelProduct = Addresses<9>;
   static constexpr const char* suffix = "_cuda";
@@ -75,22 +76,33 @@ struct OnCuda {
   }
 
   template <typename T>
+  static PrototypeMarginDevice<T> device(const PrototypeMargin& given) {
+    const auto [splits, row_splits, sample_splits, shares, partials, partial_g, sums, own, counters,
+                stream] = given.of;
+    return {static_cast<int>(splits),
+            static_cast<int>(row_splits),
+            static_cast<int>(sample_splits),
+            at<PrototypeShare>(shares),
+            at<double>(partials),
+            at<T>(partial_g),
+            at<T>(sums),
+            at<std::int32_t>(own),
+            at<unsigned>(counters),
+            at<void>(stream)};
+  }
+
+  template <typename T>
   static void prototype_margin_fwd(const PrototypeMarginInput<T>& in,
                                    const PrototypeMarginGradient<T>& value,
                                    const PrototypeMargin& given) {
-    const auto [blocks, partials, partial_g, own, counter, stream] = given.of;
-    prototype_margin_fwd_cuda(
-        in, value,
-        PrototypeMarginDevice<T>{static_cast<unsigned>(blocks), at<double>(partials),
-                                 at<T>(partial_g), at<std::int32_t>(own), at<unsigned>(counter),
-                                 at<void>(stream)});
+    prototype_margin_fwd_cuda(in, value, device<T>(given));
   }
 
   template <typename T>
   static void prototype_margin_hvp(const PrototypeMarginInput<T>& in,
                                    const PrototypeMarginTangent<T>& tangent,
                                    const PrototypeMargin& given) {
-    prototype_margin_hvp_cuda(in, tangent, at<void>(given.of[5]));
+    prototype_margin_hvp_cuda(in, tangent, device<T>(given));
   }
 
   template <typename T>

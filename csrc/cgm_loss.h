@@ -37,14 +37,16 @@ struct CgmLossGradient {
   T* grad_g;            // [k, d], or null
 };
 
+constexpr int kCgmLossRows = 8, kCgmLossParts = 5;
+
 // What a GPU needs besides. There all pointers of the structs above are the device's, but for the
 // lists `variances` and `kernel_weights`, which are not read.
 template <typename T>
 struct CgmLossDevice {
   const T* variances;       // [scales]
   const T* kernel_weights;  // [scales]
-  int rows;                 // of a block, of z's or of z''s: a power of two from 4 to 32
-  double* partials;         // [blocks, 7], uninitialised; see cgm_loss_blocks
+  int rows;                 // of a block, of z's or of z''s: 4 or kCgmLossRows
+  double* partials;         // [blocks, kCgmLossParts], uninitialised; see cgm_loss_blocks
   T* prior;                 // [B, d], uninitialised: gradients of the prototypes' samples
   unsigned* counter;        // [1], zero, and zero again when the call is done
   void* stream;             // cudaStream_t
@@ -55,8 +57,8 @@ inline int64_t cgm_loss_blocks(int64_t batch, int64_t k, int rows, bool with_g) 
   return 2 * ((batch + rows - 1) / rows) + (with_g ? k : 0);
 }
 
-// One launch, for the Gaussian. At most 64 features in float32, 16 in float64; r, g and noise are
-// of type T, the features of a row side by side.
+// One launch, for the Gaussian. At most 1024 rows, 1024 prototypes and 64 features, or 16 in
+// float64; r, g and noise are of type T and contiguous.
 template <typename T>
 void cgm_loss_fwd_cuda(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
                        const CgmLossDevice<T>& device);

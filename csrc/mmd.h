@@ -85,9 +85,10 @@ struct MmdDevice {
   unsigned blocks;  // of an item: of every group ceil(its rows / rows)
   int workers;      // 0; or, of 128 rows on tensor cores, blocks that share all tiles; no more than
                     // these
-  int tiles;        // of these, of columns: of every group ceil(its rows / (2048 / d'))
-  bool tf32;        // whether these may multiply float32 samples as tf32 ones
-  double* slots;    // [2 workers, 3 groups + 128 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d
+  int tiles;  // of these, of columns: of every group ceil(its rows / columns), of which a tile has
+              // 2048 / d', or, for d' = 64, 64
+  bool tf32;  // whether these may multiply float32 samples as tf32 ones
+  double* slots;       // [2 workers, 3 groups + 128 + 128 (d' / 2 + 2)], d' = 16, 32 or 64 >= d
   double* partials;    // [batch, blocks, 3 groups + scales], uninitialised
   unsigned* counters;  // [batch + workers], zeros, and zeros again when the call is done
   void* stream;        // cudaStream_t

@@ -39,15 +39,29 @@ struct PrototypeMarginTangent {
   T* out_g;                   // [k, d]
 };
 
+// What some of the prototypes are to a sample: the nearest of them, or the label's; and of all
+// those inside the margin, that one too, how many they are and what they add to the loss.
+struct PrototypeShare {
+  double hinge, distance;
+  std::int32_t index, inside;
+};
+
 // What a GPU needs besides; all pointers of these structs are the device's. Tangents may be null.
+// Blocks have 32 samples, or prototypes, and a split of what these are met with: splits of few
+// blocks make them enough for the device. The last split of a block to finish adds them up.
 template <typename T>
 struct PrototypeMarginDevice {
-  unsigned blocks;    // which take blocks of 32 rows in turn
-  double* partials;   // [blocks], uninitialised
-  T* partial_g;       // [blocks, k, d], uninitialised; or null: grad_g takes a second launch
-  std::int32_t* own;  // [rows], uninitialised; not null where partial_g is, but grad_g is not
-  unsigned* counter;  // [1], zero, and zero again when the call is done
-  void* stream;       // cudaStream_t
+  int splits;              // of the prototypes, to assign samples
+  int row_splits;          // of the prototypes, for gradients of samples
+  int sample_splits;       // of the samples, for gradients of prototypes
+  PrototypeShare* shares;  // [splits, rows], uninitialised, unless there is one split
+  double* partials;        // [blocks of samples], uninitialised
+  T* partial_g;            // [blocks of samples, k, d], uninitialised; or null
+  T* sums;                 // uninitialised: [row_splits, rows, d] unless that is 1 split, then
+                           // [sample_splits, k, d] likewise
+  std::int32_t* own;       // [rows], uninitialised; or null: one launch, k <= 32
+  unsigned* counters;      // [blocks of samples + those of prototypes], zeros, and left as zeros
+  void* stream;            // cudaStream_t
 };
 
 template <typename T>
@@ -64,9 +78,10 @@ void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>& in,
                                const PrototypeMarginGradient<T>& out,
                                const PrototypeMarginDevice<T>& device);
 
-// Two launches.
+// One launch.
 template <typename T>
 void prototype_margin_hvp_cuda(const PrototypeMarginInput<T>& in,
-                               const PrototypeMarginTangent<T>& tangent, void* stream);
+                               const PrototypeMarginTangent<T>& tangent,
+                               const PrototypeMarginDevice<T>& device);
 
 }  // namespace cgm_fast

@@ -11,11 +11,10 @@ void launch(const CgmLossInput<T>& in, const CgmLossGradient<T>& out,
             const CgmLossDevice<T>& device) {
   const int64_t batch = in.margin.rows, k = in.margin.k;
   const auto blocks = cgm_loss_blocks(batch, k, device.rows, out.grad_g != nullptr);
-  const auto row_blocks = cgm_loss_blocks(batch, k, device.rows, false);
   cuda::run({"cgm_loss_kernel", dim3(static_cast<unsigned>(blocks)), dim3(cuda::kThreads),
-             cuda::shared_bytes<cuda::RowsMemory<T, kD>, cuda::CgmLossTail<T>>(in),
+             cuda::shared_bytes<cuda::CgmLossMemory<T, kD>, cuda::CgmLossTail<T>>(in, device.rows),
              static_cast<cudaStream_t>(device.stream)},
-            cuda::cgm_loss_kernel<T, kD>, in, out, device, static_cast<unsigned>(row_blocks));
+            cuda::cgm_loss_kernel<T, kD>, in, out, device, cuda::CgmLossFactors<T>(in));
 }
 
 }  // namespace

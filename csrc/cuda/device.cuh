@@ -36,6 +36,13 @@ __device__ T shuffle_xor(T value, int bit) {
 // The lanes of the warp for which it is true, a bit each.
 __device__ inline unsigned ballot(bool value) { return __ballot_sync(0xffffffffu, value); }
 
+// The lanes of the warp that have the same value, a bit each.
+__device__ inline unsigned match_lanes(int value) { return __match_any_sync(0xffffffffu, value); }
+
+__device__ inline void sync_warp() { __syncwarp(); }
+
+__device__ inline int count_bits(unsigned bits) { return __popc(bits); }
+
 // Whether it is true for any thread of the block; a barrier.
 __device__ inline bool any_in_block(bool value) { return __syncthreads_or(value) != 0; }
 
@@ -73,17 +80,32 @@ __device__ inline float max_or_nan(float a, float b) {
   return larger;
 }
 
+// 2^e of the hardware: off by 2^-22 at most, relatively, and 0 below 2^-126. A NaN stays one.
+__device__ inline float exp2_approx(float e) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(e));
+  return power;
+}
+
 __device__ inline int bits_of(float value) { return __float_as_int(value); }
 __device__ inline float from_bits(int bits) { return __int_as_float(bits); }
 __device__ inline long long bits_of(double value) { return __double_as_longlong(value); }
 __device__ inline double from_bits(long long bits) { return __longlong_as_double(bits); }
 
-// Copy 16 bytes to shared memory, or zeros, while the thread goes on.
-__device__ inline void copy_async_16(void* to, const void* from, bool valid) {
+// Copy kBytes, 4, 8 or 16, to shared memory while the thread goes on: the first `bytes` of them,
+// then zeros; of 0 bytes the address is not read. Both addresses are multiples of kBytes.
+template <int kBytes>
+__device__ void copy_async(void* to, const void* from, int bytes) {
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+  if constexpr (kBytes == 16) {  // past L1
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from),
+                 "n"(kBytes), "r"(bytes)
+                 : "memory");
+  }
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most kLeft of this thread's groups are under way; others' need a barrier besides.
@@ -138,13 +160,17 @@ T* shared_memory() {
 #define sync_block() __syncthreads()
 #define shuffle_xor(value, bit) __shfl_xor_sync(0xffffffffu, value, bit)
 
+#define sync_warp() \
+  cuda_on_cpu::Block::current().park(cuda_on_cpu::State::at_warp, CUDA_ON_CPU_HERE)
 #define ballot(value) cuda_on_cpu::ballot(value, CUDA_ON_CPU_HERE)
+#define match_lanes(value) cuda_on_cpu::match_lanes(value, CUDA_ON_CPU_HERE)
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
 using cuda_on_cpu::check_alignment;
 using cuda_on_cpu::count_up;
 using cuda_on_cpu::fence;
 using cuda_on_cpu::load_fresh;
+inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline void compiler_barrier() {}
 inline int opaque(int value) { return value; }
 
@@ -159,17 +185,28 @@ To same_bits(From from) {
 }
 inline int bits_of(float value) { return same_bits<int>(value); }
 inline float from_bits(int bits) { return same_bits<float>(bits); }
+// As wrong as the hardware's may be: by 2^-22, up or down as the bits of e have it.
+inline float exp2_approx(float e) {
+  const unsigned hash = static_cast<unsigned>(bits_of(e)) * 2654435761u;
+  const double error = (static_cast<double>(hash) * 0x1p-31 - 1) * 0x1p-22;
+  const float power = static_cast<float>(std::exp2(static_cast<double>(e)) * (1 + error));
+  return power < 0x1p-126f ? 0.f : power;
+}
+
 inline long long bits_of(double value) { return same_bits<long long>(value); }
 inline double from_bits(long long bits) { return same_bits<double>(bits); }
 
-inline void copy_async_16(void* to, const void* from, bool valid) {
-  check_alignment(to, 16);
-  if (valid) check_alignment(from, 16);
-  cuda_on_cpu::races::copied(from, valid ? 16 : 0, 16);
+template <int kBytes>
+void copy_async(void* to, const void* from, int bytes) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  if (bytes < 0 || bytes > kBytes) throw std::runtime_error("an asynchronous copy of too much");
+  check_alignment(to, kBytes);
+  if (bytes > 0) check_alignment(from, kBytes);
+  cuda_on_cpu::races::copied(from, bytes, kBytes);
   const cuda_on_cpu::races::Unwatched unwatched;
-  cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(16, 0)};
-  if (valid) std::memcpy(copy.bytes.data(), from, 16);
-  std::memset(to, 0xff, 16);
+  cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(kBytes, 0)};
+  if (bytes > 0) std::memcpy(copy.bytes.data(), from, static_cast<std::size_t>(bytes));
+  std::memset(to, 0xff, kBytes);
   cuda_on_cpu::Block::fiber().open.push_back(std::move(copy));
 }
 inline void copy_async_commit() {

@@ -26,8 +26,8 @@ struct BlockOfRows {
   }
 };
 
-// Block number `block` of an item, of `rows` rows at most, a power of two.
-template <typename T>
+// Block number `block` of an item, of `rows` rows at most; a power of two, if that is said.
+template <bool kPowerOfTwo = true, typename T>
 __device__ BlockOfRows block_of_rows(const MmdProblem<T>& in, unsigned block, int rows) {
   int64_t first = int64_t{block} * rows, begin = 0, size = 0;  // first: were all blocks full
   int group = 0;
@@ -35,7 +35,8 @@ __device__ BlockOfRows block_of_rows(const MmdProblem<T>& in, unsigned block, in
   while (true) {
     const int64_t end = in.begins[group + 1];
     size = end - begin;
-    const int64_t padded = (size + rows - 1) & -int64_t{rows};
+    const int64_t padded =
+        kPowerOfTwo ? (size + rows - 1) & -int64_t{rows} : (size + rows - 1) / rows * rows;
     if (first < padded) break;
     first -= padded;
     begin = end;
@@ -44,6 +45,31 @@ __device__ BlockOfRows block_of_rows(const MmdProblem<T>& in, unsigned block, in
   const int64_t left = size - first;
   return {group, static_cast<int>(left < rows ? left : rows), begin + first};
 }
+
+// A tile of columns, all of one group. The tiles of all groups stand in a line.
+template <int kColumns>
+struct ColumnTile {
+  int group, here;
+  int64_t first;
+  bool last;  // of its group
+
+  template <typename T>
+  __device__ static ColumnTile at(const MmdProblem<T>& in, int tile) {
+    const BlockOfRows of = block_of_rows<false>(in, static_cast<unsigned>(tile), kColumns);
+    return {of.group, of.here, of.first, of.first + of.here == in.begins[of.group + 1]};
+  }
+
+  // The one after it, which there has to be.
+  template <typename T>
+  __device__ ColumnTile next(const MmdProblem<T>& in) const {
+    const int64_t begin = first + here;
+    int of = group;
+#pragma unroll 1
+    while (begin >= in.begins[of + 1]) ++of;
+    const int64_t left = in.begins[of + 1] - begin;
+    return {of, static_cast<int>(left < kColumns ? left : kColumns), begin, left <= kColumns};
+  }
+};
 
 // Rows of z from `first` on, as far as its group goes: these are all x's or all y's.
 template <typename T>

@@ -140,24 +140,29 @@ struct ProductPass {
     }
   }
 
-  // The chunk of features of samples, or of values, that begins so.
+  // Begin to bring the chunk of features of samples, or of values, that begins so.
   template <int kCount, int kStride>
   __device__ void load_samples(T (&chunk)[kChunk][kStride], Samples of, int64_t first, int here,
                                int begin) const {
     of = rows_from(of, item, first);
     const int some = d - begin < kChunk ? d - begin : kChunk;
-    with_elements<T>(of, [&](const auto& at) {
-      load_transposed<kCount>(chunk, here, some,
-                              [&at, begin](int row, int f) { return at(row, begin + f); });
-    });
+    if (is_of<T>(of)) {
+      ElementsOf<T> from = elements_of<T>(of);
+      from.data += begin * from.across;
+      return fetch_transposed<kCount>(chunk, here, some, from);
+    }
+    if constexpr (sizeof(T) == 4) {
+      load_transposed<kCount>(chunk, here, some, [at = halves_of(of), begin](int row, int f) {
+        return at(row, begin + f);
+      });
+    }
   }
   template <int kCount, int kStride>
   __device__ void load_values(T (&chunk)[kChunk][kStride], const T* of, int64_t first, int here,
                               int begin) const {
-    of += first * in.values + begin;
     const int some = values - begin < kChunk ? values - begin : kChunk;
-    load_transposed<kCount>(
-        chunk, here, some, [of, width = in.values](int row, int f) { return of[row * width + f]; });
+    fetch_transposed<kCount>(chunk, here, some,
+                             ElementsOf<T>{of + first * in.values + begin, in.values, 1});
   }
 
   // A chunk of the tile's columns, and of the rows where they are read, unless it is there already.
@@ -182,6 +187,8 @@ struct ProductPass {
     }
     if (rows) held_rows = code;
     if (columns) held_columns = code;
+    copy_async_commit();
+    copy_async_wait<0>();
     sync_block();
   }
 

@@ -50,31 +50,6 @@ __device__ void write_some(T* to, const T (&from)[kCount]) {
   }
 }
 
-// Calls `use(at)`, where `at(row, feature)` reads an element. The dtype is asked for once: between
-// branches no loads are under way together.
-template <typename T, typename Use>
-__device__ void with_elements(const Samples& of, const Use& use) {
-  const auto reader = [&of](auto* data, auto convert) {
-    return [data, convert, along = of.row_stride, across = of.feature_stride](int row, int f) {
-      return convert(data[row * along + f * across]);
-    };
-  };
-  const auto same = [](T value) { return value; };
-  if constexpr (sizeof(T) == 8) {
-    use(reader(static_cast<const T*>(of.data), same));
-  } else {
-    const auto* halves = static_cast<const std::uint16_t*>(of.data);
-    switch (of.dtype) {
-      case Dtype::float16:
-        return use(reader(halves, [](unsigned bits) { return of_float16(bits); }));
-      case Dtype::bfloat16:
-        return use(reader(halves, [](unsigned bits) { return of_bfloat16(bits); }));
-      default:
-        return use(reader(static_cast<const T*>(of.data), same));
-    }
-  }
-}
-
 // Features of kCount rows, a feature's rows side by side; `at(row, feature)` reads an element. Rows
 // and features that are not there are zeros, as far as features come in sixteens. A warp takes
 // eight features of four rows: sectors of 32 bytes where features are contiguous, and 32 banks.
@@ -102,6 +77,28 @@ __device__ void load_transposed(T (&chunk)[kChunk][kStride], int rows, int featu
 #pragma unroll
       for (int q = 0; q < kTimes; ++q) chunk[begin + kEight * g][own_row + kStep * q] = held[g][q];
     }
+  }
+}
+
+// Begin to copy them so where they are numbers of type T: an element from data[row * along +
+// feature * across].
+template <int kCount, typename T, int kChunk, int kStride>
+__device__ void fetch_transposed(T (&chunk)[kChunk][kStride], int rows, int features,
+                                 const ElementsOf<T>& from) {
+  constexpr int kEight = 8, kBytes = static_cast<int>(sizeof(T)), kStep = kThreads / kEight;
+  const int thread = opaque(static_cast<int>(threadIdx.x));
+  const int own_f = thread % kEight, own_row = thread / kEight;
+  const T* source = from.data + own_row * from.along + own_f * from.across;
+  const int padded = (features + 15) / 16 * 16;
+#pragma unroll 1
+  for (int f = own_f; f < padded; f += kEight) {
+#pragma unroll
+    for (int q = 0; q < kCount / kStep; ++q) {
+      const int row = own_row + kStep * q;
+      copy_async<kBytes>(&chunk[f][row], source + q * kStep * from.along,
+                         row < rows && f < features ? kBytes : 0);
+    }
+    source += kEight * from.across;
   }
 }
 

@@ -55,6 +55,26 @@ __device__ inline Exp2<double> exp2_less(double e, double one) {
   return exp2_less_unclamped(max_or_nan(e, -1023.), one);
 }
 
+// 2^e, and of it what is added up: 2^e - 1 of near pairs, e >= -1, and 2^e - far_less of others,
+// where far_less is 0 or 1. For e <= 0, but for what rounding leaves above it.
+//
+// In float the hardware gives 2^e, of which 2^-22 may be wrong: the gradient does not mind, nor
+// what is added up of far pairs. A near pair's 2^e - 1 is e q(e), with q a minimax polynomial for
+// -1 <= e
+// <= 0 that is off by 1e-8.
+__device__ inline Exp2<float> exp2_near(float e, float far_less) {
+  float q = fmaf(e, 1.1458056896256315e-4f, 1.2907800031698373e-3f);
+  q = fmaf(e, q, 9.5962758051279032e-3f);
+  q = fmaf(e, q, 5.5498953705454449e-2f);
+  q = fmaf(e, q, 2.4022605608389769e-1f);
+  q = fmaf(e, q, 6.9314717406231263e-1f);
+  const float whole = exp2_approx(e);
+  return {e >= -1.f ? e * q : whole - far_less, whole};
+}
+__device__ inline Exp2<double> exp2_near(double e, double far_less) {
+  return exp2_less(e, e >= -1. ? 1. : far_less);
+}
+
 template <typename T>
 __device__ Exp2<T> exp2_less_one(T e) {
   return exp2_less(e, T(1));

@@ -99,6 +99,7 @@ __device__ T is_near(T e, T near_from) {
 template <typename T, int kPairs>
 __device__ void kernels_at(const T (&e)[kPairs], const Scale<T>* scales, int64_t count, T near_from,
                            T (&value)[kPairs], T (&slope)[kPairs], T (&near)[kPairs]) {
+  const T far_less = near_from == -1 ? T(0) : T(1);
 #pragma unroll
   for (int p = 0; p < kPairs; ++p) value[p] = slope[p] = near[p] = 0;
 #pragma unroll 1
@@ -108,7 +109,7 @@ __device__ void kernels_at(const T (&e)[kPairs], const Scale<T>* scales, int64_t
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       const T exponent = e[p] * scale.ratio, one = is_near(exponent, near_from);
-      const Exp2<T> k = exp2_less(exponent, one);
+      const Exp2<T> k = exp2_near(exponent, far_less);
       value[p] += scale.weight * k.less;
       slope[p] += of_slope * k.whole;
       near[p] += one;

@@ -2,21 +2,23 @@
 // one. Formulas are those of the op's README.
 #pragma once
 
+#include "cuda/chunks.cuh"
 #include "cuda/mmd.cuh"
 #include "cuda/radial.cuh"
-#include "cuda/tiles.cuh"
 
 namespace cgm_fast::cuda {
 
 template <typename T>
 struct HvpMemory {
   static constexpr int kColumns = 32;
-  Chunk<T, kRows> rows, row_tangents;
-  Chunk<T, kColumns> columns, column_tangents;
+  struct {
+    Chunk2d<T, kChunkRows> rows, row_tangents;
+    Chunk2d<T, kColumns> columns, column_tangents;
+  } stages[2];
   // Of a tile's pairs squared distances and half their derivatives, and then what differences of
   // tangents and of rows are weighed with; see WideMemory.
-  T pairs[kRows][kColumns + 1], pairs_dot[kRows][kColumns + 1];
-  double of_weight[kRows];
+  PairsOfTile<T, kColumns> pairs, pairs_dot;
+  double of_weight[kChunkRows];
   double scratch[kScratch];
 };
 
@@ -66,7 +68,7 @@ struct HvpPass {
   BlockOfRows own;
   const HvpTail<T>& tail;
   Memory& memory;
-  bool begun = false;  // with the product in z
+  using Tile = ColumnTile<kColumns>;
 
   // What the columns' group is to the rows'.
   struct Relation {
@@ -89,66 +91,73 @@ struct HvpPass {
   __device__ T weight_dot(int64_t i, bool there) const {
     return there && along.weights ? along.weights[item * in.rows + i] : T(0);
   }
-  __device__ auto at(int64_t first) const {
-    return [of = rows_of(in, item, first)](int row, int f) { return load<T>(of, row, f); };
+  // Rows of the tangent from `first` on.
+  __device__ Samples tangent(int64_t first) const {
+    return {along.z + (item * in.rows + first) * in.d,
+            sizeof(T) == 4 ? Dtype::float32 : Dtype::float64, 0, in.d, 1};
   }
-  __device__ auto tangent(int64_t first) const {
-    return [this, first](int row, int f) {
-      return along.z ? along.z[(item * in.rows + first + row) * in.d + f] : T(0);
-    };
-  }
-  __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ static int first_of_warp() {
-    return static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
+  __device__ static int lane() { return lane_of_thread(); }
+  __device__ static int first_of_warp() { return first_row_of_warp(); }
+
+  __device__ void fetch(const Tile& of, int chunk, int stage) const {
+    const int d = static_cast<int>(in.d), begin = chunk * kChunkFeatures;
+    auto& to = memory.stages[stage];
+    fetch_chunk(rows_of(in, item, own.first), own.here, begin, d, to.rows);
+    fetch_chunk(rows_of(in, item, of.first), of.here, begin, d, to.columns);
+    // Of a tangent that is zero there are no rows.
+    fetch_chunk(tangent(own.first), along.z ? own.here : 0, begin, d, to.row_tangents);
+    fetch_chunk(tangent(of.first), along.z ? of.here : 0, begin, d, to.column_tangents);
   }
 
-  // The tile's pairs: squared distances and half their derivatives, to their places.
-  __device__ void distances(int64_t first, int here) {
-    const int d = static_cast<int>(in.d), own_row = first_of_warp();
-    T u[kRowsOfWarp] = {}, dot[kRowsOfWarp] = {};
-#pragma unroll 1
-    for (int begin = 0; begin < d; begin += kFeatures) {
-      sync_block();
-      load_chunk<T, kRows>(memory.rows, own.here, begin, d, at(own.first));
-      load_chunk<T, kRows>(memory.row_tangents, own.here, begin, d, tangent(own.first));
-      load_chunk<T, kColumns>(memory.columns, here, begin, d, at(first));
-      load_chunk<T, kColumns>(memory.column_tangents, here, begin, d, tangent(first));
-      sync_block();
-      for (int f = 0; f < kFeatures; ++f) {
-        const T of_column = memory.columns[lane()][f], t = memory.column_tangents[lane()][f];
+  // Adds to the tile's pairs squared distances and half their derivatives of a chunk of features,
+  // of which zeros are beyond the last.
+  __device__ void add_distances(int stage, T (&u)[kChunkRowsOfWarp],
+                                T (&dot)[kChunkRowsOfWarp]) const {
+    constexpr int kPack = Chunk2d<T, kColumns>::kPack;
+    const auto& from = memory.stages[stage];
+    const int own_row = first_of_warp();
+#pragma unroll 2
+    for (int f = 0; f < kChunkFeatures; f += kPack) {
+      const Pack<T, kPack> of_column = read_pack<kPack>(&from.columns.of[lane()][f]);
+      const Pack<T, kPack> its_tangent = read_pack<kPack>(&from.column_tangents.of[lane()][f]);
 #pragma unroll
-        for (int q = 0; q < kRowsOfWarp; ++q) {
-          const T difference = memory.rows[own_row + q][f] - of_column;
+      for (int q = 0; q < kChunkRowsOfWarp; ++q) {
+        const Pack<T, kPack> of_row = read_pack<kPack>(&from.rows.of[own_row + q][f]);
+        const Pack<T, kPack> own_tangent = read_pack<kPack>(&from.row_tangents.of[own_row + q][f]);
+#pragma unroll
+        for (int p = 0; p < kPack; ++p) {
+          const T difference = of_row.of[p] - of_column.of[p];
           u[q] = fma(difference, difference, u[q]);
-          dot[q] = fma(difference, memory.row_tangents[own_row + q][f] - t, dot[q]);
+          dot[q] = fma(difference, own_tangent.of[p] - its_tangent.of[p], dot[q]);
         }
       }
-    }
-#pragma unroll
-    for (int q = 0; q < kRowsOfWarp; ++q) {
-      memory.pairs[own_row + q][lane()] = u[q];
-      memory.pairs_dot[own_row + q][lane()] = dot[q];
     }
   }
 
   // Calls `visit(relation, first, here)` for every tile of columns, when its pairs are in their
-  // places, and `end(group)` after a group's last.
+  // places, `end(group)` after a group's last, and, if the `product` is wanted, adds to it.
   template <typename Visit, typename End>
-  __device__ void each_tile(const Visit& visit, const End& end_of_group) {
-    int64_t first = 0;
-#pragma unroll 1
-    for (int group = 0; group < in.groups; ++group) {
-      const Relation of_group = relation(group);
-      const int64_t end = in.begins[group + 1];
-#pragma unroll 1
-      while (first < end) {
-        const int here = static_cast<int>(end - first < kColumns ? end - first : kColumns);
-        distances(first, here);
-        visit(of_group, first, here);
-        first += here;
-      }
-      end_of_group(group);
-    }
+  __device__ void each_tile(bool product, const Visit& visit, const End& end_of_group) {
+    const int d = static_cast<int>(in.d), chunks = (d + kChunkFeatures - 1) / kChunkFeatures;
+    T u[kChunkRowsOfWarp] = {}, dot[kChunkRowsOfWarp] = {};
+    each_chunk<kColumns>(
+        in, chunks, product,
+        [&](const Tile& of, int, int chunk, int stage) { fetch(of, chunk, stage); },
+        [&](const Tile& of, int, int chunk, int step, int stage) {
+          if (step < chunks) add_distances(stage, u, dot);
+          if (step == chunks - 1) {
+#pragma unroll
+            for (int q = 0; q < kChunkRowsOfWarp; ++q) {
+              memory.pairs.of[first_of_warp() + q][lane()] = u[q];
+              memory.pairs_dot.of[first_of_warp() + q][lane()] = dot[q];
+              u[q] = dot[q] = 0;
+            }
+            visit(relation(of.group), of.first, of.here);
+            if (of.last) end_of_group(of.group);
+            if (product) sync_block();
+          }
+          if (product && step >= chunks - 1) add_product(of, chunk * kChunkFeatures, stage);
+        });
   }
 
   // What a pair of rows weighs, without the relation, and its derivative along the direction.
@@ -166,13 +175,13 @@ struct HvpPass {
   // A tile's pairs; adds to the lane's share of the group's block sum along the direction.
   __device__ void visit_pairs(const Relation& relation, int64_t first, int here, double& block) {
 #pragma unroll 1
-    for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
+    for (int row = first_of_warp(); row < first_of_warp() + kChunkRowsOfWarp; ++row) {
       HvpOf<T> sum = {};
 #pragma unroll 1
       for (int s = 0; s < in.scales; ++s) {
-        const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs[row][lane()],
-                                                             memory.pairs_dot[row][lane()],
-                                                             tail.scales[s], tail.scales_dot[s]);
+        const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(
+            in.kernel, memory.pairs.of[row][lane()], memory.pairs_dot.of[row][lane()],
+            tail.scales[s], tail.scales_dot[s]);
         sum.value += of.value;
         sum.value_dot += of.value_dot;
         sum.slope += of.slope;
@@ -181,8 +190,8 @@ struct HvpPass {
       const Pair pair = pair_of(row, first, here);
       const T c = relation.value * pair.value();
       const T c_dot = relation.value * pair.dot() + relation.dot * pair.value();
-      memory.pairs[row][lane()] = c * sum.slope;
-      memory.pairs_dot[row][lane()] = c_dot * sum.slope + c * sum.slope_dot;
+      memory.pairs.of[row][lane()] = c * sum.slope;
+      memory.pairs_dot.of[row][lane()] = c_dot * sum.slope + c * sum.slope_dot;
       if (row >= own.here) continue;
       block += pair.dot() * sum.value + pair.value() * sum.value_dot;
       if (!out.weights) continue;
@@ -193,26 +202,22 @@ struct HvpPass {
     }
   }
 
-  // A tile's share of the product in z.
-  __device__ void add_product(int64_t first, int here) {
+  // A tile's share of the product in z, in a chunk of features.
+  __device__ void add_product(const Tile& of, int begin, int stage) const {
+    const auto& from = memory.stages[stage];
     const int d = static_cast<int>(in.d);
-    const bool last = first + here == in.rows;
+    const bool begun = of.first > 0, last = of.first + of.here == in.rows;
     const double factor = -2.0 / tail.scales[0].variance;
-    const auto add = [&](int row, int f, T sum, bool begin, bool end) {
+    WeightedDifferences<T> differences;
+    differences.add(memory.pairs_dot, from.rows, from.columns, of.here);
+    differences.add(memory.pairs, from.row_tangents, from.column_tangents, of.here);
+    differences.each([&](int row, int f, T sum) {
       const int64_t i = own.first + row;
-      if (i < out.row_begin || i >= out.row_end) return;
-      T& to = out.z[(item * (out.row_end - out.row_begin) + i - out.row_begin) * in.d + f];
-      if (!begin) sum += to;
-      to = end ? static_cast<T>(factor * sum) : sum;
-    };
-    weighted_differences<T, kColumns>(
-        memory.pairs_dot, memory.rows, memory.columns, own.here, here, d, at(own.first), at(first),
-        [&](int row, int f, T sum) { add(row, f, sum, !begun, false); });
-    weighted_differences<T, kColumns>(
-        memory.pairs, memory.row_tangents, memory.column_tangents, own.here, here, d,
-        tangent(own.first), tangent(first),
-        [&](int row, int f, T sum) { add(row, f, sum, false, last); });
-    begun = true;
+      if (row >= own.here || begin + f >= d || i < out.row_begin || i >= out.row_end) return;
+      T& to = out.z[(item * (out.row_end - out.row_begin) + i - out.row_begin) * in.d + begin + f];
+      if (begun) sum += to;
+      to = last ? static_cast<T>(factor * sum) : sum;
+    });
   }
 
   // A thread's share of the product in one bandwidth, times the variance, from a tile's pairs.
@@ -220,9 +225,9 @@ struct HvpPass {
                                     int here) const {
     double sum = 0;
 #pragma unroll 1
-    for (int row = first_of_warp(); row < first_of_warp() + kRowsOfWarp; ++row) {
-      const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs[row][lane()],
-                                                           memory.pairs_dot[row][lane()],
+    for (int row = first_of_warp(); row < first_of_warp() + kChunkRowsOfWarp; ++row) {
+      const HvpOf<T> of = HvpOf<T>::template at<kGaussian>(in.kernel, memory.pairs.of[row][lane()],
+                                                           memory.pairs_dot.of[row][lane()],
                                                            tail.scales[s], tail.scales_dot[s]);
       const Pair pair = pair_of(row, first, here);
       if (row >= own.here) continue;
@@ -245,7 +250,7 @@ __device__ void finish_hvp(const MmdCall<T>& call, const MmdProduct<T>& out, int
   if (!partials.leave(tail.parts, block, call.device.counters + item)) return;
   if (out.relation) {
     double* sums_out = out.relation + item * groups * groups;
-    count_blocks(in, kRows, tail.first_block);
+    count_blocks(in, kChunkRows, tail.first_block);
     each_pair_of_groups<1>(groups, tail.first_block, partials,
                            [&](int g, int h, const double (&sums)[1]) {
                              sums_out[g * groups + h] = sums_out[h * groups + g] = sums[0];
@@ -275,10 +280,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const HvpTail<T> tail(layout, in);
   const int64_t item = blockIdx.x / call.device.blocks;
   const unsigned block = blockIdx.x % call.device.blocks;
-  HvpPass<T, kGaussian> pass(in, given.along, out, item, block_of_rows(in, block, kRows), tail,
+  HvpPass<T, kGaussian> pass(in, given.along, out, item, block_of_rows(in, block, kChunkRows), tail,
                              memory);
   const int row = static_cast<int>(threadIdx.x);
-  if (row < kRows) memory.of_weight[row] = 0;
+  if (row < kChunkRows) memory.of_weight[row] = 0;
   tail.load(call, item);
 #pragma unroll 1
   for (int s = row; s < in.scales; s += kThreads) {
@@ -292,13 +297,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int s = -1; s < (out.variance ? in.scales : 0); ++s) {
     double sum = 0;  // of a group's columns, or of a bandwidth
     pass.each_tile(
+        s < 0 && of_rows,
         [&](const auto& relation, int64_t first, int here) {
           if (s >= 0) {
             sum += pass.visit_bandwidth(s, relation, first, here);
-            return;
+          } else {
+            pass.visit_pairs(relation, first, here, sum);
           }
-          pass.visit_pairs(relation, first, here, sum);
-          if (of_rows) pass.add_product(first, here);
         },
         [&](int group) {
           if (s >= 0) return;
@@ -306,9 +311,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (threadIdx.x == 0) tail.parts[group] = sum;
           sum = 0;
         });
-    if (s < 0) continue;
-    sum = sum_of_block(sum, memory.scratch);
-    if (threadIdx.x == 0) tail.parts[in.groups + s] = sum / tail.scales[s].variance;
+    sum = sum_of_block(sum, memory.scratch);  // all chunks have been read
+    if (s >= 0 && threadIdx.x == 0) tail.parts[in.groups + s] = sum / tail.scales[s].variance;
   }
   if (out.weights && row < pass.own.here) {  // complete since the barriers of the last group
     out.weights[item * in.rows + pass.own.first + row] = static_cast<T>(2 * memory.of_weight[row]);

@@ -53,7 +53,7 @@ void mmd_fwd_cuda(const MmdProblem<T>& in, const MmdValue<T>& out, const MmdDevi
     if (device.workers > 0) return cuda::on_tensor_cores(call, out);
     if (in.d <= 4) return cuda::by_rows<4>(call, out);
     if (in.d <= 8) return cuda::by_rows<8>(call, out);
-    if (in.d <= 12) return cuda::by_rows<12>(call, out);  // the paper's 10
+    if (in.d <= 10) return cuda::by_rows<10>(call, out);  // the paper's
     if (in.d <= 16) return cuda::by_rows<16>(call, out);
     if (in.d <= 32) return cuda::by_rows<32>(call, out);
     if (in.d <= 64) return cuda::by_rows<64>(call, out);

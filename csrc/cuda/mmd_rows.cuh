@@ -17,20 +17,26 @@
 
 namespace cgm_fast::cuda {
 
+// Whether a visit without a gradient is one with it that asks, for every two columns, rather than
+// compiled for itself: where that is little beside the rest.
+template <int kD, bool kOptions>
+constexpr bool kAsks = kOptions || kD >= 8;
+
 // A tile by plain differences: sums grow by coefficient w (z_i - z_j). The row's pair with itself
 // is column `own`, or none here. Without kOptions far pairs are what near ones leave.
 template <typename T, int kD, bool kOptions, bool kGradient>
 __device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, const Lane& lane,
                                        int own, int here, const T (&z)[kD], T coefficient,
                                        bool weighted, const Scale<T>* scales, T (&sums)[kD],
-                                       const RowsMemory<T, kD>& memory) {
+                                       const RowsMemory<T, kD>& memory, bool gradient) {
   constexpr bool kKeep = kD < 64 || !kOptions;  // else registers are too few
   OfColumns<T> total = {};
   for (int j = lane.group; j < here; j += lane.groups) {
-    T difference[kD], u = 0;
+    T difference[kD], column[TileShape<T, kD>::kStride], u = 0;
+    read_column(memory, j, column);
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
-      difference[f] = z[f] - memory.tile[j][f];
+      difference[f] = z[f] - column[f];
       u = fma(difference[f], difference[f], u);
     }
     T value, w;
@@ -46,13 +52,13 @@ __device__ OfColumns<T> by_differences(const MmdProblem<T>& in, T near_from, con
       total.far = fma(static_cast<T>(in.scales) - nears[0], counted, total.far);
     } else {
       const T e = u * scales[0].unit, one = is_near(e, near_from);
-      const Exp2<T> k = exp2_less(e, one);
+      const Exp2<T> k = exp2_near(e, T(0));
       value = k.less;
       w = k.whole;
       total.near += j == own ? T(0) : one;
     }
     total.value += value;
-    if constexpr (kGradient) {
+    if (kGradient && (!kAsks<kD, kOptions> || gradient)) {
       w *= coefficient;
       if (!kKeep) compiler_barrier();
 #pragma unroll
@@ -69,66 +75,63 @@ template <typename T, int kD, bool kOptions, bool kGradient>
 __device__ OfColumns<T> by_products(const MmdProblem<T>& in, T near_from, const Lane& lane,
                                     int here, const T (&z)[kD], T bias, T coefficient,
                                     bool weighted, const Scale<T>* scales, T (&sums)[kD],
-                                    const RowsMemory<T, kD>& memory) {
+                                    const RowsMemory<T, kD>& memory, bool gradient) {
+  constexpr int kStride = TileShape<T, kD>::kStride;
+  constexpr bool kBiasBehind = TileShape<T, kD>::kBiasBehind;
   OfColumns<T> total = {};
   T slope = 0, weighted_sum[kD] = {};
-  if constexpr (!kOptions) {
-#pragma unroll 2
-    for (int j = lane.group; j < here; j += lane.groups) {
-      T e = bias + memory.bias[j], column[kD];
+  // As many columns as `tag` says, whose sums go on side by side, and whose bandwidths are gone
+  // through together: two, or in double one, for which registers are enough.
+  const auto visit_columns = [&](int j, auto tag) {
+    constexpr int kMany = decltype(tag)::value;
+    T e[kMany], column[kMany][kStride], value[kMany], w[kMany];
 #pragma unroll
-      for (int f = 0; f < kD; ++f) {
-        column[f] = memory.tile[j][f];
-        e = fma(z[f], column[f], e);
-      }
-      const T one = is_near(e, near_from);
-      const Exp2<T> k = exp2_less_unclamped(e, one);
-      total.value += k.less;
-      total.near += one;
-      if constexpr (kGradient) {
+    for (int c = 0; c < kMany; ++c) {
+      const int at = j + c * lane.groups;
+      read_column(memory, at, column[c]);
+      e[c] =
+          bias + (kBiasBehind ? column[c][kStride - 1 > kD ? kD : kStride - 1] : memory.bias[at]);
 #pragma unroll
-        for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(k.whole, column[f], weighted_sum[f]);
-      }
+      for (int f = 0; f < kD; ++f) e[c] = fma(z[f], column[c][f], e[c]);
     }
-  } else {
-    // As many columns as `tag` says, whose bandwidths are gone through together: two, or in double
-    // one, for which registers are enough.
-    const auto visit_columns = [&](int j, auto tag) {
-      constexpr int kMany = decltype(tag)::value;
-      T e[kMany], column[kMany][kD], value[kMany], w[kMany], near[kMany];
-#pragma unroll
-      for (int c = 0; c < kMany; ++c) {
-        e[c] = bias + memory.bias[j + c * lane.groups];
-#pragma unroll
-        for (int f = 0; f < kD; ++f) {
-          column[c][f] = memory.tile[j + c * lane.groups][f];
-          e[c] = fma(z[f], column[c][f], e[c]);
-        }
-      }
+    if constexpr (kOptions) {
+      T near[kMany];
       kernels_at(e, scales, in.scales, near_from, value, w, near);
 #pragma unroll
       for (int c = 0; c < kMany; ++c) {
         const T of_column = weighted ? memory.weight[j + c * lane.groups] : T(1);
-        total.value += value[c] * of_column;
+        value[c] *= of_column;
         total.near = fma(near[c], of_column, total.near);
         total.far = fma(static_cast<T>(in.scales) - near[c], of_column, total.far);
         w[c] *= of_column;
-        slope += w[c];
-        if constexpr (kGradient) {
-#pragma unroll
-          for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(w[c], column[c][f], weighted_sum[f]);
-        }
       }
-    };
-    int j = lane.group;
-#pragma unroll 1
-    for (; sizeof(T) == 4 && j + lane.groups < here; j += 2 * lane.groups) {
-      visit_columns(j, std::integral_constant<int, 2>{});
     }
+#pragma unroll
+    for (int c = 0; c < kMany; ++c) {
+      if constexpr (!kOptions) {
+        const Exp2<T> k = exp2_near(e[c], T(0));
+        value[c] = k.less;
+        w[c] = k.whole;
+      }
+      total.value += value[c];
+      slope += w[c];
+    }
+    if (kGradient && (!kAsks<kD, kOptions> || gradient)) {
+#pragma unroll
+      for (int c = 0; c < kMany; ++c) {
+#pragma unroll
+        for (int f = 0; f < kD; ++f) weighted_sum[f] = fma(w[c], column[c][f], weighted_sum[f]);
+      }
+    }
+  };
+  int j = lane.group;
 #pragma unroll 1
-    for (; j < here; j += lane.groups) visit_columns(j, std::integral_constant<int, 1>{});
+  for (; sizeof(T) == 4 && j + lane.groups < here; j += 2 * lane.groups) {
+    visit_columns(j, std::integral_constant<int, 2>{});
   }
-  if (!kOptions) slope = total.value + total.near;  // 2^e is 1 more than 2^e - 1
+#pragma unroll 1
+  for (; j < here; j += lane.groups) visit_columns(j, std::integral_constant<int, 1>{});
+  if (!kOptions) total.near = rint(slope - total.value);  // as often k was lessened by 1
   if constexpr (kGradient) {
 #pragma unroll
     for (int f = 0; f < kD; ++f) {
@@ -159,21 +162,39 @@ struct RowsPass {
   __device__ T weight_of(const Lane& lane) const {
     return lane.row < own.here ? row_weight(in, item, own.first + lane.row) : T(0);
   }
-
-  // Columns of the tile that begins with column `first`, where `end` ends the group. Opaque: or
-  // they would be counted anew for every column.
-  template <int kD>
-  __device__ static int here(int64_t first, int64_t end) {
-    return opaque(static_cast<int>(end - first < kTile<T, kD> ? end - first : kTile<T, kD>));
-  }
 };
+
+// Calls `use(tile, arrive)` for the tiles of all columns, one after another, where `arrive(may,
+// view)` is to be called first: it waits for the tile, prepares it and begins to fetch the next.
+template <int kD, typename T, typename Rows, typename Use>
+__device__ void each_tile(const RowsPass<T>& pass, const Rows& rows, bool weighted,
+                          RowsMemory<T, kD>& memory, const Use& use) {
+  const MmdProblem<T>& in = pass.in;
+  const int d = static_cast<int>(in.d);
+  auto of = ColumnTile<kTile<T, kD>>::at(in, 0);
+  int head = fetch_tile(rows, d, of, memory);
+#pragma unroll 1
+  while (true) {
+    const bool is_last = of.first + of.here == in.rows;
+    auto next = of;
+    use(of, [&](bool may, const View<T>& view) {
+      return prepare(in, pass.item, weighted, may, view, of, head, memory, [&] {
+        if (is_last) return;
+        next = of.next(in);
+        head = fetch_tile(rows, d, next, memory);
+      });
+    });
+    if (is_last) return;
+    of = next;
+  }
+}
 
 // All columns for the block's rows, those of memory.rows: sums are added to memory's, and to the
 // parts. Without kOptions there is one bandwidth and no weights. Returns the lane's share of half
 // the derivative in its row's weight (kOptions).
 template <typename T, int kD, bool kOptions, bool kGradient, typename Rows>
 __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>& view,
-                        const Rows& rows, RowsMemory<T, kD>& memory) {
+                        const Rows& rows, RowsMemory<T, kD>& memory, bool gradient = kGradient) {
   const MmdProblem<T>& in = pass.in;
   const BlockOfRows& own = pass.own;
   const Scale<T>* scales = pass.tail.scales;
@@ -182,65 +203,57 @@ __device__ double visit(const RowsPass<T>& pass, const Lane& lane, const View<T>
   T sums[kD] = {}, z[kD], bias = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
+  const T of_scale = 1 / view.scale;
   double of_weight = 0;
   bool centred = false;
   int turn = 0;
-  int64_t first = 0;
-#pragma unroll 1
-  for (int group = 0; group < in.groups; ++group) {
-    const int64_t end = in.begins[group + 1];
-    const T coefficient = static_cast<T>(pass.relation[group]);
-    OfColumns<T> of_group = {};
-#pragma unroll 1
-    while (first < end) {
-      const int here = pass.template here<kD>(first, end);
-      sync_block();  // the tile before has been read
-      load_tile<T, kD>(in, weighted, pass.item, group, first, here, rows, memory);
-      sync_block();
-      // A row's pair with itself has to be at no distance, exactly: its rounding would be all there
-      // is where all others are many bandwidths away.
-      const bool has_own = own.among(first, here);
-      const bool near = kProducts<kD> && !view.far && !has_own && recentre(view, here, memory);
-      if (near != centred) {
-        centred = near;
-        T square = 0;
+  OfColumns<T> of_group = {};
+  each_tile<kD>(pass, rows, weighted, memory, [&](const auto& of, const auto& arrive) {
+    // A row's pair with itself has to be at no distance, exactly: its rounding would be all there
+    // is where all others are many bandwidths away.
+    const bool has_own = own.among(of.first, of.here);
+    const bool near = arrive(!view.far && !has_own, view);
+    if (near != centred) {
+      centred = near;
+      T square = 0;
 #pragma unroll
-        for (int f = 0; f < kD; ++f) {
-          z[f] = memory.rows[lane.row][f];
-          if (near) z[f] = (z[f] - memory.centre[f]) * view.scale;
-          square = fma(z[f], z[f], square);
-        }
-        bias = square * T(-0.5);
+      for (int f = 0; f < kD; ++f) {
+        z[f] = memory.rows[lane.row][f];
+        if (near) z[f] = (z[f] - memory.centre[f]) * view.scale;
+        square = fma(z[f], z[f], square);
       }
-      OfColumns<T> of_tile = {};
-      if (!near) {
-        const int own_column =
-            has_own ? static_cast<int>(own.first + lane.row - first) : kTile<T, kD>;
-        of_tile = by_differences<T, kD, kOptions, kGradient>(
-            in, near_from, lane, own_column, here, z, coefficient, weighted, scales, sums, memory);
-      } else if constexpr (kProducts<kD>) {
-        of_tile = by_products<T, kD, kOptions, kGradient>(in, near_from, lane, here, z, bias,
-                                                          coefficient / view.scale, weighted,
-                                                          scales, sums, memory);
-      }
-      of_group.value += of_tile.value;
-      of_group.near += of_tile.near;
-      if (kOptions) of_group.far += of_tile.far;
-      first += here;
-      turn += here;
-      const bool sums_are_long = turn >= kTurn;
-      if (sums_are_long || first == end) {
-        of_group.add(lane.row < own.here, pass.weight_of(lane), group, pass.tail.parts,
-                     memory.scratch);
-        if (kOptions) of_weight += pass.relation[group] * of_group.of_weight(scales[0].weight);
-        of_group = {};
-      }
-      if (sums_are_long || first == in.rows) {
-        if (kGradient) collect<T, kD>(sums, lane, memory);
-        turn = 0;
-      }
+      bias = square * T(-0.5);
     }
-  }
+    const T coefficient = static_cast<T>(pass.relation[of.group]);
+    const int here = opaque(of.here);  // or it would be counted anew for every column
+    OfColumns<T> of_tile = {};
+    if (!near) {
+      const int own_column =
+          has_own ? static_cast<int>(own.first + lane.row - of.first) : kTile<T, kD>;
+      of_tile = by_differences<T, kD, kOptions, kGradient>(in, near_from, lane, own_column, here, z,
+                                                           coefficient, weighted, scales, sums,
+                                                           memory, gradient);
+    } else if constexpr (kProducts<kD>) {
+      of_tile = by_products<T, kD, kOptions, kGradient>(in, near_from, lane, here, z, bias,
+                                                        coefficient * of_scale, weighted, scales,
+                                                        sums, memory, gradient);
+    }
+    of_group.value += of_tile.value;
+    of_group.near += of_tile.near;
+    if (kOptions) of_group.far += of_tile.far;
+    turn += of.here;
+    const bool sums_are_long = turn >= kTurn;
+    if (sums_are_long || of.last) {
+      of_group.add(lane.row < own.here, pass.weight_of(lane), of.group, pass.tail.parts,
+                   memory.scratch);
+      if (kOptions) of_weight += pass.relation[of.group] * of_group.of_weight(scales[0].weight);
+      of_group = {};
+    }
+    if (sums_are_long || of.first + of.here == in.rows) {
+      if (kGradient && (!kAsks<kD, kOptions> || gradient)) collect<T, kD>(sums, lane, memory);
+      turn = 0;
+    }
+  });
   return of_weight;
 }
 
@@ -254,34 +267,25 @@ __device__ double visit_bandwidth(const RowsPass<T>& pass, const Lane& lane, T u
 #pragma unroll
   for (int f = 0; f < kD; ++f) z[f] = memory.rows[lane.row][f];
   double total = 0;
-  int64_t first = 0;
-#pragma unroll 1
-  for (int group = 0; group < in.groups; ++group) {
-    const int64_t end = in.begins[group + 1];
-#pragma unroll 1
-    while (first < end) {
-      const int here = pass.template here<kD>(first, end);
-      sync_block();
-      load_tile<T, kD>(in, in.weights, pass.item, group, first, here, rows, memory);
-      sync_block();
-      T sum = 0;
+  each_tile<kD>(pass, rows, in.weights, memory, [&](const auto& of, const auto& arrive) {
+    arrive(false, View<T>{});
+    T sum = 0;
 #pragma unroll 2
-      for (int j = lane.group; j < here; j += lane.groups) {
-        T u = 0;
+    for (int j = lane.group; j < of.here; j += lane.groups) {
+      T u = 0, column[TileShape<T, kD>::kStride];
+      read_column(memory, j, column);
 #pragma unroll
-        for (int f = 0; f < kD; ++f) {
-          const T difference = z[f] - memory.tile[j][f];
-          u = fma(difference, difference, u);
-        }
-        const T e = u * unit;
-        // Where k is an exact zero, t may be infinite.
-        const T t = max_or_nan(e, T(-1100)) * static_cast<T>(-0.69314718055994530942);
-        sum += (in.weights ? memory.weight[j] : T(1)) * (t * exp2_less_one(e).whole);
+      for (int f = 0; f < kD; ++f) {
+        const T difference = z[f] - column[f];
+        u = fma(difference, difference, u);
       }
-      total += pass.relation[group] * sum;
-      first += here;
+      const T e = u * unit;
+      // Where k is an exact zero, t may be infinite.
+      const T t = max_or_nan(e, T(-1100)) * static_cast<T>(-0.69314718055994530942);
+      sum += (in.weights ? memory.weight[j] : T(1)) * (t * exp2_less_one(e).whole);
     }
-  }
+    total += pass.relation[of.group] * sum;
+  });
   const bool there = lane.row < pass.own.here;
   return sum_of_block(there ? pass.weight_of(lane) * total : 0.0, memory.scratch);
 }
@@ -315,22 +319,25 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
   const Lane lane(rows);
   const RowsPass<T> pass(in, item, block_of_rows(in, block, rows), tail);
   const BlockOfRows& own = pass.own;
-  const auto rows_at = [&](int, int64_t first) {
-    return [of = rows_of(in, item, first)](int row, int f) { return load<T>(of, row, f); };
-  };
-  const auto at = rows_at(own.group, own.first);
-#pragma unroll 1
-  for (int place = static_cast<int>(threadIdx.x); place < rows * kD; place += kThreads) {
-    const int row = place / kD, f = place % kD;
-    memory.rows[row][f] = row < own.here && f < d ? at(row, f) : T(0);
-  }
+  const InPlace<T> rows_at{in, item};
+  with_elements<T>(rows_of(in, item, own.first), [&](const auto& at) {
+    const auto there = [&](int row, int f) { return row < own.here && f < d; };
+    each_element<kD>(
+        rows, kD, [&](int row, int f) { return there(row, f) ? at(row, f) : T(0); },
+        [&](int row, int f, T value) { memory.rows[row][f] = value; });
+  });
   tail.load(call, item);
   clear_sums(memory, rows);
   const View<T> view = view_of(in, tail.scales, own.here, memory);
 
+  const bool gradient = own.wanted(out.row_begin, out.row_end);
   double of_weight = 0;
-  if (own.wanted(out.row_begin, out.row_end)) {
-    of_weight = visit<T, kD, kOptions, true>(pass, lane, view, rows_at, memory);
+  if (kAsks<kD, kOptions> || gradient) {
+    of_weight = visit<T, kD, kOptions, true>(pass, lane, view, rows_at, memory, gradient);
+  } else if constexpr (!kAsks<kD, kOptions>) {
+    visit<T, kD, false, false>(pass, lane, view, rows_at, memory);
+  }
+  if (gradient) {
     const double factor = -2.0 / tail.scales[0].variance;
 #pragma unroll 1
     for (int place = static_cast<int>(threadIdx.x); place < own.here * d; place += kThreads) {
@@ -341,8 +348,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && kD <= 16 && !kOpti
       gradient_of(in, out, item, row)[f] =
           static_cast<T>(factor * weight * memory.sums[place / d][f]);
     }
-  } else {
-    of_weight = visit<T, kD, kOptions, false>(pass, lane, view, rows_at, memory);
   }
   if constexpr (kOptions) {
     if (out.weights) write_weights(pass, lane, of_weight, out.weights, memory);

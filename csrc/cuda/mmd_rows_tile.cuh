@@ -6,25 +6,64 @@
 
 namespace cgm_fast::cuda {
 
-// Columns in shared memory at once: whole rounds of all lanes, also where 4 rows share a warp.
+// How a tile of columns lies in shared memory.
 template <typename T, int kD>
-constexpr int kTile = (24 << 10) / (kD * static_cast<int>(sizeof(T))) / 32 * 32;
+struct TileShape {
+  static constexpr int kPack = 16 / static_cast<int>(sizeof(T));    // numbers of a 16-byte load
+  static constexpr int kStride = (kD + kPack - 1) / kPack * kPack;  // of a column
+  static constexpr bool kBiasBehind = kStride > kD;                 // of a column its features
+  static constexpr int kChunks = kStride / kPack;
+  // Threads that prepare a column together, and the numbers that each of them has of it.
+  static constexpr int kSharing = (kChunks & (kChunks - 1)) == 0 ? kChunks : 1;
+  static constexpr int kEach = kStride / kSharing;
+  static constexpr int kAtOnce = kThreads / kSharing;  // columns
+  // Of 24 KiB; of 32 features 36, where registers leave a multiprocessor one block. A warp, or of 4
+  // rows an eighth of it, takes every eighth column (64th).
+  static constexpr int kColumns = (kD == 32 ? 36 << 10 : 24 << 10) /
+                                  (kStride * static_cast<int>(sizeof(T))) / kAtOnce * kAtOnce;
+  static constexpr int kTurns = kColumns / kAtOnce;
+};
+template <typename T, int kD>
+constexpr int kTile = TileShape<T, kD>::kColumns;
 
 constexpr int kTurn = 8192;  // columns after which sums in registers join those in float64
 
 // Shared memory of a block.
 template <typename T, int kD>
 struct RowsMemory {
+  using Shape = TileShape<T, kD>;
   static constexpr int kSome = 8;  // sums of a row that go through `tile` at once
-  alignas(16) T tile[kTile<T, kD>][kD];
-  T bias[kTile<T, kD>], weight[kTile<T, kD>];
+  alignas(16) T tile[kTile<T, kD>][Shape::kStride];
+  alignas(16) T raw[kTile<T, kD> * kD + Shape::kPack];  // the next tile's samples as they are
+  T bias[Shape::kBiasBehind ? 1 : kTile<T, kD>], weight[kTile<T, kD>];
   T rows[kWarp][kD];
-  T centre[kD];
+  T centre[Shape::kStride];
   double sums[kWarp][kD];  // of the rows' gradients
   double scratch[kScratch];
   static_assert(sizeof(tile) >= kThreads * kSome * sizeof(T));
   static_assert(sizeof(tile) >= kThreads * sizeof(double));
+
+  __device__ T& bias_of(int j) {
+    if constexpr (Shape::kBiasBehind) {
+      return tile[j][kD];
+    } else {
+      return bias[j];
+    }
+  }
 };
+
+// A column of the tile, and its bias where that is behind it.
+template <typename T, int kD>
+__device__ void read_column(const RowsMemory<T, kD>& memory, int j,
+                            T (&column)[TileShape<T, kD>::kStride]) {
+  constexpr int kPack = TileShape<T, kD>::kPack;
+#pragma unroll
+  for (int first = 0; first < TileShape<T, kD>::kStride; first += kPack) {
+    const Pack<T, kPack> pack = read_pack<kPack>(&memory.tile[j][first]);
+#pragma unroll
+    for (int q = 0; q < kPack; ++q) column[first + q] = pack.of[q];
+  }
+}
 
 // A warp's lane: its row, and its share of the columns.
 struct Lane {
@@ -51,23 +90,27 @@ __device__ void clear_sums(RowsMemory<T, kD>& memory, int rows) {
   sync_block();
 }
 
-// Columns [first, first + here) of z, all of group `group`, from `rows(group, first)(j, feature)`.
+// Where the rows of MMD² are: in the caller's memory.
+template <typename T>
+struct InPlace {
+  const MmdProblem<T>& in;
+  int64_t item;
+};
+
+// Begin to bring a tile's samples to memory.raw; returns the place of the first number.
+template <typename T, int kD>
+__device__ int fetch_tile(const InPlace<T>& rows, int d, const ColumnTile<kTile<T, kD>>& of,
+                          RowsMemory<T, kD>& memory) {
+  return fetch_dense<kD>(rows_of(rows.in, rows.item, of.first), d, of.here, memory.raw);
+}
+
+// The same where `rows(group, first)(j, feature)` makes them.
 template <typename T, int kD, typename Rows>
-__device__ void load_tile(const MmdProblem<T>& in, bool weighted, int64_t item, int group,
-                          int64_t first, int here, const Rows& rows, RowsMemory<T, kD>& memory) {
-  const int d = static_cast<int>(in.d);
-  const auto at = rows(group, first);
-#pragma unroll 1
-  for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
-    const int j = place / kD, f = place % kD;
-    memory.tile[j][f] = f < d ? at(j, f) : T(0);
-  }
-  if (weighted) {
-#pragma unroll 1
-    for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
-      memory.weight[j] = row_weight(in, item, first + j);
-    }
-  }
+__device__ int fetch_tile(const Rows& rows, int d, const ColumnTile<kTile<T, kD>>& of,
+                          RowsMemory<T, kD>& memory) {
+  each_element<kD>(of.here, d, rows(of.group, of.first),
+                   [&](int j, int f, T value) { memory.raw[j * d + f] = value; });
+  return 0;
 }
 
 // Add every lane's sums to the row's, in float64: lanes of a warp that share a row, then warps.
@@ -116,8 +159,8 @@ struct View {
 };
 
 // The squared length of a row seen from the centre, and whether that is far.
-template <typename T, int kD>
-__device__ T squared_length(const T (&row)[kD], const T (&centre)[kD], T scale) {
+template <int kD, typename T>
+__device__ T squared_length(const T (&row)[kD], const T* centre, T scale) {
   T square = 0;
 #pragma unroll
   for (int f = 0; f < kD; ++f) {
@@ -132,10 +175,10 @@ template <typename T, int kD>
 __device__ View<T> view_of(const MmdProblem<T>& in, const Scale<T>* scales, int here,
                            RowsMemory<T, kD>& memory) {
 #pragma unroll 1
-  for (int f = static_cast<int>(threadIdx.x); f < kD; f += kThreads) {
+  for (int f = static_cast<int>(threadIdx.x); f < TileShape<T, kD>::kStride; f += kThreads) {
     T sum = 0;
 #pragma unroll 1
-    for (int row = 0; row < here; ++row) sum += memory.rows[row][f];
+    for (int row = 0; f < kD && row < here; ++row) sum += memory.rows[row][f];
     memory.centre[f] = sum / static_cast<T>(here);
   }
   sync_block();
@@ -152,24 +195,100 @@ __device__ View<T> view_of(const MmdProblem<T>& in, const Scale<T>* scales, int 
   return view;
 }
 
-// If no column of the tile is far: centre and scale it, write its biases, and say so. Barriers.
-template <typename T, int kD>
-__device__ bool recentre(const View<T>& view, int here, RowsMemory<T, kD>& memory) {
-  bool far = false;
-#pragma unroll 1
-  for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
-    const T square = squared_length(memory.tile[j], memory.centre, view.scale);
-    far = far || !(square * view.widest <= T(kFarSquare));
-    memory.bias[j] = square * T(-0.5);
+// The samples in memory.raw, once they have arrived there, become memory.tile: centred, scaled and
+// with biases, if they `may` and no column is far, and says so; else as they are. As soon as they
+// have been read, calls `fetch_next()`. Barriers.
+template <typename T, int kD, typename Next>
+__device__ bool prepare(const MmdProblem<T>& in, int64_t item, bool weighted, bool may,
+                        const View<T>& view, const ColumnTile<kTile<T, kD>>& of, int head,
+                        RowsMemory<T, kD>& memory, const Next& fetch_next) {
+  using Shape = TileShape<T, kD>;
+  constexpr int kPack = Shape::kPack, kEach = Shape::kEach, kTurns = Shape::kTurns;
+  constexpr int kWeights = (kTile<T, kD> + kThreads - 1) / kThreads;
+  const int d = static_cast<int>(in.d), thread = opaque(static_cast<int>(threadIdx.x));
+  const int first = thread / Shape::kSharing, f0 = thread % Shape::kSharing * kEach;
+  copy_async_wait<0>();
+  sync_block();  // the tile has arrived, and the one before has been read
+  T held[kTurns][kEach], weights[kWeights] = {};
+  if (weighted) {
+#pragma unroll
+    for (int q = 0; q < kWeights; ++q) {
+      const int j = thread + q * kThreads;
+      weights[q] = j < of.here ? row_weight(in, item, of.first + j) : T(0);
+    }
   }
-  if (any_in_block(far)) return false;
-#pragma unroll 1
-  for (int place = static_cast<int>(threadIdx.x); place < here * kD; place += kThreads) {
-    T& value = memory.tile[place / kD][place % kD];
-    value = (value - memory.centre[place % kD]) * view.scale;
+  const bool packed = head == 0 && d % kPack == 0;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    // Beyond the last there may be anything, which is never looked at.
+    const T* column = memory.raw + head + (first + turn * Shape::kAtOnce) * d + f0;
+    if (packed) {
+#pragma unroll
+      for (int q = 0; q < kEach; q += kPack) {
+        const Pack<T, kPack> pack = f0 + q < d ? read_pack<kPack>(column + q) : Pack<T, kPack>{};
+#pragma unroll
+        for (int p = 0; p < kPack; ++p) held[turn][q + p] = pack.of[p];
+      }
+    } else {
+#pragma unroll
+      for (int q = 0; q < kEach; ++q) held[turn][q] = f0 + q < d ? column[q] : T(0);
+    }
+  }
+  T centre[kEach] = {}, bias[kTurns] = {};
+  bool near = false;
+  if constexpr (kProducts<kD>) {
+    bool far = !may;
+    if (may) {
+#pragma unroll
+      for (int q = 0; q < kEach; ++q) centre[q] = memory.centre[f0 + q];
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        T square = 0;
+#pragma unroll
+        for (int q = 0; q < kEach; ++q) {
+          const T value = (held[turn][q] - centre[q]) * view.scale;
+          square = fma(value, value, square);
+        }
+#pragma unroll
+        for (int bit = 1; bit < Shape::kSharing; bit *= 2) square += shuffle_xor(square, bit);
+        const bool there = first + turn * Shape::kAtOnce < of.here;
+        far = far || (there && !(square * view.widest <= T(kFarSquare)));
+        bias[turn] = square * T(-0.5);
+      }
+    }
+    near = !any_in_block(far);
+  } else {
+    sync_block();
+  }
+  fetch_next();
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int j = first + turn * Shape::kAtOnce;
+    if (kProducts<kD> && near) {
+#pragma unroll
+      for (int q = 0; q < kEach; ++q) held[turn][q] = (held[turn][q] - centre[q]) * view.scale;
+    }
+#pragma unroll
+    for (int q = 0; q < kEach; q += kPack) {
+      Pack<T, kPack> pack;
+#pragma unroll
+      for (int p = 0; p < kPack; ++p) {
+        const bool is_bias = Shape::kBiasBehind && q + p == kD;  // there one thread has a column
+        pack.of[p] = is_bias ? bias[turn] : held[turn][q + p];
+      }
+      write_pack(&memory.tile[j][f0 + q], pack);
+    }
+    if (!Shape::kBiasBehind && kProducts<kD> && f0 == 0) memory.bias_of(j) = bias[turn];
+  }
+  if (weighted) {
+#pragma unroll
+    for (int q = 0; q < kWeights; ++q) {
+      const int j = thread + q * kThreads;
+      if (j < kTile<T, kD>) memory.weight[j] = weights[q];
+    }
   }
   sync_block();
-  return true;
+  return near;
 }
 
 }  // namespace cgm_fast::cuda

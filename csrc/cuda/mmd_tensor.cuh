@@ -13,7 +13,7 @@
 // allowed samples are rounded to it first, so that the first product is exact, and weights are cut
 // to it. Half samples are neither centred nor rounded: their first product is exact on half tensor
 // cores, and being tf32 numbers as well they are multiplied with two parts of a weight. Tensor
-// cores cut their sums: they are given short ones, a tile's.
+// cores cut their sums: they are given short ones, of 128 columns or so.
 #pragma once
 
 #include "cuda/mmd_tensor_visit.cuh"
@@ -226,7 +226,7 @@ template <int kD, Numbers kOf, bool kOptions>
 __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     mmd_tensor_kernel(const MmdCall<float> call, const MmdValue<float> out) {
   using Memory = TensorMemory<kD, kOf>;
-  using Tile = TensorTile<Memory::kColumns>;
+  using Tile = ColumnTile<Memory::kColumns>;
   const MmdProblem<float>& in = call.in;
   SharedLayout layout(shared_memory<unsigned char>());
   Memory& memory = *layout.array<Memory>(1);
@@ -254,6 +254,8 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
     left -= tiles_here;
     begin_rows<kOptions>(call, out, block_of_all, tail, visit, memory);
     RowSums<kD, kOf> row_sums(memory);
+    TileSums<kD> sums = {};
+    int since = 0;  // tiles whose sums these are
     while (true) {
       const bool rows_end = tiles_here == 1;
       if (!rows_end || left > 0) {
@@ -267,12 +269,15 @@ __global__ void __launch_bounds__(kThreads, kD > 32 ? 1 : 2)
       sync_block();
       const auto* raw = memory.ring[turn % 2];
       ++turn;
-      TileSums<kD> sums = {};
       visit_tile<kOptions>(in, visit, of, raw, tail, memory, sums);
-      const float relation =
-          static_cast<float>(relation_of(in, visit.item)[visit.own.group * in.groups + of.group]);
-      add_values<kD, kOf, kOptions>(visit, sums, memory);
-      row_sums.add(sums, relation);
+      if (++since == Memory::kTogether || of.last || rows_end) {
+        const float relation =
+            static_cast<float>(relation_of(in, visit.item)[visit.own.group * in.groups + of.group]);
+        add_values<kD, kOf, kOptions>(visit, sums, memory);
+        row_sums.add(sums, relation);
+        sums = {};
+        since = 0;
+      }
       sync_block();  // the tile has been read
       if (of.last || rows_end) end_group(in, visit.item, visit.own, of.group, tail, memory);
       of = memory.next[(turn - 1) % 2];

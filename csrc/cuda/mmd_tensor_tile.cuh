@@ -16,40 +16,21 @@ namespace cgm_fast::cuda {
 
 constexpr int kTensorRows = 128, kRowsOfMma = 16;
 
-// A tile of columns, all of one group. The tiles of all groups stand in a line.
-template <int kColumns>
-struct TensorTile {
-  int group, here;
-  int64_t first;
-  bool last;  // of its group
-
-  __device__ static TensorTile at(const MmdProblem<float>& in, int tile) {
-    const BlockOfRows of = block_of_rows(in, static_cast<unsigned>(tile), kColumns);
-    return {of.group, of.here, of.first, of.first + of.here == in.begins[of.group + 1]};
-  }
-
-  // The one after it, which there has to be.
-  __device__ TensorTile next(const MmdProblem<float>& in) const {
-    const int64_t begin = first + here;
-    int of = group;
-#pragma unroll 1
-    while (begin >= in.begins[of + 1]) ++of;
-    const int64_t left = in.begins[of + 1] - begin;
-    return {of, static_cast<int>(left < kColumns ? left : kColumns), begin, left <= kColumns};
-  }
-};
-
 template <int kD, Numbers kOf>
 struct TensorMemory {
   static constexpr bool kHalf = kOf == Numbers::bfloat16 || kOf == Numbers::float16;
   static constexpr bool kSplit = kOf == Numbers::tf32x3;
-  static constexpr int kColumns = 2048 / kD;
-  using Word = std::conditional_t<kHalf, unsigned, float>;  // half numbers by twos
-  static constexpr int kWords = kHalf ? kD / 2 : kD;        // of a row
-  alignas(16) Word ring[2][kColumns * kWords];              // samples as they are
-  alignas(16) float rows[kTensorRows * kD];                 // the same, widened
+  // Whether columns are kept in two parts. Of 64 features they are split by whoever multiplies
+  // them, for what shared memory gives would bound it.
+  static constexpr bool kSplitBefore = kSplit && kD < 64;
+  static constexpr int kColumns = kD < 64 ? 2048 / kD : 64;      // a block may have 99 KiB
+  static constexpr int kTogether = (127 + kColumns) / kColumns;  // tiles that tensor cores add up
+  using Word = std::conditional_t<kHalf, unsigned, float>;       // half numbers by twos
+  static constexpr int kWords = kHalf ? kD / 2 : kD;             // of a row
+  alignas(16) Word ring[2][kColumns * kWords];                   // samples as they are
+  alignas(16) float rows[kTensorRows * kD];                      // the same, widened
   // Of a tile, centred and scaled, its high and low parts; or just widened.
-  alignas(16) float parts[kSplit ? 2 : 1][kColumns * kD];
+  alignas(16) float parts[kSplitBefore ? 2 : 1][kColumns * kD];
   alignas(8) float bias[kColumns];
   float weight[kColumns], row_bias[kTensorRows], slope[kTensorRows];
   alignas(16) float shift[kD];  // the centre, scaled
@@ -63,7 +44,7 @@ struct TensorMemory {
   StreamK stream_k;
   unsigned item, block;
   BlockOfRows own;
-  TensorTile<kColumns> next[2];         // of every other turn
+  ColumnTile<kColumns> next[2];         // of every other turn
   double sums[kTensorRows * kOfGroup];  // of every row, over the columns of a group
   double scratch[kScratch];
 };
@@ -143,50 +124,84 @@ __device__ Pack<float, 4> raw_chunk(const Word* ring, int j, int c) {
   }
 }
 
-// Whether rows can be copied by sixteen bytes, which are `numbers` numbers.
-__device__ inline bool aligned(const Samples& of, int64_t d, int numbers) {
-  return of.feature_stride == 1 && d % numbers == 0 && of.row_stride % numbers == 0 &&
-         reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0;
-}
-
 // The bits of a half number, or 0.
 __device__ inline unsigned bits_at(const Samples& of, int row, int f, bool valid) {
   const int64_t at = row * of.row_stride + f * of.feature_stride;
   return valid ? static_cast<const std::uint16_t*>(of.data)[at] : 0;
 }
 
-// Begin to copy a tile, the first `here` of these rows, with zeros beyond them and their features.
-// Half samples are of the type said, others may be any that is computed in float32.
+// Begin to copy a tile, the first `here` of these rows, with zeros beyond them and their features,
+// kOfCopy words at a time.
+template <int kD, Numbers kOf, int kOfCopy, typename Word>
+__device__ void fetch_words(const Samples& from, int d, int here, Word* to) {
+  using Memory = TensorMemory<kD, kOf>;
+  constexpr int kOfWord = Memory::kHalf ? 2 : 1, kNumbers = kOfCopy * kOfWord, kBytes = 4 / kOfWord;
+  constexpr int kCopies = Memory::kWords / kOfCopy, kStep = kThreads / kCopies;
+  const int thread = opaque(static_cast<int>(threadIdx.x));
+  const int first = thread / kCopies, w = thread % kCopies * kOfCopy;
+  const int left = d - w * kOfWord,
+            bytes = (left < kNumbers ? left < 0 ? 0 : left : kNumbers) * kBytes;
+  const unsigned char* source =
+      static_cast<const unsigned char*>(from.data) +
+      (first * from.row_stride + w * kOfWord * from.feature_stride) * kBytes;
+  static_assert(Memory::kColumns % kStep == 0);
+#pragma unroll
+  for (int turn = 0; turn < Memory::kColumns / kStep; ++turn) {
+    const int j = first + turn * kStep;
+    copy_async<4 * kOfCopy>(to + ring_at<Memory::kWords, Memory::kHalf>(j, w / 4) + w % 4, source,
+                            j < here ? bytes : 0);
+    source += kStep * kBytes * from.row_stride;
+  }
+}
+
+// The same by the widest copies that the samples allow; they are of the type said.
 template <int kD, Numbers kOf, typename Word>
 __device__ void fetch(const Samples& from, int d, int here, Word* to) {
   using Memory = TensorMemory<kD, kOf>;
-  constexpr int kWords = Memory::kWords, kOfWord = Memory::kHalf ? 2 : 1, kBytes = 4 / kOfWord;
-  const int thread = static_cast<int>(threadIdx.x);
-  if ((Memory::kHalf || from.dtype == Dtype::float32) && aligned(from, d, 4 * kOfWord)) {
-    const unsigned char* data = static_cast<const unsigned char*>(from.data);
-#pragma unroll
-    for (int at = thread; at < Memory::kColumns * kWords / 4; at += kThreads) {
-      const int j = at / (kWords / 4), c = at % (kWords / 4), f = c * 4 * kOfWord;
-      const bool valid = j < here && f < d;
-      const int64_t row = (valid ? j : 0) * from.row_stride;
-      copy_async_16(to + ring_at<kWords, Memory::kHalf>(j, c),
-                    data + (row + (valid ? f : 0)) * kBytes, valid);
-    }
-  } else {
+  constexpr int kWords = Memory::kWords, kOfWord = Memory::kHalf ? 2 : 1;
+  const bool by_words = !Memory::kHalf || (from.feature_stride == 1 && from.row_stride % 2 == 0 &&
+                                           reinterpret_cast<std::uintptr_t>(from.data) % 4 == 0);
+  if (aligned(from, d, 4 * kOfWord)) {
+    fetch_words<kD, kOf, 4>(from, d, here, to);
+  } else if (by_words) {
+    fetch_words<kD, kOf, 1>(from, d, here, to);
+  } else if constexpr (Memory::kHalf) {
+    constexpr int kTogether = 4, kStep = kThreads / kWords;
+    const int thread = opaque(static_cast<int>(threadIdx.x));
+    const int w = thread % kWords, f = w * kOfWord;
 #pragma unroll 1
-    for (int at = thread; at < Memory::kColumns * kWords; at += kThreads) {
-      const int j = at / kWords, w = at % kWords, f = w * kOfWord;
-      Word& word = to[ring_at<kWords, Memory::kHalf>(j, w / 4) + w % 4];
-      const int row = j < here ? j : 0;
-      if constexpr (Memory::kHalf) {
-        word = bits_at(from, row, f, j < here && f < d) |
-               bits_at(from, row, f + 1, j < here && f + 1 < d) << 16;
-      } else {
-        word = j < here && f < d ? load<float>(from, row, f) : 0.f;
+    for (int first = thread / kWords; first < Memory::kColumns; first += kTogether * kStep) {
+      unsigned held[kTogether];
+#pragma unroll
+      for (int q = 0; q < kTogether; ++q) {
+        const int j = first + q * kStep;
+        held[q] = bits_at(from, j, f, j < here && f < d) |
+                  bits_at(from, j, f + 1, j < here && f + 1 < d) << 16;
+      }
+#pragma unroll
+      for (int q = 0; q < kTogether; ++q) {
+        to[ring_at<kWords, true>(first + q * kStep, w / 4) + w % 4] = held[q];
       }
     }
   }
   copy_async_commit();
+}
+
+// Numbers of a column that lie side by side, as tf32 numbers, and what is left of them.
+template <typename Memory, int kCount>
+__device__ Pack<float, kCount> read_parts(const float* from, Pack<float, kCount>& low) {
+  Pack<float, kCount> high = read_pack<kCount>(from);
+  if constexpr (Memory::kSplitBefore) {
+    low = read_pack<kCount>(from + sizeof(Memory::parts[0]) / sizeof(float));
+  } else if constexpr (Memory::kSplit) {
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) {
+      low.of[q] = high.of[q];
+      high.of[q] = cut_tf32(high.of[q]);
+      low.of[q] -= high.of[q];
+    }
+  }
+  return high;
 }
 
 // A chunk of four features as products want it; returns its share of |z|².
@@ -235,17 +250,25 @@ __device__ bool load_rows(const MmdProblem<float>& in, int64_t item, const Block
     memory.scale = scale;
     memory.widest = widest;
   }
-  const Samples of = rows_of(in, item, own.first);
   float sum[4] = {};
-#pragma unroll 1
+  const auto at = [of = rows_of(in, item, own.first)] {
+    if constexpr (TensorMemory<kD, kOf>::kHalf) {
+      return halves_of(of);
+    } else {
+      return elements_of<float>(of);
+    }
+  }();
+#pragma unroll 2
   for (int row = thread / kChunks; row < kTensorRows; row += kParts) {
+    Pack<float, 4> values;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      const bool there = row < here && 4 * c + q < d;
-      const float value = there ? load<float>(of, row, 4 * c + q) : 0.f;
-      memory.rows[row * kD + 4 * c + q] = value;
-      sum[q] += value;
+      const int f = 4 * c + q;
+      const float value = at(row < here ? row : here - 1, f < d ? f : d - 1);
+      values.of[q] = row < here && f < d ? value : 0.f;
+      sum[q] += values.of[q];
     }
+    write_pack(memory.rows + row * kD + 4 * c, values);
   }
   if constexpr (!TensorMemory<kD, kOf>::kHalf) {
     static_assert(kParts * kD <= TensorMemory<kD, kOf>::kColumns * kD);
@@ -290,8 +313,13 @@ __device__ bool prepare(const typename TensorMemory<kD, kOf>::Word* raw, int her
     Pack<float, 4> high, low;
     float square = operand<kOf>(raw_chunk<kD, kOf>(raw, j, c), read_pack<4>(memory.shift + 4 * c),
                                 scale, j < here, high, low);
+    if constexpr (Memory::kSplitBefore) {
+      write_pack(memory.parts[1] + chunk_at<kD>(j, c), low);
+    } else if constexpr (Memory::kSplit) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) high.of[q] += low.of[q];  // exactly what they are parts of
+    }
     write_pack(memory.parts[0] + chunk_at<kD>(j, c), high);
-    if constexpr (Memory::kSplit) write_pack(memory.parts[1] + chunk_at<kD>(j, c), low);
     if (Memory::kHalf) square *= scale * scale;
     square = sum_of_chunks<kD>(square);
     far = far || !(square * widest <= kFarSquare);

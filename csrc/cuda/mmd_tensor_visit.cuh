@@ -38,9 +38,8 @@ struct LeftFactor {
 #pragma unroll
     for (int c = 0; c < kD / 16; ++c) {
       const float* from = memory.parts[0] + begin * kD + at.of_first<kD>(c);
-      const Pack<float, 4> b_high = read_pack<4>(from);
       Pack<float, 4> b_low;
-      if constexpr (Memory::kSplit) b_low = read_pack<4>(from + Memory::kColumns * kD);
+      const Pack<float, 4> b_high = read_parts<Memory>(from, b_low);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float of_high[2] = {b_high.of[2 * half], b_high.of[2 * half + 1]};
@@ -185,7 +184,7 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
       sums.nears[p / 2] = fma(near[p], of_column, sums.nears[p / 2]);
       sums.fars[p / 2] = fma(static_cast<float>(count) - near[p], of_column, sums.fars[p / 2]);
     } else {
-      const Exp2<float> k = exp2_less(e[p], is_near(e[p], visit.near_from));
+      const Exp2<float> k = exp2_near(e[p], 0.f);
       value[p] = beyond ? 0.f : k.less;
       w[p] = left_out ? 0.f : k.whole;
     }
@@ -203,12 +202,12 @@ __device__ __forceinline__ void visit_columns(const Visit<kD, kOf>& visit, TileS
   for (int c = 0; c < kD / 16; ++c) {
     const float* even = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 0);
     const float* odd = memory.parts[0] + begin * kD + visit.at.template of_second<kD>(c, 1);
-    const Pack<float, 2> of_even = read_pack<2>(even), of_odd = read_pack<2>(odd);
+    Pack<float, 2> low_even, low_odd;
+    const Pack<float, 2> of_even = read_parts<Memory>(even, low_even);
+    const Pack<float, 2> of_odd = read_parts<Memory>(odd, low_odd);
     const float high[4] = {of_even.of[0], of_even.of[1], of_odd.of[0], of_odd.of[1]};
     float low[4];
     if constexpr (Memory::kSplit) {
-      const Pack<float, 2> low_even = read_pack<2>(even + Memory::kColumns * kD);
-      const Pack<float, 2> low_odd = read_pack<2>(odd + Memory::kColumns * kD);
       low[0] = low_even.of[0], low[1] = low_even.of[1];
       low[2] = low_odd.of[0], low[3] = low_odd.of[1];
     }

@@ -1,341 +1,205 @@
-// Nearest prototype and margin loss: a block of samples against all prototypes, a tile at a time.
+// Nearest prototype and margin loss: a block of samples against prototypes, a tile at a time.
 //
 // Distances are plain differences: equal prototypes are equally far to the bit, so that ties go to
-// the lowest index. Nothing of B x K is kept; where prototypes fill more than a tile, distances are
-// taken twice, once to assign and once to weigh, the second time only if some margin is touched.
+// the lowest index. Nothing of B x K is kept. One visit to the distances gives assignment and loss:
+// whose prototype is a sample's own is known at its end, so the hinge is added up with that one,
+// and less it afterwards.
 #pragma once
 
-#include "cuda/read.cuh"
-#include "cuda/tiles.cuh"
-#include "prototype_margin.h"
+#include "cuda/nearest.cuh"
+#include "cuda/prototype_tile.cuh"
 
 namespace cgm_fast::cuda {
 
-template <typename T>
-constexpr int kTileColumns = sizeof(T) == 4 ? 128 : 64;
-
-template <typename T>
-struct PrototypeMemory {
-  Chunk<T, kRows> rows;
-  Chunk<T, kTileColumns<T>> columns;
-  T weights[kRows][kTileColumns<T> + 1];
-  double scratch[kScratch];
-};
-
-// What a row's prototypes are to it, a tile after another; one per row of a warp, in all its lanes.
-template <typename T>
-struct Nearest {
-  T distance;
-  int index;
-
-  __device__ void meet(T u, int k) {
-    if (u < distance) {
-      distance = u;
-      index = k;
-    }
-  }
-
-  // Of all lanes, or of `lanes` neighbours; ties to the lowest index.
-  __device__ void share(int lanes = kWarp) {
-    for (int bit = lanes / 2; bit > 0; bit /= 2) {
-      const T theirs = shuffle_xor(distance, bit);
-      const int at = shuffle_xor(index, bit);
-      if (theirs < distance || (theirs == distance && at < index)) {
-        distance = theirs;
-        index = at;
-      }
-    }
-  }
-};
-
-// A block of samples with all prototypes.
-template <typename T>
+// A block of samples with a split of the prototypes.
+template <typename T, int kColumns>
 struct PrototypeRows {
-  static constexpr int kColumns = kTileColumns<T>;
-  using Memory = PrototypeMemory<T>;
+  using Memory = PrototypeMemory<T, kColumns>;
   const PrototypeMarginInput<T>& in;
   const PrototypeMarginGradient<T>& out;
   const PrototypeMarginDevice<T>& device;
   Memory& memory;
-  int64_t first_row;
-  int here;      // rows that there are
-  T* partial_g;  // [k, d], the block of threads' own, or null
-  Pairs<T, kColumns> u = {};
-  Nearest<T> nearest[kRowsOfWarp];
-  bool inside;  // whether some prototype may be inside a row's margin
-  bool touched[kRowsOfWarp] = {};
+  int block, first_row, here, split;  // of the samples, and rows that there are
+  PairsOfThread<T, kColumns> u;       // of the last tile
 
   __device__ PrototypeRows(const PrototypeMarginInput<T>& in, const PrototypeMarginGradient<T>& out,
-                           const PrototypeMarginDevice<T>& device, Memory& memory,
-                           int64_t first_row, T* partial_g)
+                           const PrototypeMarginDevice<T>& device, Memory& memory)
       : in(in),
         out(out),
         device(device),
         memory(memory),
-        first_row(first_row),
-        here(static_cast<int>(in.rows - first_row < kRows ? in.rows - first_row : kRows)),
-        partial_g(partial_g) {}
+        block(static_cast<int>(blockIdx.x) / device.splits),
+        first_row(block * kChunkRows),
+        here(static_cast<int>(in.rows - first_row < kChunkRows ? in.rows - first_row : kChunkRows)),
+        split(static_cast<int>(blockIdx.x) % device.splits) {}
 
-  __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ static int first_of_warp() {
-    return static_cast<int>(threadIdx.x) / kWarp * kRowsOfWarp;
-  }
-  __device__ auto at_row() const {
-    return [this](int row, int f) { return load<T>(in.r, 0, first_row + row, f); };
-  }
-  __device__ auto at_column(int first) const {
-    return [this, first](int j, int f) { return load<T>(in.g, 0, first + j, f); };
-  }
-  __device__ int columns_from(int first) const {
-    const int left = static_cast<int>(in.k) - first;
-    return left < kColumns ? left : kColumns;
-  }
-  __device__ void distances(int first, int columns) {
-    squared_distances<T, kColumns>(u, memory.rows, memory.columns, here, columns,
-                                   static_cast<int>(in.d), at_row(), at_column(first));
+  // Of label number `row`, and whether it is none.
+  __device__ int label(int row) const {
+    const int64_t given = in.labels[first_row + row];
+    return static_cast<int>(given < 0 ? 0 : given < in.k ? given : in.k - 1);
   }
 
-  // Those that are given; adds to the loss what is no label.
-  __device__ void take_labels(double& loss) {
-    const int k = static_cast<int>(in.k);
-    inside = true;
-#pragma unroll
-    for (int q = 0; q < kRowsOfWarp; ++q) {
-      const int row = first_of_warp() + q;
-      const int64_t label = row < here ? in.labels[first_row + row] : 0;
-      nearest[q] = {T(0), static_cast<int>(label < 0 ? 0 : label < k ? label : k - 1)};
-      // Checked before, on the CPU.
-      if (label != nearest[q].index && lane() == 0) loss += from_bits(0x7fc00000);
-    }
-  }
-
-  __device__ void find_nearest() {
+  // The split's share of every row, to memory.shares. A barrier has to follow.
+  __device__ void meet() {
     const T margin = static_cast<T>(in.margin);
-    int counts[kRowsOfWarp] = {};
+    const int tiles = static_cast<int>((in.k + kColumns - 1) / kColumns), splits = device.splits;
+    const int begin = static_cast<int>(int64_t{split} * tiles / splits) * kColumns;
+    const int64_t end_of_tiles = int64_t{split + 1} * tiles / splits * kColumns;
+    const int end = static_cast<int>(end_of_tiles < in.k ? end_of_tiles : in.k);
+    Nearest<T> nearest[kChunkRowsOfWarp];
+    T hinge[kChunkRowsOfWarp] = {};
+    int inside[kChunkRowsOfWarp] = {};
 #pragma unroll
-    for (int q = 0; q < kRowsOfWarp; ++q) nearest[q] = {static_cast<T>(INFINITY), 0};
-    for (int first = 0; first < in.k; first += kColumns) {
-      const int columns = columns_from(first);
-      distances(first, columns);
-      each_pair<kColumns>([&](int q, int c, int row, int column) {
+    for (auto& of_row : nearest) of_row = {static_cast<T>(INFINITY), 0};
+#pragma unroll 1
+    for (int first = begin; first < end; first += kColumns) {
+      const int columns = end - first < kColumns ? end - first : kColumns;
+      const Loaded loaded = first > begin && in.d <= kChunkFeatures ? kLoadedRows : kNothing;
+      squared_distances_of(u, memory, loaded, {in.r, first_row}, here, {in.g, first}, columns,
+                           static_cast<int>(in.d));
+      each_pair_of<kColumns>([&](int q, int c, int row, int column) {
         if (row >= here || column >= columns) return;
-        nearest[q].meet(u[q][c], first + column);
+        if (!in.labels || first + column == label(row)) nearest[q].meet(u[q][c], first + column);
         // "Not beyond" is not "inside": a NaN is neither, and has to reach the loss.
-        counts[q] += !(u[q][c] >= margin);
+        if (!(u[q][c] >= margin)) {
+          hinge[q] += margin - u[q][c];
+          ++inside[q];
+        }
       });
     }
-    inside = false;
 #pragma unroll
-    for (int q = 0; q < kRowsOfWarp; ++q) {
+    for (int q = 0; q < kChunkRowsOfWarp; ++q) {
       nearest[q].share();
-      inside = inside || sum_of_warp(counts[q]) > (nearest[q].distance < margin);
+      const double of_row = sum_of_warp(static_cast<double>(hinge[q]));
+      const int count = sum_of_warp(inside[q]);
+      if (lane_of_thread() != 0) continue;
+      memory.shares[first_row_of_warp() + q] = {of_row, static_cast<double>(nearest[q].distance),
+                                                nearest[q].index, count};
     }
-    inside = any_in_block(inside);
   }
 
-  // Whether some row's own prototype is among these.
-  __device__ bool has_own(int first, int columns) const {
-    bool own = false;
-#pragma unroll
-    for (int q = 0; q < kRowsOfWarp; ++q) {
-      own = own || (nearest[q].index >= first && nearest[q].index < first + columns);
-    }
-    return any_in_block(own);
-  }
-
-  // A tile's pairs: adds to the loss, and says what differences are weighed with. The weights
-  // before have been read: after them came the barriers of has_own or distances.
-  __device__ void weigh(int first, int columns, double& loss) {
-    const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
-    if (inside && (in.labels || in.k > kColumns)) distances(first, columns);
-    each_pair<kColumns>([&](int q, int c, int row, int column) {
-      T w = 0;
-      if (row < here && column < columns) {
-        if (first + column == nearest[q].index) {
-          w = 1;
-          loss += inside ? u[q][c] : nearest[q].distance;
-        } else if (inside && !(u[q][c] >= margin)) {
-          w = u[q][c] < margin ? negative : T(0);
-          loss += in.negative_scale * (margin - u[q][c]);
-          touched[q] = true;
-        }
+  // What all splits have of a row, by one thread; later ones have higher indices.
+  __device__ PrototypeShare merged(int row) const {
+    PrototypeShare all{0, INFINITY, 0, 0};
+#pragma unroll 4
+    for (int64_t s = 0; s < device.splits; ++s) {
+      const PrototypeShare* from = device.shares + s * in.rows + first_row + row;
+      const double distance = load_fresh(&from->distance);
+      const int index = load_fresh(&from->index);
+      all.hinge += load_fresh(&from->hinge);
+      all.inside += load_fresh(&from->inside);
+      if (distance < all.distance) {
+        all.distance = distance;
+        all.index = index;
       }
-      memory.weights[row][column] = w;
-    });
-  }
-
-  // A tile's share of the gradients; `begun`: not the first.
-  __device__ void add_gradients(int first, int columns, bool begun) {
-    const int d = static_cast<int>(in.d);
-    const T factor = static_cast<T>(2 * in.scale);
-    const auto add_row = [&](int row, int f, T sum) {
-      if (!out.grad_r) return;
-      T& to = out.grad_r[(first_row + row) * d + f];
-      to = begun ? to + factor * sum : factor * sum;
-    };
-    if (partial_g) {
-      weighted_differences<T, kColumns>(
-          memory.weights, memory.rows, memory.columns, here, columns, d, at_row(), at_column(first),
-          add_row, [&](int j, int f, T sum) { partial_g[int64_t{first + j} * d + f] += sum; });
-    } else {
-      weighted_differences<T, kColumns>(memory.weights, memory.rows, memory.columns, here, columns,
-                                        d, at_row(), at_column(first), add_row);
     }
+    return all;
   }
 
-  __device__ void write_assignment() const {
-#pragma unroll
-    for (int q = 0; q < kRowsOfWarp; ++q) {
-      const int row = first_of_warp() + q;
-      const bool any = sum_of_warp(static_cast<int>(touched[q])) > 0;
-      if (lane() != 0 || row >= here) continue;
-      out.assignment[first_row + row] =
-          in.labels ? in.labels[first_row + row] : int64_t{nearest[q].index};
-      // For the second launch: the sign says that others are inside the margin.
-      if (device.own) device.own[first_row + row] = any ? ~nearest[q].index : nearest[q].index;
-    }
-  }
-
-  // All of it; returns the thread's share of the loss.
-  __device__ double visit() {
-    double loss = 0;
+  // A row's share of the loss, by one thread, which writes the row's assignment.
+  __device__ double close(int row, PrototypeShare share) const {
+    const int i = first_row + row;
+    const T margin = static_cast<T>(in.margin), distance = static_cast<T>(share.distance);
+    double loss = share.distance;
     if (in.labels) {
-      take_labels(loss);
-    } else {
-      find_nearest();
+      share.index = label(row);
+      if (in.labels[i] != share.index) loss += from_bits(0x7fc00000);  // checked before, on the CPU
     }
-    bool begun = false;
-    for (int first = 0; first < in.k; first += kColumns) {
-      const int columns = columns_from(first);
-      if (!inside && !has_own(first, columns)) continue;
-      weigh(first, columns, loss);
-      if (!out.grad_r && !partial_g) continue;
-      add_gradients(first, columns, begun);
-      begun = true;
+    if (!(distance >= margin)) {
+      share.hinge -= static_cast<double>(margin - distance);
+      --share.inside;
     }
-    write_assignment();
-    return loss;
+    out.assignment[i] = in.labels ? in.labels[i] : int64_t{share.index};
+    memory.own[row] = share.inside > 0 ? ~share.index : share.index;
+    if (device.own) device.own[i] = memory.own[row];
+    return loss + in.negative_scale * share.hinge;
+  }
+
+  // Both gradients, of the only tile: u is still there, and the chunk of features if it is the only
+  // one. Those of the prototypes are the block's own share.
+  __device__ void add_gradients() {
+    const int k = static_cast<int>(in.k), d = static_cast<int>(in.d);
+    const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
+    const T factor = static_cast<T>(2 * in.scale);
+    each_pair_of<kColumns>([&](int q, int c, int row, int column) {
+      T w = 0;
+      if (row < here && column < k) {
+        const int own = memory.own[row];
+        w = column == (own < 0 ? ~own : own) ? T(1) : own < 0 && u[q][c] < margin ? negative : T(0);
+      }
+      memory.weights.of[row][column] = w;
+    });
+    T* partial_g = device.partial_g ? device.partial_g + block * in.k * in.d : nullptr;
+    each_chunk(memory, d <= kChunkFeatures ? kLoadedAll : kNothing, {in.r, first_row}, here,
+               {in.g, 0}, k, d, [&](const auto& stage, int begin) {
+                 if (out.grad_r) {
+                   WeightedDifferences<T> sums;
+                   sums.add(memory.weights, stage.rows, stage.columns, k);
+                   sums.each([&](int row, int f, T sum) {
+                     if (row >= here || begin + f >= d) return;
+                     out.grad_r[int64_t{first_row + row} * d + begin + f] = factor * sum;
+                   });
+                 }
+                 if (!partial_g) return;
+                 const int f = lane_of_thread();
+#pragma unroll 1
+                 for (int j = static_cast<int>(threadIdx.x) / kWarp; j < k; j += kWarps) {
+                   const T of_column = stage.columns.of[j][f];
+                   T sum = 0;
+#pragma unroll 4
+                   for (int i = 0; i < here; ++i) {
+                     sum = fma(memory.weights.of[i][j], of_column - stage.rows.of[i][f], sum);
+                   }
+                   if (begin + f < d) partial_g[int64_t{j} * d + begin + f] = sum;
+                 }
+               });
   }
 };
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 1)
+// Blocks that share a multiprocessor. Of whole ones there are few, which need more registers.
+template <typename T, bool kWhole>
+constexpr int kRowsBlocks = sizeof(T) != 4 ? 2
+                            : kWhole       ? 3
+                                           : 4;
+
+// kWhole: one split and one tile of few prototypes, and gradients besides.
+template <typename T, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kRowsBlocks<T, kWhole>)
     prototype_rows_kernel(const PrototypeMarginInput<T> in, const PrototypeMarginGradient<T> out,
                           const PrototypeMarginDevice<T> device) {
-  PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
-  const int64_t size = in.k * in.d;
-  T* partial_g = device.partial_g ? device.partial_g + blockIdx.x * size : nullptr;
-  if (partial_g) {
-    // Added to behind the barriers of a tile.
-    for (int64_t at = threadIdx.x; at < size; at += kThreads) partial_g[at] = 0;
-  }
-  double loss = 0;
-  for (int64_t first = int64_t{blockIdx.x} * kRows; first < in.rows;
-       first += int64_t{device.blocks} * kRows) {
-    loss += PrototypeRows<T>(in, out, device, memory, first, partial_g).visit();
-  }
-
-  loss = sum_of_block(loss, memory.scratch);
-  const Partials partials{device.partials, device.blocks, 1};
-  if (!partials.leave(&loss, blockIdx.x, device.counter)) return;
-  loss = partials.sum(0, memory.scratch);
-  if (threadIdx.x == 0) out.loss[0] = static_cast<T>(in.scale * loss);
-  if (!partial_g) return;
-  for (int64_t at = threadIdx.x; at < size; at += kThreads) {
-    double sum = 0;
-#pragma unroll 4
-    for (int64_t b = 0; b < device.blocks; ++b) sum += load_fresh(device.partial_g + b * size + at);
-    out.grad_g[at] = static_cast<T>(2 * in.scale * sum);
-  }
-}
-
-// What the kernel of weighted differences is given: where pairs are weighed, and what is weighed.
-template <typename T>
-struct PrototypeDifferences {
-  PrototypeMarginInput<T> in;
-  const int64_t* assignment;   // [rows], or null
-  const std::int32_t* own;     // [rows], as the kernel above leaves it, where assignment is null
-  Samples values_r, values_g;  // data null for zeros
-  T* out;
-};
-
-template <typename T>
-__device__ T load_or_zero(const Samples& of, int64_t row, int f) {
-  return of.data ? load<T>(of, 0, row, f) : T(0);
-}
-
-// out_k = 2 scale sum_i a_ik (values_g_k - values_r_i) for a block of prototypes (kOfPrototypes),
-// or out_i = 2 scale sum_k a_ik (values_r_i - values_g_k) for a block of samples.
-template <typename T, bool kOfPrototypes>
-__global__ void __launch_bounds__(kThreads, 1)
-    prototype_differences_kernel(const PrototypeDifferences<T> given) {
-  constexpr int kColumns = kTileColumns<T>;
-  PrototypeMemory<T>& memory = *shared_memory<PrototypeMemory<T>>();
-  const PrototypeMarginInput<T>& in = given.in;
-  const Samples &of_rows = kOfPrototypes ? in.g : in.r, &of_columns = kOfPrototypes ? in.r : in.g;
-  const Samples& row_values = kOfPrototypes ? given.values_g : given.values_r;
-  const Samples& column_values = kOfPrototypes ? given.values_r : given.values_g;
-  const int64_t count = kOfPrototypes ? in.k : in.rows, across = kOfPrototypes ? in.rows : in.k;
-  const int64_t first_row = int64_t{blockIdx.x} * kRows;
-  const int rows_here = static_cast<int>(count - first_row < kRows ? count - first_row : kRows);
-  const int d = static_cast<int>(in.d);
-  const T margin = static_cast<T>(in.margin), negative = static_cast<T>(-in.negative_scale);
-  const T factor = static_cast<T>(2 * in.scale);
-  const auto at_row = [&](int row, int f) { return load<T>(of_rows, 0, first_row + row, f); };
-  const auto row_value = [&](int row, int f) {
-    return load_or_zero<T>(row_values, first_row + row, f);
-  };
-  bool begun = false;
-  for (int64_t first = 0; first < across; first += kColumns) {
-    const int here = static_cast<int>(across - first < kColumns ? across - first : kColumns);
-    const auto at_column = [&](int j, int f) { return load<T>(of_columns, 0, first + j, f); };
-    const auto column_value = [&](int j, int f) {
-      return load_or_zero<T>(column_values, first + j, f);
-    };
-    bool inside = true;
-    if (kOfPrototypes && given.own) {
-      bool mine = false, others = false;
-      for (int j = static_cast<int>(threadIdx.x); j < here; j += kThreads) {
-        const std::int32_t own = given.own[first + j];
-        others = others || own < 0;
-        const std::int32_t k = own < 0 ? ~own : own;
-        mine = mine || (k >= first_row && k < first_row + rows_here);
-      }
-      inside = any_in_block(others);
-      if (!inside && !any_in_block(mine)) continue;
+  using Rows = PrototypeRows<T, kWhole ? kFewPrototypes : kPrototypeColumns<T>>;
+  auto& memory = *shared_memory<typename Rows::Memory>();
+  Rows rows(in, out, device, memory);
+  const int row = static_cast<int>(threadIdx.x);
+  const bool has_row = row < rows.here;
+  rows.meet();
+  sync_block();
+  if (!kWhole && device.splits > 1) {
+    if (has_row) {
+      device.shares[int64_t{rows.split} * in.rows + rows.first_row + row] = memory.shares[row];
     }
-    Pairs<T, kColumns> u;
-    if (inside) {
-      squared_distances<T, kColumns>(u, memory.rows, memory.columns, rows_here, here, d, at_row,
-                                     at_column);
-    }
+    if (!last_to_finish(device.counters + rows.block, static_cast<unsigned>(device.splits))) return;
+    if (has_row) memory.shares[row] = rows.merged(row);
+  }
+  const auto blocks = static_cast<unsigned>((in.rows + kChunkRows - 1) / kChunkRows);
+  if (row < kWarp) {
+    const double loss = sum_of_warp(has_row ? rows.close(row, memory.shares[row]) : 0.0);
+    if (row == 0) device.partials[rows.block] = loss;
+  }
+  if constexpr (kWhole) {
     sync_block();
-    each_pair<kColumns>([&](int q, int c, int row, int column) {
-      T w = 0;
-      if (row < rows_here && column < here) {
-        const int64_t i = kOfPrototypes ? first + column : first_row + row;
-        const int64_t k = kOfPrototypes ? first_row + row : first + column;
-        int64_t own;
-        if (given.assignment) {
-          own = given.assignment[i];
-          own = own < 0 ? 0 : own < in.k ? own : in.k - 1;
-        } else {
-          own = given.own[i] < 0 ? ~given.own[i] : given.own[i];
-        }
-        w = k == own ? T(1) : inside && u[q][c] < margin ? negative : T(0);
-      }
-      memory.weights[row][column] = w;
-    });
-    weighted_differences<T, kColumns>(memory.weights, memory.rows, memory.columns, rows_here, here,
-                                      d, row_value, column_value, [&](int row, int f, T sum) {
-                                        T& to = given.out[(first_row + row) * d + f];
-                                        to = begun ? to + factor * sum : factor * sum;
-                                      });
-    begun = true;
+    if (out.grad_r || device.partial_g) rows.add_gradients();
   }
-  if (begun) return;
-  for (int at = static_cast<int>(threadIdx.x); at < rows_here * d; at += kThreads) {
-    given.out[first_row * d + at] = 0;
+  if (!last_to_finish(device.counters + blocks, blocks)) return;
+  const double loss = Partials{device.partials, blocks, 1}.sum(0, memory.scratch);
+  if (threadIdx.x == 0) out.loss[0] = static_cast<T>(in.scale * loss);
+  if constexpr (kWhole) {
+    if (!device.partial_g) return;
+    const int64_t size = in.k * in.d;
+    for (int64_t at = threadIdx.x; at < size; at += kThreads) {
+      out.grad_g[at] =
+          static_cast<T>(2 * in.scale * sum_of_arrays(device.partial_g + at, blocks, size));
+    }
   }
 }
 

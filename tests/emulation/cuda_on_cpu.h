@@ -425,6 +425,16 @@ inline unsigned ballot(bool mine, const char* place) {
   });
 }
 
+inline unsigned match_lanes(int mine, const char* place) {
+  return collective(mine, place, [&](const auto& of_lane) {
+    unsigned bits = 0;
+    for (int lane = 0; lane < kWarp; ++lane) {
+      bits |= static_cast<unsigned>(of_lane(lane) == mine) << lane;
+    }
+    return bits;
+  });
+}
+
 // The same for a block, of one bool each.
 inline bool any_in_block(bool mine, const char* place) {
   const races::Unwatched unwatched;

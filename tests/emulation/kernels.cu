@@ -53,7 +53,7 @@ __global__ void copied(const float* in, float* out) {
   float* shared = shared_memory<float>();
   if (kFault == kMisaligned) ++in;
   const unsigned t = threadIdx.x;
-  if (t < 16) copy_async_16(shared + 4 * t, in + blockIdx.x * 64 + 4 * t, true);
+  if (t < 16) copy_async<16>(shared + 4 * t, in + blockIdx.x * 64 + 4 * t, 16);
   copy_async_commit();
   if (kFault != kNoWait) copy_async_wait<0>();
   sync_block();

@@ -76,7 +76,7 @@ def errors(x, y, sigmas, **options):
 HIGHEST, HIGH = (1e-6, 1e-5), (2e-5, 5e-4)  # as in the op's README
 
 
-@pytest.mark.parametrize("d", [9, 16, 17, 32, 40, 64])
+@pytest.mark.parametrize("d", [5, 9, 16, 17, 32, 40, 64])
 @pytest.mark.parametrize(("precision", "allowed"), [("highest", HIGHEST), ("high", HIGH)])
 def test_tensor_cores_keep_what_the_precision_promises(
     d, precision, allowed, tensor_cores, allow, device
@@ -145,22 +145,70 @@ def test_half_samples_on_tensor_cores(d, dtype, offset, allowed, tensor_cores, d
     assert_gradient_close(gradient, torch.cat(wanted[1]), allowed)
 
 
+def _padded(z, numbers):
+    """Rows that lie so many numbers farther apart than they are long."""
+    return torch.nn.functional.pad(z, (0, numbers))[:, : z.shape[1]]
+
+
+STORAGE = {
+    "strided": lambda z: torch.stack((z, z), -1)[..., 0],
+    "shifted": lambda z: torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape),
+    "by features": lambda z: z.T.contiguous().T,
+    "padded by 1": lambda z: _padded(z, 1),
+    "padded by 8": lambda z: _padded(z, 8 - z.shape[1] % 8),
+}
+"""The same samples elsewhere: kernels copy them by 16 bytes, by 4, or number by number."""
+
+
+def assert_storage_does_not_matter(x, y, of):
+    found = of(x, y)
+    for name, move in STORAGE.items():
+        there = of(move(x), move(y))
+        assert all(torch.equal(a, b) for a, b in zip(found, there, strict=True)), name
+
+
+@pytest.mark.parametrize("d", [10, *(pytest.param(d, marks=pytest.mark.slow) for d in (24, 64))])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_copies_by_sixteen_bytes_change_nothing(dtype, tensor_cores, device):
-    x, y = samples(300, 290, 24, dtype=dtype, device=device)
-    found = of_op(x, y, 5.0)
-    strided = [torch.stack((z, z), -1)[..., 0] for z in (x, y)]
-    shifted = [torch.cat((z.new_zeros(1), z.flatten()))[1:].view(z.shape) for z in (x, y)]
+def test_storage_of_samples_on_tensor_cores(d, dtype, tensor_cores, device):
+    x, y = samples(300, 290, d, dtype=dtype, device=device)
+    assert_storage_does_not_matter(x, y, lambda x, y: of_op(x, y, 5.0))
     stacked = mmd.fwd(problem_of(torch.cat((x, y)), (300, 290), 5.0),
                       NOTHING._replace(row_end=590))[:2]  # fmt: skip
-    for moved in (of_op(*strided, 5.0), of_op(*shifted, 5.0), stacked):
-        assert all(torch.equal(a, b) for a, b in zip(found, moved, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(of_op(x, y, 5.0), stacked, strict=True))
 
 
-@pytest.mark.parametrize("workers", [1, 3, 10, 41, 68])
+@pytest.mark.parametrize(
+    ("dtype", "d"),
+    [(torch.float32, d) for d in (1, 3, 4, 6, 8, 9, 10, 13, 16, 30, 32, 64, 65, 68)]
+    + [(torch.float16, 7), (torch.bfloat16, 10), (torch.float16, 70), (torch.float64, 3),
+       (torch.float64, 16), (torch.float64, 33)],
+)  # fmt: skip
+def test_storage_of_samples(dtype, d, device):
+    x, y = samples(45, 38, d, dtype=dtype, device=device)
+    assert_storage_does_not_matter(x, y, lambda x, y: of_op(x, y, 2.0))
+
+
+@pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 10), (torch.float32, 36),
+                                          (torch.float16, 34), (torch.float64, 5)])  # fmt: skip
+def test_storage_of_samples_for_other_passes(dtype, d, device):
+    x, y = samples(35, 33, d, dtype=dtype, device=device)
+    tangent = Tangent(torch.ones(68, d, dtype=mmd.compute_like(x)[0], device=device), None, None,
+                      None)  # fmt: skip
+    v = torch.linspace(-1, 1, 33, device=device, dtype=dtype)
+
+    def of(x, y):
+        problem = problem_of(x, (35, 33), 2.0, y=y, kernel="imq")
+        wanted = NOTHING._replace(row_end=68)
+        return (mmd.fwd(problem, wanted).z, mmd.hvp(problem, tangent, wanted).z,
+                cgm_fast.kernel_product(x, y, v, backend="cuda"))  # fmt: skip
+
+    assert_storage_does_not_matter(x, y, of)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 10, 41, 45])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_any_number_of_blocks_may_share_the_work(workers, batch, monkeypatch, device):
-    x, y = samples(300, 200, 40, batch=batch, device=device)  # four blocks of rows, 17 tiles
+    x, y = samples(300, 200, 40, batch=batch, device=device)  # five blocks of rows, 9 tiles
     monkeypatch.setattr(mmd, "_workers", lambda *_: workers)
     found = derivatives(lambda x, y: cgm_fast.mmd(x, y, bandwidth=6.0, backend="cuda").sum(),
                         (x, y), order=1)  # fmt: skip
@@ -414,49 +462,6 @@ def test_rows_that_a_block_has_room_for_count_for_nothing(d, kernel, device):
         found, expected = mmd.fwd(problem, wanted), reference.fwd(wide(problem), wanted)
         assert relative_l2(found.relation, expected.relation) <= 1e-4, seed
         assert relative_l2(found.z, expected.z) <= 1e-3, seed
-
-
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("margin_", [0.5, 50.0])
-def test_prototypes_in_one_launch_or_two(labelled, margin_, monkeypatch, device):
-    r, g, labels = prototypes(300, 150, 10, device=device)
-    labels = labels if labelled else None
-
-    def run():
-        return derivatives(
-            lambda r, g: cgm_fast.prototype_margin(
-                r, g, labels, margin=margin_, backend="cuda"
-            ).loss,
-            (r, g), order=1,
-        )  # fmt: skip
-
-    one = run()
-    monkeypatch.setattr(margin, "_MOST_SUMS", 0)
-    two = run()
-    assert_loss_close(two[0], one[0], one[0])
-    for a, b in zip(one[1], two[1], strict=True):
-        assert_gradient_close(a, b)
-
-
-@pytest.mark.parametrize("detach_prior", [False, True])
-def test_cgm_loss_in_one_launch_is_its_parts(detach_prior, monkeypatch, device):
-    r, g, _ = prototypes(100, 12, 10, device=device)
-    noise = torch.randn(2, 100, 10, generator=torch.Generator().manual_seed(3)).to(device)
-
-    def run():
-        return derivatives(
-            lambda r, g: cgm_fast.cgm_loss(
-                r, g, noise=noise, detach_prior=detach_prior, backend="cuda"
-            ).loss,
-            (r, g), order=1,
-        )  # fmt: skip
-
-    one = run()
-    monkeypatch.setattr(cgm_loss, "MOST_ROWS", 0)
-    parts = run()
-    assert_loss_close(one[0], parts[0], parts[0])
-    for a, b in zip(one[1], parts[1], strict=True):
-        assert_gradient_close(a, b)
 
 
 def test_counters_are_left_at_zero(device):

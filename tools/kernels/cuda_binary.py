@@ -1,10 +1,9 @@
 """What the compiled module holds for GPUs: `python -m tools.kernels.cuda_binary`.
 
-Registers and stack of every kernel; and for the loops over columns of mmd's kernels the
-instructions of a pair of rows by the unit that executes them, against the floor:
-one exp2, six operations, and d + d multiply-adds at 128 lanes a clock for few features
-(mmd_rows.cuh), the products on tensor cores (mmd_tensor_visit.cuh). A model from the machine code,
-as in cost.py: no GPU is needed, and none has confirmed it.
+Registers and stack of every kernel; and for a whole tile of mmd's kernels (cuda_tiles.py) the
+instructions of a pair of rows by the unit that executes them, against the floor: one exp2, six
+operations, and d + d multiply-adds at 128 lanes a clock, or the products on tensor cores. A model
+from the machine code, as in cost.py: no GPU is needed, and none has confirmed it.
 """
 
 from __future__ import annotations
@@ -13,16 +12,13 @@ import functools
 import re
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from tools.kernels.compiled import nvidia_tool
-from tools.kernels.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS, loops_of, opcode
+from tools.kernels.cost import TENSOR
+from tools.kernels.cuda_tiles import THREADS, Tile, by_rows, of_wide_rows, on_tensor_cores
 
-THREADS = 256
 REGISTERS = 65536
 """Of a multiprocessor."""
 NUMBERS = ("tf32x3", "tf32", "bfloat16", "float16")
@@ -113,115 +109,49 @@ def listings(architecture: str) -> dict[str, list[str]]:
     return found
 
 
-class Pair(NamedTuple):
-    """Instructions for a pair of rows, by unit, and the floor."""
-
-    counts: dict[str, float]
-    floor: dict[str, float]
-    """Clocks that a pair takes at least, by unit."""
-    besides: Mapping[str, float] = MappingProxyType({})
-    """Clocks of units that count no instructions."""
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return sum(self.counts.values())
-
-    def clocks(self) -> dict[str, float]:
-        """Clocks of a multiprocessor for a pair, by unit."""
-        of_unit = {unit: self.counts.get(unit, 0) / (32 * rate) for unit, rate in RATES.items()}
-        return {**of_unit, "issue": self.total / (32 * RATES["issue"]), **self.besides}
-
-    @property
-    def share(self) -> float:
-        """The floor over this code's time."""
-        return max(self.floor.values()) / max(self.clocks().values())
-
-    def row(self) -> str:
-        """Of a table: instructions, units, which of them bounds, and the floor's share."""
-        clocks = self.clocks()
-        of_units = " | ".join(f"{1000 * clocks.get(unit, 0):.0f}" for unit in UNITS_SHOWN)
-        bound = max(clocks, key=lambda unit: clocks[unit])
-        return f"{self.total:.0f} | {of_units} | {bound} | {self.share:.0%} |"
+SHOWN = ("issue", "fp32", "int", "exp2", "memory", "tensor")
+"""Units, in the order of the tables."""
 
 
-UNITS_SHOWN = ("issue", "fp32", "int", "exp2", "memory", "tensor")
-
-
-def by_unit(names: list[str], pairs: float) -> dict[str, float]:
-    """Instructions for a pair by unit, where a warp's instructions serve so many times 32 pairs."""
-    found = Counter(
-        next(unit for pattern, unit in UNITS if re.match(pattern, name)) for name in names
+def row(tile: Tile) -> str:
+    """Of a table: instructions, clocks of the units, the slowest of them, and the floor's share."""
+    clocks = tile.clocks()
+    of_units = " | ".join(f"{1000 * clocks[unit]:.0f}" for unit in SHOWN)
+    return (
+        f"{tile.total(in_loop=True):.0f} | {tile.total():.0f} | {of_units} | {tile.bound} "
+        f"| {tile.share:.0%} |"
     )
-    return {unit: number / pairs for unit, number in found.items()}
 
 
-def innermost(lines: list[str]) -> Iterator[list[str]]:
-    """The instructions of every loop that holds no other."""
-    loops, _ = loops_of(lines)
-    for loop in loops:
-        if not any(loop.holds(other) for other in loops):
-            yield [name for line in lines[loop.start : loop.end + 1] if (name := opcode(line))]
+CLOCK, MULTIPROCESSORS, L2 = 1.755e9, 132, 5.5e12
+"""Of an H100: per second, and bytes per second."""
+ROUTES = (
+    ("row chunks, cuBLAS in float32, and a pass", 128, 0.85, 1, True),
+    ("the same where tf32 is allowed", TENSOR["tf32"], 0.6, 1, True),
+    ("a tile of `mma.sync`, 3×tf32", TENSOR["tf32"], 0.6, 3, False),
+    ("a tile of `wgmma` with TMA, 3×tf32", TENSOR["tf32"], 0.8, 3, False),
+)
+"""Ways to many features: their unit's multiply-adds per clock, what share of it is assumed, how
+many products a product takes, and whether a matrix of pairs is read and written besides."""
 
 
-def floor_of(operations: float) -> dict[str, float]:
-    """Of a pair with so many operations of FP32: one exp2 besides."""
-    return {"fp32": operations / (32 * RATES["fp32"]), "exp2": 1 / (32 * RATES["exp2"])}
-
-
-def pair_of(lines: list[str], d: int, products: bool) -> Pair:
-    """Instructions for a pair in the loop over columns, with gradient.
-
-    Args:
-        lines: Of a mmd_rows_kernel for one bandwidth.
-        d: Features that it holds.
-        products: Whether distances are taken from products, or from differences.
-
-    Raises:
-        ValueError: there is no such loop.
-    """
-    for names in innermost(lines):
-        plain = Counter(name.partition(".")[0] for name in names)
-        # Seven multiply-adds are 2^e and 2^e - 1. An unrolled loop visits two pairs.
-        times, rest = divmod(plain["FFMA"], 2 * d + 7)
-        differences = plain["FADD"] >= times * (d + 5)
-        if times not in (1, 2) or rest or plain["STS"] or differences == products:
-            continue
-        # A lane has a row of its own, so that an instruction is one of 32 pairs.
-        return Pair(by_unit(names, times), floor_of(2 * d + FLOOR_OPERATIONS))
-    raise ValueError(f"no loop over columns for {d} features by products: {products}")
-
-
-def pair_on_tensor_cores(lines: list[str], d: int, numbers: str) -> Pair:
-    """The same of a mmd_tensor_kernel for one bandwidth, whose warp takes 16 rows and 8 columns.
-
-    Memory's clocks are those of the 128 bytes that shared memory gives in one.
-
-    Args:
-        lines: Of the kernel.
-        d: Features that it holds.
-        numbers: What it multiplies.
-
-    Raises:
-        ValueError: there is no such loop.
-    """
-    half = numbers.endswith("float16")
-    parts = {"tf32x3": (3, 3), "tf32": (1, 1)}.get(numbers, (1, 2))
-    products = parts[0] * d // (16 if half else 8) + parts[1] * d // 8
-    for names in innermost(lines):
-        times, rest = divmod(sum(name.startswith("HMMA") for name in names), products)
-        if times == 0 or rest:
-            continue
-        pairs = 4 * times
-        loads = [name for name in names if name.startswith("LDS")]
-        wide = sum(4 if ".128" in name else 2 if ".64" in name else 1 for name in loads)
-        tensor = parts[0] * d / TENSOR["half" if half else "tf32"] + parts[1] * d / TENSOR["tf32"]
-        return Pair(
-            by_unit(names, pairs),
-            {**floor_of(FLOOR_OPERATIONS), "tensor": tensor},
-            {"tensor": tensor, "memory": wide / (32 * pairs)},
-        )
-    raise ValueError(f"no loop over columns for {d} features of {numbers}")
+def predictions(lines: list[str]) -> None:
+    """Print what value and gradient of 2 x 16384 rows would take by every route, in ms."""
+    pairs, features = float((2 * 16384) ** 2), (300, 2048)
+    print("\n| | share | d = 300 | d = 2048 |\n| --- | ---: | ---: | ---: |")
+    for name, rate, share, products, has_pass in ROUTES:
+        times = []
+        for d in features:
+            clocks = pairs * 2 * d * products / (rate * share)
+            times.append(clocks / (CLOCK * MULTIPROCESSORS) + has_pass * pairs * 8 / L2)
+        print(f"| {name} | {share:.0%} | " + " | ".join(f"{1000 * t:.0f}" for t in times) + " |")
+    clocks_of = [max(of_wide_rows(lines, d).clocks().values()) for d in features]
+    own = [1000 * pairs * clocks / (CLOCK * MULTIPROCESSORS) for clocks in clocks_of]
+    print(
+        "| mmd_wide.cuh, all of it issued without a wait | | "
+        + " | ".join(f"{time:.0f}" for time in own)
+        + " |"
+    )
 
 
 def main() -> None:
@@ -232,19 +162,23 @@ def main() -> None:
         name, architecture, registers, stack = kernel
         print(f"| {name} | {architecture} | {registers} | {stack} | {kernel.blocks} |")
     of_kernels = listings("sm_90")
-    heading = " | ".join(("instructions a pair", *UNITS_SHOWN, "bound", "floor"))
-    ruler = "---: | " * (1 + len(UNITS_SHOWN)) + "--- | ---: |"
+    heading = " | ".join(("in the loop", "a pair", *SHOWN, "bound", "floor"))
+    ruler = "---: | " * (2 + len(SHOWN)) + "--- | ---: |"
     print(f"\n| d | distances by | {heading} |\n| ---: | --- | {ruler}")
-    for d in (4, 8, 12, 16, 32, 64):
+    for d in (4, 8, 10, 16, 32, 64):
         lines = of_kernels[f"mmd_rows_kernel<float, {d}, false>"]
         if d <= 32:
-            print(f"| {d} | products | {pair_of(lines, d, products=True).row()}")
-        print(f"| {d} | differences | {pair_of(lines, d, products=False).row()}")
+            print(f"| {d} | products | {row(by_rows(lines, d, products=True))}")
+        print(f"| {d} | differences | {row(by_rows(lines, d, products=False))}")
+    lines = of_kernels["mmd_wide_kernel<float, true>"]
+    for d in (128, 300, 512, 2048):
+        print(f"| {d} | differences | {row(of_wide_rows(lines, d))}")
     print(f"\n| d | numbers | {heading} |\n| ---: | --- | {ruler}")
     for d in (16, 32, 64):
         for numbers in NUMBERS:
             lines = of_kernels[f"mmd_tensor_kernel<{d}, {numbers}, false>"]
-            print(f"| {d} | {numbers} | {pair_on_tensor_cores(lines, d, numbers).row()}")
+            print(f"| {d} | {numbers} | {row(on_tensor_cores(lines, d, numbers))}")
+    predictions(of_kernels["mmd_wide_kernel<float, true>"])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 
 # Up to these sizes one launch does it all. Every block assigns all samples: WORK multiply-adds.
-MOST_ROWS, MOST_WORK = 1024, 1 << 21
+MOST_ROWS, MOST_PROTOTYPES, MOST_WORK = 1024, 1024, 1 << 21
+# Of a block, and numbers that it leaves for the last one: as in csrc/cgm_loss.h.
+BLOCK_ROWS, PARTS = 8, 5
 
 
 class Launch(NamedTuple):
@@ -45,8 +47,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     r, g, labels, noise = problem[:4]
     dtype, like = compute_like(r)
     (b, d), k, device = r.shape, g.shape[0], r.device
-    few = b <= MOST_ROWS and d <= MOST_FEATURES[dtype] and b * k * d <= MOST_WORK
-    if not few or problem.kernel != "gaussian":
+    few = b <= MOST_ROWS and k <= MOST_PROTOTYPES and d <= MOST_FEATURES[dtype]
+    if not few or b * k * d > MOST_WORK or problem.kernel != "gaussian":
         return common.fwd(mmd, prototype_margin, problem, wanted)
 
     check_address(r, g, noise)
@@ -60,9 +62,9 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         like.new_empty((b, d)) if wanted.r else None,
         like.new_empty((k, d)) if wanted.g else None,
     )
-    rows = rows_of_block(1, (b, b), device)
+    rows = min(rows_of_block(1, (b, b), device), BLOCK_ROWS)
     blocks = tiles((b, b), rows) + (k if wanted.g else 0)
-    partials = r.new_empty((blocks, 7), dtype=torch.float64)  # as in csrc/cgm_loss.h
+    partials = r.new_empty((blocks, PARTS), dtype=torch.float64)
     prior, counter = like.new_empty((b, d)), counters(1, device)
     variances = constants(problem.variances, dtype, device)
     kernel_weights = constants(problem.kernel_weights, dtype, device)

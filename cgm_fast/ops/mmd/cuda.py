@@ -24,7 +24,7 @@ from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, s
 # Of the kernel on tensor cores (csrc/cuda/mmd_tensor.cuh): rows of a block, from how many features
 # on it has fewer instructions than mmd_rows.cuh, and pairs for a multiprocessor that are worth its
 # beginning, as in 2000 rows on a hundred of these. By the machine code; no GPU has been asked.
-TENSOR_ROWS, LEAST_FEATURES, MOST_TENSOR_FEATURES, LEAST_PAIRS = 128, 9, 64, 1 << 15
+TENSOR_ROWS, LEAST_FEATURES, MOST_TENSOR_FEATURES, LEAST_PAIRS = 128, 5, 64, 1 << 15
 WORKERS = 2
 """Blocks of its grid for a multiprocessor: two share one up to 32 features, then take turns."""
 
@@ -129,7 +129,7 @@ def _shares(problem: Problem, wanted: Wanted) -> _Shares:
     b = x.shape[0] if x.dim() == 3 else 1
     if problem.kernel != "gaussian":
         return _Shares(ROWS, 0, 0)
-    if not wanted.variance and (workers := _workers(b, sizes, d, dtype, device)):
+    if not wanted.variance and (workers := _workers(b, sizes, d, x.dtype, device)):
         return _Shares(TENSOR_ROWS, workers, tiles(sizes, _columns(d)))
     rows = rows_of_block(b, sizes, device) if d <= MOST_FEATURES[dtype] else ROWS
     return _Shares(rows, 0, 0)
@@ -140,7 +140,7 @@ def _workers(
 ) -> int:
     """Blocks of the kernel on tensor cores, or 0 where it is not worth its beginning."""
     total = sum(sizes)
-    if dtype != torch.float32 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
+    if dtype == torch.float64 or not LEAST_FEATURES <= d <= MOST_TENSOR_FEATURES:
         return 0
     if b * total * total < LEAST_PAIRS * multiprocessors(device):
         return 0
@@ -155,7 +155,7 @@ def _padded(d: int) -> int:
 
 def _columns(d: int) -> int:
     """Columns of its tiles."""
-    return 2048 // _padded(d)
+    return 64 if d > 32 else 2048 // _padded(d)
 
 
 def _launch(problem: Problem, shares: _Shares) -> tuple[Launch, tuple[torch.Tensor, ...]]:
