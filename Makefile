@@ -1,4 +1,4 @@
-.PHONY: install lint format test test-all matrix bench gpu gpu-pack gpu-collect tiles native sanitize instructions clean
+.PHONY: install lint format test test-all races matrix bench gpu gpu-pack gpu-collect tiles native sanitize instructions clean
 
 SOURCES := $(shell find csrc tests/native tests/emulation tests/standin tools/gpu -name '*.h' -o -name '*.cpp' \
   -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
@@ -22,6 +22,11 @@ test:
 
 test-all:  ## with what takes long and rarely breaks, as CI runs it
 	pytest -m "slow or not slow" -n auto --dist worksteal
+
+# The CUDA kernels on the CPU, with every access to memory watched for races between blocks: minutes.
+races:
+	CGM_FAST_CUDA_EMULATION=$$($(PYTHON) tests/emulation/emulated_cuda.py --races) \
+	  pytest tests/ops -k "cuda and not gradcheck" $(ARGS)
 
 matrix:  ## the ops' tests under other releases of torch and Python; ARGS="3.13:2.9" for one pair
 	python tools/matrix.py $(ARGS)

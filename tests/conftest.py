@@ -135,6 +135,23 @@ def tensor_cores(monkeypatch):
         tensor_cores.emulate(monkeypatch)
 
 
+@pytest.fixture
+def pessimistic_tensor_cores(monkeypatch):
+    """The same in both emulations, with addends cut where they are aligned: slower still."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and backends.availability()["triton"] is None:
+        import tensor_cores
+
+        tensor_cores.emulate(monkeypatch, pessimistic=True)
+    if backends.availability()["cuda"] is None and not torch.cuda.is_available():
+        from cgm_fast.ops.cuda import launch
+
+        launch.kernels().add_aligned(True)
+        yield
+        launch.kernels().add_aligned(False)
+    else:
+        yield
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: runs on a GPU, where there is one")
 

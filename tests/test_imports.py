@@ -92,7 +92,7 @@ LIBRARY = {
     "plans": (OP + r"\.plans", {"plans", "problem", "memory"}),
     "common": (OP + r"\.common", {"gpu", "problem"}),
     "blind": (OP + r"\.blind", {"forks", "watching"}),
-    "kernels": (OP + r"\.triton_(kernels|hvp|tiles)", {"kernels", "triton"}),
+    "kernels": (OP + r"\.triton_(kernels|hvp|tiles|finish)", {"kernels", "triton"}),
     # What several implementations are but for their distances, and what one does with a tile.
     "chunked": (OP + r"\.(chunked|matmul_tile)", {"problem", "radial", "common", "chunks", "gpu"}),
     # reference, native, and whatever implementations come.

@@ -64,6 +64,9 @@ __device__ T load_fresh(const T* from) {
 // once and hold them in registers.
 __device__ inline void compiler_barrier() { asm volatile("" ::: "memory"); }
 
+// The emulation's errors.
+__device__ inline void check_alignment(const void*, std::size_t) {}
+
 // The same number, opaque to the compiler, against loop-invariant code motion: what is computed
 // from it inside a loop would be computed before and kept in a register that the loop is short of.
 __device__ inline int opaque(int value) {
@@ -143,15 +146,6 @@ __device__ inline float of_float16(unsigned bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-// What is wrong with this launch, rather than with any before it.
-template <typename... Parameters>
-cudaError_t start(const char*, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
-                  std::size_t shared_bytes, cudaStream_t stream, Parameters... arguments) {
-  void* addresses[] = {&arguments...};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, addresses,
-                          shared_bytes, stream);
-}
-
 #else  // the emulation
 
 // As in CUDA, one name for float and double; without these it would be double's for both.
@@ -172,19 +166,13 @@ T* shared_memory() {
 #define match_lanes(value) cuda_on_cpu::match_lanes(value, CUDA_ON_CPU_HERE)
 #define any_in_block(value) cuda_on_cpu::any_in_block(value, CUDA_ON_CPU_HERE)
 
+using cuda_on_cpu::check_alignment;
+using cuda_on_cpu::count_up;
+using cuda_on_cpu::fence;
+using cuda_on_cpu::load_fresh;
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
-inline void fence() {}
 inline void compiler_barrier() {}
 inline int opaque(int value) { return value; }
-inline unsigned count_up(unsigned* counter, unsigned last) {
-  const unsigned before = *counter;
-  *counter = before >= last ? 0 : before + 1;
-  return before;
-}
-template <typename T>
-T load_fresh(const T* from) {
-  return *from;
-}
 
 inline float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 
@@ -211,24 +199,25 @@ inline double from_bits(long long bits) { return same_bits<double>(bits); }
 template <int kBytes>
 void copy_async(void* to, const void* from, int bytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  const auto place = reinterpret_cast<std::uintptr_t>(to);
-  const auto source = bytes > 0 ? reinterpret_cast<std::uintptr_t>(from) : 0;
-  if (bytes < 0 || bytes > kBytes || place % kBytes != 0 || source % kBytes != 0) {
-    throw std::runtime_error("an asynchronous copy of " + std::to_string(bytes) + " of " +
-                             std::to_string(kBytes) + " bytes, or to or from no multiple of these");
-  }
+  if (bytes < 0 || bytes > kBytes) throw std::runtime_error("an asynchronous copy of too much");
+  check_alignment(to, kBytes);
+  if (bytes > 0) check_alignment(from, kBytes);
+  cuda_on_cpu::races::copied(from, bytes, kBytes);
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Copy copy{to, std::vector<unsigned char>(kBytes, 0)};
   if (bytes > 0) std::memcpy(copy.bytes.data(), from, static_cast<std::size_t>(bytes));
   std::memset(to, 0xff, kBytes);
   cuda_on_cpu::Block::fiber().open.push_back(std::move(copy));
 }
 inline void copy_async_commit() {
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Fiber& fiber = cuda_on_cpu::Block::fiber();
   fiber.groups.push_back(std::move(fiber.open));
   fiber.open.clear();
 }
 template <int kLeft>
 void copy_async_wait() {
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::Fiber& fiber = cuda_on_cpu::Block::fiber();
   while (fiber.groups.size() > kLeft) {
     for (const cuda_on_cpu::Copy& copy : fiber.groups.front()) {
@@ -251,18 +240,6 @@ void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) 
 }
 inline float of_float16(unsigned bits) { return half_to_float(static_cast<std::uint16_t>(bits)); }
 
-template <typename... Parameters>
-cudaError_t start(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
-                  std::size_t shared_bytes, cudaStream_t, Parameters... arguments) {
-  try {
-    return cuda_on_cpu::launch(
-        reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); }, blocks, threads,
-        shared_bytes);
-  } catch (const std::exception& error) {
-    throw std::runtime_error(std::string(name) + ": " + error.what());
-  }
-}
-
 #endif
 
 __device__ inline float of_bfloat16(unsigned bits) {
@@ -276,10 +253,12 @@ struct alignas(kCount * sizeof(T)) Pack {
 };
 template <int kCount, typename T>
 __device__ Pack<T, kCount> read_pack(const T* from) {
+  check_alignment(from, sizeof(Pack<T, kCount>));
   return *reinterpret_cast<const Pack<T, kCount>*>(from);
 }
 template <typename T, int kCount>
 __device__ void write_pack(T* to, const Pack<T, kCount>& pack) {
+  check_alignment(to, sizeof(pack));
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 

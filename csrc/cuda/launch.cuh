@@ -29,6 +29,19 @@ inline const char* problem() {
   return cudaGetErrorString(error);
 }
 
+#if defined(CUDA_ON_CPU)
+using cuda_on_cpu::start;
+#else
+// What is wrong with this launch, rather than with any before it.
+template <typename... Parameters>
+cudaError_t start(const char*, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
+                  std::size_t shared_bytes, cudaStream_t stream, Parameters... arguments) {
+  void* addresses[] = {&arguments...};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, addresses,
+                          shared_bytes, stream);
+}
+#endif
+
 inline void check(cudaError_t error, const Launch& launch) {
   if (error == cudaSuccess) return;
   // The run-time keeps an error until it is asked for; whoever calls it next would take it for his.

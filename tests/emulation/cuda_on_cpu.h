@@ -10,7 +10,10 @@
 // sees what lies beyond it. An asynchronous copy arrives when it is waited for, and leaves NaN
 // until then.
 //
-// Not seen: time, bank conflicts, limits of registers, and races between blocks.
+// Numbers that are read, written or copied by one instruction have to lie at a multiple of their
+// bytes. Compiled with -fsanitize=thread it also sees races between blocks (races.h).
+//
+// Not seen: time, bank conflicts, limits of registers.
 #pragma once
 
 #if !defined(__x86_64__)
@@ -39,6 +42,9 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#include "races.h"
+
+#define CUDA_ON_CPU
 #define __global__
 #define __device__
 #define __host__
@@ -131,6 +137,7 @@ struct Fiber {
   alignas(16) unsigned char slot[kSlot];
   std::vector<Copy> open;                // copies since the last commit
   std::deque<std::vector<Copy>> groups;  // committed ones, not yet waited for
+  bool unwatched = false;                // the emulation, for it, rather than the kernel itself
 };
 
 // One block at a time; launches are not nested, and tests launch from one thread.
@@ -166,6 +173,10 @@ class Block {
     std::memset(shared, 0xff, bytes_);
     running() = this;
     for (Fiber& fiber : fibers_) start(fiber);
+#if defined(__SANITIZE_THREAD__)
+    races::watch().begin_block((at.z * blocks.y + at.y) * blocks.x + at.x,
+                               static_cast<unsigned>(fibers_.size()), shared, bytes_);
+#endif
     std::vector<std::size_t> warps(fibers_.size() / kWarp);
     std::iota(warps.begin(), warps.end(), 0);
     while (!all(State::done, 0, fibers_.size())) {
@@ -174,6 +185,9 @@ class Block {
       if (all(State::done, 0, fibers_.size())) break;
       if (!all(State::at_block, 0, fibers_.size())) lost(0, fibers_.size());
       free(0, fibers_.size(), "barrier");
+#if defined(__SANITIZE_THREAD__)
+      races::watch().barrier();
+#endif
     }
     for (const Fiber& fiber : fibers_) {
       if (!fiber.open.empty() || !fiber.groups.empty()) {
@@ -185,6 +199,7 @@ class Block {
 
   // Called by a fiber: wait until all that have to come are here.
   void park(State state, const char* place) {
+    const races::Unwatched unwatched;
     Fiber& self = *active_;
     self.state = state;
     self.place = place;
@@ -221,6 +236,7 @@ class Block {
     } catch (...) {
       block.error_ = std::current_exception();
     }
+    const races::Unwatched unwatched;
     block.active_->state = State::done;
     block.leave(*block.active_);
   }
@@ -229,16 +245,29 @@ class Block {
     fiber.state = State::ready;
     fiber.open.clear();
     fiber.groups.clear();
+    fiber.unwatched = false;
     prepare(fiber.context, fiber.stack, kStack, &Block::enter);
   }
 
   void resume(Fiber& fiber) {
     active_ = &fiber;
+#if defined(__SANITIZE_THREAD__)
+    races::watch().begin_thread(static_cast<unsigned>(&fiber - fibers_.data()), fiber.stack,
+                                kStack);
+    races::unwatched = fiber.unwatched;
+#endif
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, fiber.stack, kStack);
 #endif
     go(scheduler_, fiber.context);
+#if defined(__SANITIZE_THREAD__)
+    fiber.unwatched = races::unwatched;
+    races::unwatched = true;
+    if (!error_ && !races::watch().error().empty()) {
+      error_ = std::make_exception_ptr(std::runtime_error(races::watch().error()));
+    }
+#endif
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
@@ -341,6 +370,9 @@ cudaError_t launch(const void* which, const Kernel& kernel, dim3 blocks, dim3 th
     return Runtime::last() = cudaErrorInvalidValue;
   }
   static std::mt19937 order(1);
+#if defined(__SANITIZE_THREAD__)
+  races::watch().begin_launch();
+#endif
   Block block(threads, blocks, shared_bytes, order);
   const std::function<void()> body = kernel;
   std::vector<std::uint64_t> turn(std::uint64_t{blocks.x} * blocks.y * blocks.z);
@@ -354,10 +386,23 @@ cudaError_t launch(const void* which, const Kernel& kernel, dim3 blocks, dim3 th
   return cudaSuccess;
 }
 
+template <typename... Parameters>
+cudaError_t start(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
+                  std::size_t shared_bytes, cudaStream_t, Parameters... arguments) {
+  try {
+    return launch(
+        reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); }, blocks, threads,
+        shared_bytes);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(std::string(name) + ": " + error.what());
+  }
+}
+
 // What every lane of the warp gives, seen by all of them.
 template <typename T, typename Read>
 auto collective(const T& mine, const char* place, const Read& read) {
   static_assert(sizeof(T) <= kSlot);
+  const races::Unwatched unwatched;
   Block& block = Block::current();
   Fiber& self = Block::fiber();
   std::memcpy(self.slot, &mine, sizeof(T));
@@ -392,12 +437,47 @@ inline unsigned match_lanes(int mine, const char* place) {
 
 // The same for a block, of one bool each.
 inline bool any_in_block(bool mine, const char* place) {
+  const races::Unwatched unwatched;
   Block& block = Block::current();
   Block::fiber().slot[0] = mine;
   block.park(State::at_block, place);
   const bool any = block.any_slot();
   block.park(State::at_block, place);
   return any;
+}
+
+// What one block tells another: see races.h.
+inline void fence() {
+#if defined(__SANITIZE_THREAD__)
+  const races::Unwatched unwatched;
+  races::watch().fence();
+#endif
+}
+
+inline unsigned count_up(unsigned* counter, unsigned last) {
+  const races::Unwatched unwatched;
+#if defined(__SANITIZE_THREAD__)
+  races::watch().count(counter);
+#endif
+  const unsigned before = *counter;
+  *counter = before >= last ? 0 : before + 1;
+  return before;
+}
+
+template <typename T>
+T load_fresh(const T* from) {
+#if defined(__SANITIZE_THREAD__)
+  races::met(from, sizeof(T), races::Access::fresh);
+#endif
+  const races::Unwatched unwatched;
+  return *from;
+}
+
+// Of some numbers read, written or copied by one instruction.
+inline void check_alignment(const void* at, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(at) % bytes == 0) return;
+  throw std::runtime_error("misaligned address: " + std::to_string(bytes) +
+                           " bytes by one instruction, from no multiple of these");
 }
 
 }  // namespace cuda_on_cpu

@@ -1,4 +1,8 @@
-"""Compile the CUDA kernels for the CPU: the module that tests load as the backend "cuda"."""
+"""Compile the CUDA kernels for the CPU: the module that tests load as the backend "cuda".
+
+`python tests/emulation/emulated_cuda.py --races` compiles the one that sees races between blocks
+(races.h), and takes several times as long to run.
+"""
 
 import hashlib
 import os
@@ -12,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "g++")
+# What is initialised the compiler does not see through the calls that this puts everywhere.
+WATCHED = ["-fsanitize=thread", "-O1", "-Wno-maybe-uninitialized"]
+"""For kernels; not for linking, since races.h stands in the place of the run-time library."""
 OPTIONS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
 
@@ -25,8 +32,8 @@ def command(*arguments):
     return [COMPILER, *OPTIONS, *including, *arguments]
 
 
-def build() -> Path:
-    """The module, compiled if its sources changed since.
+def build(races: bool = False) -> Path:
+    """The module, compiled if its sources changed since; if wanted, one that sees races.
 
     Raises:
         Missing: there is no compiler, or no pybind11.
@@ -42,7 +49,7 @@ def build() -> Path:
     sources = [ROOT / "csrc/bindings_cuda.cpp", ROOT / "csrc/bindings_plans.cpp"]
     sources.append(HERE / "module.cpp")
     sources += sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    content = hashlib.sha256(sys.version.encode() + pybind11.__version__.encode())
+    content = hashlib.sha256(f"{sys.version} {pybind11.__version__} {races}".encode())
     for path in sorted([*(ROOT / "csrc").rglob("*"), *HERE.glob("*")]):
         if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py"):
             content.update(path.read_bytes())
@@ -61,9 +68,10 @@ def build() -> Path:
 
     def compile_one(source):
         """The object file; compiled if what the source includes, or the command, changed since."""
-        words = command(*flags, "-x", "c++")
+        own = [*flags, *WATCHED] if races and source.suffix == ".cu" else flags
+        words = command(*own, "-x", "c++")
         text = run([*words, "-E", "-P", source])
-        content = hashlib.sha256(" ".join(map(str, [*flags, *OPTIONS, text])).encode())
+        content = hashlib.sha256(" ".join(map(str, [*own, *OPTIONS, text])).encode())
         out = objects_folder / f"{source.stem}-{content.hexdigest()[:16]}.o"
         if not out.exists():
             part = folder / f"{os.getpid()}-{out.name}"  # another process may be compiling it too
@@ -87,4 +95,4 @@ def run(words):
 
 
 if __name__ == "__main__":
-    print(build())
+    print(build(races="--races" in sys.argv[1:]))

@@ -7,12 +7,26 @@
 
 #include "cuda/device.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
 
 using namespace cgm_fast::cuda;
 
 namespace {
 
-enum Fault { kNone, kNoBarrier, kDivergent, kOverrun, kUnwritten, kNoWait };
+enum Fault {
+  kNone,
+  kNoBarrier,
+  kDivergent,
+  kOverrun,
+  kUnwritten,
+  kNoWait,
+  kMisaligned,
+  kNoFence,
+  kNoFenceBehind,
+  kEarlyFence,
+  kPlainLoad,
+  kUncounted,
+};
 
 // Sums of 64 numbers per block by a tree in shared memory.
 template <int kFault>
@@ -37,6 +51,7 @@ __global__ void tree(const float* in, float* out) {
 template <int kFault>
 __global__ void copied(const float* in, float* out) {
   float* shared = shared_memory<float>();
+  if (kFault == kMisaligned) ++in;
   const unsigned t = threadIdx.x;
   if (t < 16) copy_async<16>(shared + 4 * t, in + blockIdx.x * 64 + 4 * t, 16);
   copy_async_commit();
@@ -46,6 +61,61 @@ __global__ void copied(const float* in, float* out) {
   for (int bit = 16; bit > 0; bit /= 2) sum += shuffle_xor(sum, bit);
   if (t == 0) out[blockIdx.x] = sum;
   if (kFault == kNoWait) copy_async_wait<0>();
+}
+
+// The same by some numbers at once.
+template <int kFault>
+__global__ void packed(const float* in, float* out) {
+  float sum = 0;
+  const float* from = in + blockIdx.x * 64 + (kFault == kMisaligned ? 2 : 0);
+  for (unsigned at = 4 * threadIdx.x; at < 64; at += 4 * 32) {
+    const Pack<float, 4> pack = read_pack<4>(from + at);
+    for (float value : pack.of) sum += value;
+  }
+  sum = sum_of_warp(sum);
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+// A sum over blocks, by the last of them, as reduce.cuh has it.
+__global__ void reduced(const float* in, double* partials, unsigned* counter, float* out) {
+  double* scratch = shared_memory<double>();
+  const double mine = threadIdx.x < 64 ? in[blockIdx.x * 64 + threadIdx.x] : 0.;
+  const double sum = sum_of_block(mine, scratch);
+  const Partials of{partials, gridDim.x, 1};
+  if (!of.leave(&sum, blockIdx.x, counter)) return;
+  const double all = of.sum(0, scratch);
+  if (threadIdx.x == 0) *out = static_cast<float>(all);
+}
+
+// The same, with all that a block owes another in sight: each thread leaves a number.
+template <int kFault>
+__global__ void left(const float* in, double* partials, unsigned* counter, float* out) {
+  const unsigned t = threadIdx.x;
+  if (kFault == kEarlyFence) fence();
+  partials[blockIdx.x * 64 + t] = in[blockIdx.x * 64 + t];
+  if (kFault == kNoBarrier && t == 0) fence();  // of its own write, and of nobody else's
+  if (kFault != kNoBarrier) sync_block();
+  bool last = false;
+  if (t == 0) {
+    if (kFault != kNoFence && kFault != kEarlyFence && kFault != kNoBarrier) fence();
+    if (kFault == kUncounted) {
+      last = blockIdx.x == gridDim.x - 1;
+    } else {
+      last = count_up(counter, gridDim.x - 1) == gridDim.x - 1;
+    }
+    if (last && kFault != kNoFenceBehind) fence();
+  }
+  if (!any_in_block(last)) return;
+  double sum = 0;
+  for (unsigned b = 0; b < gridDim.x; ++b) {
+    const double* from = partials + b * 64 + t;
+    sum += kFault == kPlainLoad ? *from : load_fresh(from);
+  }
+  sum = sum_of_warp(sum);
+  double* of_warps = shared_memory<double>();
+  if (t % kWarp == 0) of_warps[t / kWarp] = sum;
+  sync_block();
+  if (t == 0) *out = static_cast<float>(of_warps[0] + of_warps[1]);
 }
 
 // One warp: c [16, 8] = a [16, 8] @ b [8, 8].
@@ -172,6 +242,16 @@ int main(int, char** arguments) {
         out.data());
     return out == expected;
   };
+  const auto sum_over_blocks = [&](auto* kernel, unsigned threads) {
+    std::vector<double> partials(64 * 5, NAN);
+    unsigned counter = 0;
+    float all = 0;
+    for (int again = 0; again < 3; ++again) {
+      run({name.c_str(), dim3(5), dim3(threads), kScratch * sizeof(double), nullptr}, kernel,
+          in.data(), partials.data(), &counter, &all);
+    }
+    return all == expected[0] + expected[1] + expected[2] + expected[3] + expected[4];
+  };
   const auto multiply = [&] {
     std::vector<float> a(128), b(64), c(128), wanted(128);
     for (std::size_t i = 0; i < 128; ++i) a[i] = static_cast<float>(i * 7 % 31) - 15.f;
@@ -182,6 +262,14 @@ int main(int, char** arguments) {
     run({name.c_str(), dim3(1), dim3(32), 0, nullptr}, product, a.data(), b.data(), c.data());
     return c == wanted;
   };
+  // 1 + seven times 2^-25: cut once, or where addends are aligned, or by four.
+  const auto multiply_tiny = [&] {
+    std::vector<float> a(128, 0x1p-12f), b(64, 0x1p-13f), c(128);
+    for (std::size_t i = 0; i < 16; ++i) a[i * 8] = 1.f;
+    for (std::size_t j = 0; j < 8; ++j) b[j] = 1.f;
+    run({name.c_str(), dim3(1), dim3(32), 0, nullptr}, product, a.data(), b.data(), c.data());
+    return c;
+  };
   bool right = false;
   try {
     if (name == "tree") right = sum(tree<kNone>, 64);
@@ -191,7 +279,25 @@ int main(int, char** arguments) {
     if (name == "unwritten") right = sum(tree<kUnwritten>, 64);
     if (name == "copied") right = sum(copied<kNone>, 32);
     if (name == "no_wait") right = sum(copied<kNoWait>, 32);
+    if (name == "misaligned_copy") right = sum(copied<kMisaligned>, 32);
+    if (name == "packed") right = sum(packed<kNone>, 32);
+    if (name == "misaligned_pack") right = sum(packed<kMisaligned>, 32);
+    if (name == "reduced") right = sum_over_blocks(reduced, kThreads);
+    if (name == "left") right = sum_over_blocks(left<kNone>, 64);
+    if (name == "no_fence") right = sum_over_blocks(left<kNoFence>, 64);
+    if (name == "early_fence") right = sum_over_blocks(left<kEarlyFence>, 64);
+    if (name == "fence_without_barrier") right = sum_over_blocks(left<kNoBarrier>, 64);
+    if (name == "no_fence_behind") right = sum_over_blocks(left<kNoFenceBehind>, 64);
+    if (name == "plain_load") right = sum_over_blocks(left<kPlainLoad>, 64);
+    if (name == "uncounted") right = sum_over_blocks(left<kUncounted>, 64);
     if (name == "product") right = multiply();
+#if defined(CUDA_ON_CPU)
+    if (name == "adders") {
+      right = multiply_tiny() == std::vector<float>(128, 1.f + 0x1p-23f);
+      cuda_on_cpu::add_aligned = true;
+      right = right && multiply_tiny() == std::vector<float>(128, 1.f) && multiply();
+    }
+#endif
     if (name == "refused") right = refused_then_right();
     if (name == "anothers_error") right = right_after_anothers_error();
     if (name == "threads") right = allowed_for_all_threads();

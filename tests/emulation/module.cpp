@@ -4,4 +4,5 @@
 PYBIND11_MODULE(emulated_cuda, module) {
   cgm_fast::bindings::bind_plans(module);
   cgm_fast::bindings::bind_cuda(module);
+  module.def("add_aligned", [](bool aligned) { cuda_on_cpu::add_aligned = aligned; });
 }

@@ -13,13 +13,16 @@ COMPILER = os.environ.get("CXX", "g++")
 
 
 def build(out, *options):
-    command = [
-        COMPILER, "-std=c++17", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror",
-        "-Wno-unknown-pragmas", *options, "-x", "c++",
-        "-include", HERE / "cuda_on_cpu.h", "-I", ROOT / "csrc", HERE / "kernels.cu", "-o", out,
+    flags = [
+        "-std=c++17", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+        "-include", HERE / "cuda_on_cpu.h", "-I", ROOT / "csrc",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    compile_it = [*flags, *options, "-x", "c++", "-c", HERE / "kernels.cu", "-o", f"{out}.o"]
+    # races.h stands in the place of ThreadSanitizer's library.
+    link = ["-pthread", *(o for o in options if o != "-fsanitize=thread"), f"{out}.o", "-o", out]
+    for arguments in (compile_it, link):
+        done = subprocess.run([COMPILER, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     return out
 
 
@@ -36,15 +39,29 @@ def checked(kernels):
     return build(kernels.with_name("checked"), "-g", "-fsanitize=address")
 
 
+@pytest.fixture(scope="module")
+def watched(kernels):
+    """The same, with races between blocks seen."""
+    return build(kernels.with_name("watched"), "-fsanitize=thread")
+
+
 def run(program, name):
     return subprocess.run([program, name], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["tree", "copied", "product", "float16", "bfloat16"])
-def test_right_kernels_are_right(name, kernels, checked):
-    for program in (kernels, checked):
+RIGHT = ["tree", "copied", "packed", "reduced", "left", "product", "float16", "bfloat16"]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_kernels_are_right(name, kernels, checked, watched):
+    for program in (kernels, checked, watched):
         done = run(program, name)
         assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
+def test_tensor_cores_add_in_either_way(kernels):
+    done = run(kernels, "adders")
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["refused", "anothers_error", "threads"])
@@ -63,6 +80,33 @@ def test_a_barrier_that_some_threads_never_reach_is_an_error(kernels):
     assert done.returncode == 1
     assert "divergent barrier" in done.stdout
     assert "kernels.cu:" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["misaligned_copy", "misaligned_pack"])
+def test_sixteen_bytes_from_an_address_that_is_no_multiple_are_an_error(name, kernels):
+    done = run(kernels, name)
+    assert done.returncode == 1
+    assert "misaligned address: 16 bytes" in done.stdout
+
+
+# Blocks run one after another here, so that the result is right all the same.
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_fence", "not known to be there"),
+        ("early_fence", "not known to be there"),
+        ("fence_without_barrier", "not known to be there"),
+        ("no_fence_behind", "not known to be there"),
+        ("uncounted", "not known to be there"),
+        ("plain_load", "may read an old value from L1"),
+    ],
+)
+def test_a_race_between_blocks_is_an_error(name, reason, kernels, watched):
+    assert run(kernels, name).stdout == "right\n"
+    done = run(watched, name)
+    assert done.returncode == 1
+    assert "race between blocks" in done.stdout
+    assert reason in done.stdout
 
 
 def test_writing_beyond_shared_memory_is_an_error(checked):
