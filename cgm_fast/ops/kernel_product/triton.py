@@ -58,7 +58,7 @@ class Operands(NamedTuple):
         (_, n, d), (_, m, p) = x.shape, v.shape
         blocks = choose("kernel_product", d, held.rows, x.device)
         layout = layout_of((n, m), blocks)
-        packed = pack((x, y), None, variance, layout, blocks, held, centre_of_y=True)
+        packed = pack((x, y), None, variance, layout, blocks, held, centre="y")
         width = min(_MOST_VALUES, max(16, next_power_of_2(p)))
         values: tuple[Tensor, ...] = (v,)
         if with_u:
@@ -74,7 +74,7 @@ class Operands(NamedTuple):
             layout,
             blocks._replace(features=width, sums=width),
             held,
-            differences=True,
+            centre="none",
         )
         weights = constants(tuple(problem.kernel_weights), held.compute, x.device)
         return cls(packed, of_values, variance, weights, blocks, width, held)

@@ -64,7 +64,7 @@ def _run(problem: Problem, tangent: Tangent | None, out: _Results) -> None:
     unit = constants((_LOG2E,), held.compute, r.device)
     p = pack(
         (r.unsqueeze(0), g.unsqueeze(0)), None, unit, layout_of((b, k), blocks), blocks, held,
-        differences=exact,
+        centre="none" if exact else "all",
     )  # fmt: skip
     n_pad = p.layout.begins[1]
     row_blocks, k_pad = n_pad // blocks.rows, p.total - n_pad

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -270,8 +270,7 @@ def pack(
     layout: Layout,
     blocks: Blocks,
     numbers: Numbers,
-    differences: bool = False,
-    centre_of_y: bool = False,
+    centre: Literal["all", "y", "none"] = "all",
     in_parts: bool = False,
 ) -> Packed:
     """Pack rows in two launches, for tiles of `blocks`.
@@ -284,9 +283,8 @@ def pack(
         layout: Of groups that have M rows together.
         blocks: Tile of the kernels that follow.
         numbers: How they are held.
-        differences: For plain differences alone: not centred, and one launch less.
-        centre_of_y: Centre on the mean of the second tensor, so that a NaN of the first stays in
-            its row.
+        centre: Whose mean the rows are about. "y": of the second tensor alone, so that a NaN of
+            the first stays in its row. "none": for plain differences alone, one launch less.
         in_parts: Also as sums of two tf32 numbers.
     """
     x, y = samples[0], samples[1] if len(samples) > 1 else None
@@ -303,15 +301,15 @@ def pack(
         )
     }
     sums = bits = None
-    summed = m if centre_of_y else n + m
+    summed = m if centre == "y" else n + m
     largest = (x.new_zeros if half else x.new_empty)((b, 1), dtype=dtype)
-    if not differences:
+    if centre != "none":
         bits = largest.view(torch.int32 if dtype == torch.float32 else torch.int64)
     sizes = {"n": n, "m": m, "d": d, "features": features, "parts": parts}
-    if not (differences or half):
+    if centre != "none" and not half:
         sums = x.new_empty((b, parts, features), dtype=dtype)
         sum_kernel[b * parts, features // some](
-            x=x, y=y, sums=sums, largest=bits, **(sizes | {"n": 0} if centre_of_y else sizes),
+            x=x, y=y, sums=sums, largest=bits, **(sizes | {"n": 0} if centre == "y" else sizes),
             **strides, ROWS=_SUM_ROWS, FEATURES=some, **FUSED,
         )  # fmt: skip
     rows = x.new_empty((b, layout.total, features), dtype=numbers.rows)
