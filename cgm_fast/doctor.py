@@ -153,7 +153,8 @@ def _verified(op: str, name: str, device: torch.device, bad: list[str]) -> Itera
 def _chosen(device: torch.device) -> str:
     try:
         name = choose(AUTO, device)
-        return f"{name} (where it passes a check)" if BACKENDS[name].checked else name
+        checked = BACKENDS[name].checked_on(device.type)
+        return f"{name} (where it passes a check)" if checked else name
     except (ValueError, RuntimeError) as error:  # CGM_FAST_BACKEND asks for what cannot be had
         return f"none ({error})"
 

@@ -40,7 +40,7 @@ LIBRARY = {
     "ops": (r"cgm_fast\.ops", set()),
     "backends": (
         r"cgm_fast\.ops\.backends",
-        {"compiled", "crossovers", "cuda", "gpu", "regimes_of_all", "verification"},
+        {"compiled", "crossovers", "cuda", "gpu", "records", "regimes_of_all", "verification"},
     ),
     "crossovers": (r"cgm_fast\.ops\.crossovers", set()),
     "verification": (r"cgm_fast\.ops\.verification", {"gpu"}),
@@ -57,10 +57,14 @@ LIBRARY = {
     ),
     "memory": (r"cgm_fast\.ops\.memory", set()),
     "chunks": (r"cgm_fast\.ops\.chunks", set()),
+    "products": (r"cgm_fast\.ops\.products", {"chunks", "gpu", "triton"}),
     "forks": (r"cgm_fast\.ops\.forks", set()),
-    "gpu": (r"cgm_fast\.ops\.gpu", {"memory"}),
+    "gpu": (r"cgm_fast\.ops\.gpu", {"memory", "records"}),
     "cuda": (r"cgm_fast\.ops\.cuda(\.launch)?", {"compiled", "gpu"}),
-    "triton": (r"cgm_fast\.ops\.triton(\.(launch|math|radial|tiles))?", {"triton", "gpu"}),
+    "triton": (
+        r"cgm_fast\.ops\.triton(\.(distances|launch|math|radial|remembered|tiles))?",
+        {"triton", "gpu"},
+    ),
     "pack": (r"cgm_fast\.ops\.triton\.pack", {"triton", "gpu"}),
     "op": (OP, {"api"}),
     "api": (
@@ -88,7 +92,9 @@ LIBRARY = {
     "plans": (OP + r"\.plans", {"plans", "problem", "memory"}),
     "common": (OP + r"\.common", {"gpu", "problem"}),
     "blind": (OP + r"\.blind", {"forks", "watching"}),
-    "kernels": (OP + r"\.triton_(kernels|hvp)", {"kernels", "triton"}),
+    "kernels": (OP + r"\.triton_(kernels|hvp|tiles)", {"kernels", "triton"}),
+    # What several implementations are but for their distances, and what one does with a tile.
+    "chunked": (OP + r"\.(chunked|matmul_tile)", {"problem", "radial", "common", "chunks", "gpu"}),
     # reference, native, and whatever implementations come.
     "implementation": (
         OP + r"\.(?P<name>\w+)",
@@ -100,7 +106,9 @@ LIBRARY = {
             "common",
             "compiled",
             "memory",
+            "chunked",
             "chunks",
+            "products",
             "kernels",
             "gpu",
             "cuda",
@@ -295,7 +303,7 @@ def test_a_module_without_a_layer_is_noticed():
 
 # Functions whose options users name; each has a default.
 PUBLIC = {"mmd", "cgm_loss"}
-TRITON = {"kernel", "triton.jit"}  # decorators
+TRITON = {"kernel", "triton.jit", "varied"}  # decorators
 
 
 def long_signatures(tree):
@@ -427,7 +435,7 @@ import cgm_fast
 
 x, y = torch.randn(33, 5, requires_grad=True), torch.randn(31, 5)
 cgm_fast.CGMLoss()(x, y).loss.backward()
-assert cgm_fast.last_backend("cgm_loss") == "reference"
+assert cgm_fast.last_backend("cgm_loss") == "matmul"
 assert "cgm_fast._native cannot be imported" in cgm_fast.availability()["native"]
 for call in (cgm_fast.mmd, cgm_fast.prototype_margin, cgm_fast.cgm_loss):
     try:
@@ -466,6 +474,6 @@ def test_every_module_imports_with_torch_and_numpy_alone():
     assert done.returncode == 0, done.stderr
 
 
-def test_without_the_compiled_module_the_reference_runs_and_native_says_why():
+def test_without_the_compiled_module_products_run_and_native_says_why():
     done = run_without(("cgm_fast._native",), NO_NATIVE)
     assert done.returncode == 0, done.stderr

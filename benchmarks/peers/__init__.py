@@ -17,7 +17,7 @@ from cgm_fast.ops.backends import BACKENDS, availability
 
 Step = Callable[[], Any]
 
-TF32 = ("cuda", "triton")
+TF32 = ("cuda", "triton", "matmul")
 """Implementations that read torch's float32_matmul_precision."""
 
 

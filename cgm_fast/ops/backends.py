@@ -23,6 +23,7 @@ from torch import Tensor
 from cgm_fast.ops import crossovers, verification
 from cgm_fast.ops.cuda import launch as cuda_launch
 from cgm_fast.ops.gpu import tf32_allowed
+from cgm_fast.ops.records import tensor_fields
 from cgm_fast.ops.regimes import kind
 
 AUTO = "auto"
@@ -86,12 +87,18 @@ class Backend:
     """Device types of `devices` on which it runs only if asked for: interpreted, or emulated."""
     checked: bool = False
     """Whether it is chosen only where it has passed a check on the device."""
+    trusted: tuple[str, ...] = ()
+    """Device types on which it is nevertheless chosen without one."""
     capability: tuple[int, int] = (0, 0)
     """The least compute capability of a CUDA GPU that it runs on."""
 
     def serves(self, device_type: str) -> bool:
         """Whether tensors on this type of device can be given to it; None in `devices` is any."""
         return self.devices is None or device_type in self.devices
+
+    def checked_on(self, device_type: str) -> bool:
+        """Whether it has to pass a check before it is chosen there."""
+        return self.checked and device_type not in self.trusted
 
     def why_not_on(self, device: torch.device) -> str | None:
         """Why this one of several GPUs is beyond it, or None."""
@@ -102,12 +109,6 @@ class Backend:
             return None
         least, this = (".".join(map(str, version)) for version in (self.capability, found))
         return f"{device} has compute capability {this}, and {least} is needed"
-
-
-def _why_no_matmul() -> str | None:
-    if any(has_module(op, "matmul") for op in OPS):
-        return None
-    return "no op has been written by matrix products yet"
 
 
 # Fastest first.
@@ -131,7 +132,7 @@ BACKENDS: dict[str, Backend] = {
             checked=True,
             capability=(8, 0),
         ),
-        Backend("matmul", None, _why_no_matmul),
+        Backend("matmul", None, lambda: None, checked=True, trusted=("cpu",)),
         Backend("reference", None, lambda: None),
     )
 }
@@ -261,7 +262,7 @@ def _find(op: str, wanted: str, backend: str, device: torch.device) -> _Found:
     if wanted == AUTO:
         names = [name for name in usable(device) if has_module(op, name)]
         name, depends = names[0], crossovers.least_features(device.type, op)
-        if BACKENDS[name].checked:
+        if BACKENDS[name].checked_on(device.type):
             depends = 0
         return name, _module(op, name), _availability, depends
     name = choose(backend, device)
@@ -276,9 +277,14 @@ def _module(op: str, name: str) -> ModuleType:
 
 def _pick(op: str, step: str, device: torch.device, records: tuple[Any, ...]) -> _Found:
     """By the problem; looked up where one like it has been met."""
-    x = records[0][0]
-    like = [v.shape if isinstance(v, Tensor) else v for record in records for v in record]
-    key = op, step, device, x.dtype, tf32_allowed(), *like
+    problem, x = records[0], records[0][0]
+    of: Any = type(problem)
+    count = tensor_fields(of)
+    of_tensors = [None if v is None else v.shape for v in problem[:count]]
+    others: Any = records[1:]
+    if step != "fwd":  # a tangent is of tensors too
+        others = [v.shape if isinstance(v, Tensor) else v for record in others for v in record]
+    key = op, step, device, x.dtype, tf32_allowed(), *of_tensors, problem[count:], *others
     found = _picked.get(key)
     if found is not None and found[2] is _availability:
         return found
@@ -287,7 +293,7 @@ def _pick(op: str, step: str, device: torch.device, records: tuple[Any, ...]) ->
     for name in usable(device, first):
         if not has_module(op, name) or not hasattr(module := _module(op, name), step):
             continue
-        if BACKENDS[name].checked:
+        if BACKENDS[name].checked_on(device.type):
             try:
                 checked = verification.outcome(op, step, name, device, records)
             except verification.NotNowError:

@@ -100,7 +100,8 @@ class OfValue(Rule):
             problem, wanted, args[-1], without_empty(results), cotangents,
             self.formula.hvp.dispatched,
         )  # fmt: skip
-        tensors = tensor_fields(type(problem))
+        of: Any = type(problem)
+        tensors = tensor_fields(of)
         inputs, static = problem[:tensors], problem[tensors:]
         return dict(enumerate(self.formula.split(inputs, static, wanted, parts)))
 

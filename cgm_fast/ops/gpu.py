@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cgm_fast.ops.memory import NoMemory
+from cgm_fast.ops.records import tensor_fields
 
 _Made = TypeVar("_Made")
 _Key = tuple[tuple[float, ...], torch.dtype, torch.device]
@@ -50,6 +51,27 @@ def _drop_half() -> None:
         torch.cuda.synchronize(device)  # kernels under way read them
     for key in old:
         del _constants[key]
+
+
+class Known(dict[Any, Any]):
+    """What has been worked out for calls of a kind, with the constants that it holds.
+
+    While a CUDA graph is captured nothing is looked up here: a graph has to say for itself which
+    constants it needs for good.
+    """
+
+    def of(self, key: Any, device: torch.device, make: Callable[..., _Made], *args: Any) -> _Made:
+        """The value under a key, made of `args` if it is not there."""
+        found: _Made | None = self.get(key)
+        if found is None or capturing(device):
+            found = make(*args)
+            if len(self) >= _MOST_CONSTANTS:
+                with _LOCK:
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)  # kernels under way read the constants
+                    self.clear()
+            self[key] = found
+        return found
 
 
 def capturing(device: torch.device) -> bool:
@@ -101,13 +123,29 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(problem: Any, *rest: Any) -> Any:
         for record in (problem, *rest):
-            for value in record:
-                if isinstance(value, Tensor) and value._is_zerotensor():
+            of: Any = type(record)
+            for value in record[: tensor_fields(of)]:
+                if value is not None and value._is_zerotensor():
                     raise NoMemory(f"zeros of shape {list(value.shape)} have no address")
-        with torch.cuda.device_of(problem[0]):
+        device = problem[0].device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return function(problem, *rest)
+        with torch.cuda.device(device):
             return function(problem, *rest)
 
     return wrapped
+
+
+def raw_stream(device: torch.device) -> int:
+    """The handle of the stream that torch is using on the device; 0 for the CPU."""
+    if device.type != "cuda":
+        return 0
+    if _raw_stream is not None:  # which Triton asks too; a stream as an object costs 2 µs
+        return int(_raw_stream(device.index))
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 @functools.cache
@@ -121,7 +159,13 @@ def multiprocessors(device: torch.device) -> int:
 def tf32_allowed() -> bool:
     """Whether the user lets products of float32 numbers be taken from tf32 ones."""
     # torch 2.9's own name for it, which the older ones set too; those raise where it was used.
+    if _precision is not None:
+        return bool(_precision("cuda", "matmul") == "tf32")
     chosen = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
     if chosen is not None:
         return bool(chosen == "tf32")
     return torch.get_float32_matmul_precision() != "highest"
+
+
+# What that name looks up, as the attribute of an object with attributes of its own.
+_precision = getattr(torch._C, "_get_fp32_precision_getter", None)

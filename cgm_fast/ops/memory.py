@@ -37,9 +37,33 @@ def compute_like(value: Tensor) -> tuple[torch.dtype, Tensor]:
     return torch.float32, value.new_empty(0, dtype=torch.float32)
 
 
+def placed(*counts_of: tuple[int, torch.dtype]) -> tuple[int, ...]:
+    """Where parts of one workspace begin, in bytes, and where it ends.
+
+    One allocation instead of several, which each cost a small call more than a kernel's argument.
+
+    Args:
+        *counts_of: Of each part, how many numbers and of which dtype.
+    """
+    begins = [0]
+    for count, dtype in counts_of:
+        begins.append(begins[-1] + -(-count * dtype.itemsize // _PART) * _PART)
+    return tuple(begins)
+
+
+_PART = 256  # of bytes: parts begin where an allocation of their own might
+
+
 def plain(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A small operand as the kernels read it: contiguous, float32 or float64."""
-    return None if value is None else value.to(dtype).contiguous()
+    return None if value is None else contiguous(value, dtype)
+
+
+def contiguous(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a dtype without gaps; the same one if it is that, without asking torch twice."""
+    if value.dtype != dtype:
+        value = value.to(dtype)
+    return value if value.is_contiguous() else value.contiguous()
 
 
 def address(value: Tensor | None) -> int:

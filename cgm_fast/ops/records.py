@@ -40,6 +40,7 @@ def schema(records: Sequence[Record], results: int) -> str:
     return f"({', '.join([*arguments, 'str backend'])}) -> ({', '.join(['Tensor'] * results)})"
 
 
+@functools.cache
 def tensor_fields(record: Record) -> int:
     """How many fields are tensors; they stand before the others."""
     kinds = ["Tensor" in _TYPES[kind] for kind in _hints(record).values()]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def arguments(folder: Path, **changes) -> list[str]:
 
 def run(folder: Path, report=None, **changes) -> TrainResult:
     return train(settings(folder, **changes), report)
+
+
+def stop_after(step, number=signal.SIGINT):
+    """A report that sends this process a signal after a step; the run stops after the next."""
+
+    def report(now, total, latest):
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    return report
 
 
 # What a run can hold: running statistics, prototypes that move by themselves, draws of its own.

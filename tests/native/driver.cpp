@@ -361,12 +361,14 @@ bool count(const char* wanted) {
   mmd("mmd-256x10-float64", 256, 10, 1, 0.0, false);
   mmd("mmd-256x10-bandwidths5", 256, 10, 5, 0.0f, false);
   mmd("mmd-hvp-128x10", 128, 10, 1, 0.0f, true);
+  mmd("mmd-hvp-128x300", 128, 300, 1, 0.0f, true);
   mmd("mmd-256x10-matern52", 256, 10, 1, 0.0f, false, Kernel::matern52);
   product("product-512x10x1", 512, 10, 1, false);
   product("product-256x64x64-of-x", 256, 64, 64, true);
   margin("margin-64x10x10", 64, 10, 10);
   margin("margin-1024x100x64", 1024, 100, 64);
   margin("margin-256x1000x10", 256, 1000, 10);
+  margin("margin-128x200x300", 128, 200, 300);
   return found;
 }
 

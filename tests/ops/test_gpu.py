@@ -1,5 +1,7 @@
 """What implementations for GPUs share, as far as a machine without one can tell."""
 
+import gc
+import importlib
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cgm_fast.ops import gpu
+import cgm_fast
+from cgm_fast.ops import backends, gpu
 from cgm_fast.ops.cuda import launch
 
 CPU = torch.device("cpu")
@@ -39,6 +42,38 @@ def test_constants_that_a_graph_holds_are_kept(monkeypatch):
     for i in range(5000):
         gpu.constants((2.0 + i,), torch.float32, CPU)
     assert gpu.constants((1.0,), torch.float32, CPU) is held
+
+
+def test_known_calls_do_not_pile_up():
+    known = gpu.Known()
+    for i in range(5000):
+        assert known.of(i, CPU, lambda value: value + 1, i) == i + 1
+    assert len(known) <= gpu._MOST_CONSTANTS
+    assert known.of(4999, CPU, lambda value: None, 0) == 5000  # what is there is not made again
+
+
+@pytest.mark.usefixtures("no_constants")
+def test_a_captured_call_keeps_its_constants(monkeypatch):
+    """Though a call like it has been known: the graph holds their addresses for good."""
+    known = gpu.Known()
+    make = lambda: gpu.constants((1.0,), torch.float32, CPU)  # noqa: E731
+    held = known.of("call", CPU, make)
+    assert not gpu._captured
+    monkeypatch.setattr(gpu, "capturing", lambda device: True)
+    assert known.of("call", CPU, make) is held
+    assert len(gpu._captured) == 1
+
+
+def test_the_raw_stream_is_the_current_one(monkeypatch):
+    """With torch's short way to it, and without."""
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(gpu, "_raw_stream", lambda index: 100 + index)
+    assert gpu.raw_stream(device) == 101
+    monkeypatch.setattr(gpu, "_raw_stream", None)
+    current = {device: SimpleNamespace(cuda_stream=7)}
+    monkeypatch.setattr(torch.cuda, "current_stream", current.__getitem__)
+    assert gpu.raw_stream(device) == 7
+    assert gpu.raw_stream(CPU) == 0
 
 
 class Stream:
@@ -100,3 +135,60 @@ def test_threads_have_counters_of_their_own(captured, monkeypatch):
     finally:
         sys.setswitchinterval(interval)
     assert len({value.data_ptr() for value in found}) == len(found)
+
+
+SAMPLES = {
+    "mmd": lambda name: cgm_fast.mmd(*(random(n, 5, grad=True) for n in (9, 7)), backend=name),
+    "prototype_margin": lambda name: (
+        (
+            cgm_fast.prototype_margin(
+                random(9, 5, grad=True), random(3, 5, grad=True), backend=name
+            )
+        ).loss
+    ),
+    "cgm_loss": lambda name: (
+        (cgm_fast.cgm_loss(random(9, 5, grad=True), random(3, 5, grad=True), backend=name)).loss
+    ),
+    "kernel_product": lambda name: cgm_fast.kernel_product(
+        *(random(n, 5, grad=True) for n in (9, 7)), random(7, 2), backend=name
+    ).sum(),
+}
+
+
+def random(*shape, grad=False):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=grad)
+
+
+def live_tensors():
+    gc.collect()
+    return {id(each): each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)}
+
+
+@pytest.mark.usefixtures("no_constants")
+@pytest.mark.parametrize("op", SAMPLES)
+@pytest.mark.parametrize("name", ["cuda", "triton", "reference", "matmul"])
+def test_a_first_call_leaves_nothing_in_a_pool(op, name, monkeypatch):
+    """As in `torch.compile(mode="reduce-overhead")`, where a first call may allocate in a pool that
+    the graph writes over: what outlives the call is made outside of it (`outside_graphs`).
+    """
+    if backends.availability()[name] is not None or not backends.has_module(op, name):
+        pytest.skip(f"no {op} by {name} here")
+    for cache in ("_pools", "_next", "_of_stream"):
+        monkeypatch.setattr(launch, cache, {})
+    for module in ("mmd", "cgm_loss"):
+        importlib.import_module(f"cgm_fast.ops.{module}.cuda")._calls.clear()
+    made = []
+
+    def outside(make, device):
+        value = make()
+        made.append(value)
+        return value
+
+    for module in (gpu, launch):
+        monkeypatch.setattr(module, "outside_graphs", outside)
+    before = live_tensors()
+    SAMPLES[op](name).backward()
+    left = [each for key, each in live_tensors().items() if key not in before]
+    outside_of_pool = {each.untyped_storage().data_ptr() for each in made}
+    assert made or name in ("reference", "matmul")
+    assert [each for each in left if each.untyped_storage().data_ptr() not in outside_of_pool] == []

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from cgm_fast import mmd
-from cgm_fast.ops.mmd import reference
+from cgm_fast.ops.chunks import TileSize
+from cgm_fast.ops.mmd import chunked, matmul
 from cgm_fast.testing import (
     GRADIENT_TOLERANCE,
     LAYOUTS,
@@ -239,13 +240,23 @@ def test_any_memory_layout(layout, batch, backend, device):
 @pytest.mark.parametrize("pairs", [1, 500, 20_000], ids=["a_row", "some_rows", "some_items"])
 @pytest.mark.parametrize("option", ["unbiased_weights", "sum_of_three"])
 def test_the_reference_may_cut_anywhere(pairs, option, monkeypatch):
-    monkeypatch.setattr(reference, "pairs_per_chunk", lambda *_: pairs)
+    monkeypatch.setattr(chunked, "pairs_per_chunk", lambda *_: pairs)
     x, y = samples(63, 33, 4, batch=5, dtype=torch.float64)
     results = kernel_and_oracle(x, y, with_tensors(x, y, OPTIONS[option], 2.0), "reference")
     tolerance = rounding(63 + 33 + 4)
     assert_contract(results, tolerance, tolerance)
     for product, expected in zip(results["kernel"][2], results["oracle"][2], strict=True):
         assert_gradient_close(product, expected, tolerance)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (7, 16), (64, 500)], ids=["square", "both", "columns"])
+@pytest.mark.parametrize("option", ["biased", "unbiased_weights", "sum_of_three"])
+def test_matrix_products_may_cut_anywhere(size, option, monkeypatch):
+    monkeypatch.setattr(matmul, "tile_size", lambda *_: TileSize(*size))
+    x, y = samples(63, 33, 4, batch=None if size[0] == 5 else 5, dtype=torch.float64)
+    results = kernel_and_oracle(x, y, with_tensors(x, y, OPTIONS[option], 2.0), "matmul", order=1)
+    tolerance = rounding(63 + 33 + 4)
+    assert_contract(results, tolerance, tolerance)
 
 
 WANTED = ["x", "y", "x_weights", "y_weights", "bandwidth"]

@@ -1,4 +1,4 @@
-"""The reference implementation on devices other than the CPU: kernels launched, nothing awaited.
+"""The reference, and matrix products without Triton, on other devices: nothing is awaited.
 
 Tensors of the device "meta" stand for a GPU's: they have no values, so that whatever would have to
 wait for one raises.
@@ -12,12 +12,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgm_fast.ops import chunks
+from cgm_fast.ops.cgm_loss import matmul as matmul_cgm
 from cgm_fast.ops.cgm_loss import problem as of_cgm
 from cgm_fast.ops.cgm_loss import reference as cgm_loss
+from cgm_fast.ops.kernel_product import chunked as of_products
+from cgm_fast.ops.kernel_product import matmul as matmul_product
 from cgm_fast.ops.kernel_product import problem as of_product
 from cgm_fast.ops.kernel_product import reference as kernel_product
+from cgm_fast.ops.mmd import chunked as of_pairs
+from cgm_fast.ops.mmd import matmul as matmul_mmd
 from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd import reference as mmd
+from cgm_fast.ops.prototype_margin import matmul as matmul_margin
 from cgm_fast.ops.prototype_margin import problem as of_margin
 from cgm_fast.ops.prototype_margin import reference as prototype_margin
 
@@ -69,7 +75,7 @@ def gpu_memory(monkeypatch):
     def on_gpu(device, bytes_per_pair):
         return chunks.pairs_per_chunk(GPU, bytes_per_pair)
 
-    for module in (mmd, prototype_margin, kernel_product):
+    for module in (of_pairs, prototype_margin, of_products, matmul_margin):
         monkeypatch.setattr(module, "pairs_per_chunk", on_gpu)
     set_to(80 << 30)
     yield set_to
@@ -161,15 +167,28 @@ CALLS = {
         kernel_product.fwd, product_problem(1000, True), of_product.Wanted(True, True, True),
     ),
 }  # fmt: skip
+PRODUCTS = {
+    mmd: matmul_mmd, prototype_margin: matmul_margin, kernel_product: matmul_product,
+    cgm_loss: matmul_cgm,
+}  # fmt: skip
 
 
 def refuse(*args, **kwargs):
     raise AssertionError("numbers from the host become a tensor, which waits for the device")
 
 
+@pytest.mark.parametrize("products", [False, True], ids=["reference", "matmul"])
 @pytest.mark.parametrize("call", CALLS)
-def test_nothing_waits_for_the_device(call, gpu_memory, monkeypatch):
+def test_nothing_waits_for_the_device(call, products, gpu_memory, monkeypatch):
     function, *arguments = CALLS[call]()
+    if products:
+        functions = {
+            getattr(module, step): getattr(other, step)
+            for module, other in PRODUCTS.items()
+            for step in ("fwd", "hvp")
+            if hasattr(module, step)
+        }
+        function = functions[function]
     function(*arguments)  # constants of a shape are copied once, and kept
     for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
         monkeypatch.setattr(owner, name, refuse)

@@ -26,6 +26,7 @@ from triton.runtime.interpreter import GridExecutor
 
 from cgm_fast.ops.cgm_loss import triton as cgm_loss
 from cgm_fast.ops.mmd import triton as mmd
+from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.prototype_margin import triton as margin
 from cgm_fast.ops.triton import launch, tiles
 
@@ -104,6 +105,60 @@ def test_tf32_has_an_error_budget_of_its_own(d, sigma, offset, fast, device):
     assert gradient <= FAST_GRADIENT
 
 
+@pytest.fixture
+def differences(monkeypatch):
+    """One entry for every tile that is taken by plain differences."""
+    if not launch.INTERPRETED:
+        pytest.skip("counted in the interpreter")
+    tiles_taken = []
+    call = kernels.squared_distances
+
+    def counting(*args, **kwargs):
+        tiles_taken.append(1)
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(kernels, "squared_distances", counting)
+    return tiles_taken
+
+
+@pytest.mark.parametrize("case", ["outlier", "bandwidths", "narrow", "offset"])
+def test_products_serve_where_no_near_pair_loses_by_them(case, differences, device):
+    """One row many bandwidths away, several bandwidths, or a narrow one: each has some |z|² beyond
+    24 exponents."""
+    x, y = samples(90, 70, 10, device=device)
+    sigma = [0.5, 1.0, 2.0] if case == "bandwidths" else [0.5] if case == "narrow" else [10**0.5]
+    if case == "outlier":
+        x[3] += 300.0
+    if case == "offset":
+        x, y = x + 1e4, y + 1e4
+    found = derivatives(
+        lambda x, y: cgm_fast.mmd(x, y, bandwidth=sigma, backend="triton"), (x, y), order=1
+    )
+    assert not differences
+    wide = [value.double() for value in (x, y)]
+    wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=sigma), wide, order=1)
+    assert abs(float(found[0] - wanted[0])) <= 1e-6 * float(mmd_magnitude(*wide, sigma=sigma))
+    for value, truth in zip(found[1], wanted[1], strict=True):
+        assert_gradient_close(value, truth, 1e-5)
+
+
+def test_a_turn_whose_near_pairs_lose_by_products_is_taken_again(differences, device, monkeypatch):
+    """A tight cluster far from the centre, and beside it rows for which products do."""
+    monkeypatch.setattr(mmd, "_TURN", 64)
+    x, y = samples(64, 64, 10, device=device)
+    cluster = 1e-3 * x
+    cluster[:, 0] += 9.0
+    x = torch.cat((x, cluster))  # a block, and a turn, each
+    found = derivatives(
+        lambda x, y: cgm_fast.mmd(x, y, bandwidth=1.0, backend="triton"), (x, y), order=1
+    )
+    # Those near each other: a block against a turn, in parts of 32 columns.
+    assert len(differences) == 2
+    wide = [value.double() for value in (x, y)]
+    wanted = derivatives(lambda x, y: mmd_formula(x, y, sigma=[1.0]), wide, order=1)
+    assert abs(float(found[0] - wanted[0])) <= 1e-6 * float(mmd_magnitude(*wide, sigma=[1.0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
 def test_half_products_lose_nothing_but_the_gradients_last_rounding(dtype, sigma, device):
@@ -169,8 +224,8 @@ def test_sums_in_turns_and_splits_agree(d, device, monkeypatch):
 
     expected = both(x, y, r, g)
     monkeypatch.setattr(mmd, "_TURN", 64)
-    monkeypatch.setattr(mmd, "parallel", lambda rows, device: 4)
-    monkeypatch.setattr(margin, "parallel", lambda rows, device: 2)
+    monkeypatch.setattr(mmd, "parallel", lambda *_: 4)
+    monkeypatch.setattr(margin, "parallel", lambda *_: 2)
     for value, wanted in zip(both(x, y, r, g), expected, strict=True):
         assert_gradient_close(value, wanted, 1e-5)
 

@@ -31,10 +31,13 @@ from tools.kernels.compiled import RECORD, SHARED, TARGETS, name_of, target_of  
 SPILLED = 1024
 
 
-def recorded():
-    """The rows of the record, if the compiler at hand made them; by what each is about."""
+def recorded(target):
+    """The record's rows for a target, if the compiler at hand made any; by what each is about."""
+    made_here = triton.__version__, target
     with RECORD.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["triton"] == triton.__version__]
+        rows = [
+            row for row in csv.DictReader(file) if (row["triton"], row["target"]) == made_here
+        ]
     return {name_of(row): row for row in rows}
 
 
@@ -46,8 +49,8 @@ def compile_for(target):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     arguments = [target, "--plain", *(() if target == "90" else ("--kinds", "float32"))]
     done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "kernels" / "compiled.py", *arguments],
-        capture_output=True, text=True, env=environment,
+        [sys.executable, "-m", "tools.kernels.compiled", *arguments],
+        capture_output=True, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -59,7 +62,13 @@ def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(targe
     found = compile_for(target)
     for row in found:
         assert row["shared"] <= SHARED[target_of(target)[1]], row
-        assert (row["spilled"] or 0) <= SPILLED, row  # None where triton brings no cuobjdump
+        # None where triton brings no cuobjdump. In MMD's first pass what is spilled is not read in
+        # its loop over columns, and that loop loads ahead.
+        assert (row["spilled"] or 0) <= SPILLED, row
+        if row["kernel"].startswith("mmd_fwd_kernel") and row["numbers"] != "fp64":
+            assert not row["in_loop"], row
+            by_differences = row["kernel"].endswith(("laplacian", "energy"))
+            assert target == "gfx942" or by_differences or row["copies"] > 0, row
         if row["features"] is not None:
             assert row["tensor"] > 0, row
     with_products = {row["kernel"].partition(",")[0] for row in found if row["tensor"]}
@@ -68,7 +77,7 @@ def test_every_kernel_compiles_within_the_devices_limits_onto_tensor_cores(targe
         "prototype_margin_rows_kernel", "prototype_margin_columns_kernel", "cgm_assign_kernel",
         "cgm_finish_kernel",
     }  # fmt: skip
-    if record := recorded():
+    if record := recorded(target):
         again = f"{RECORD.name} lacks kernels: python -m tools.kernels.compiled --record"
         assert {name_of(row) for row in found} <= set(record), again
         for row in found:

@@ -143,7 +143,7 @@ GROUPS = [(9,), (30, 20), (1, 1), (20, 1, 70), (3, 1, 9, 40, 2, 5, 70)]
 def test_groups_in_splits_and_turns_of_wide_rows(given, device, monkeypatch):
     """What large problems do: several splits a group, sums of each in turns, features in parts."""
     monkeypatch.setattr(mmd, "_TURN", 64)
-    monkeypatch.setattr(mmd, "parallel", lambda rows, device: 5)
+    monkeypatch.setattr(mmd, "parallel", lambda *_: 5)
     problem = problem_of((150, 1, 90), 70, given=given)
     wanted = Wanted(0, 241, given, True, given)
     assert_values(problem, wanted, device)
@@ -208,7 +208,7 @@ def test_a_nan_stays_one(kernel, device):
 @pytest.mark.parametrize("sizes", [*GROUPS, (128,), (129, 64, 1)], ids=str)
 @pytest.mark.parametrize("wanted", [1, 4, 100])
 def test_where_rows_and_splits_lie(sizes, wanted):
-    blocks = Blocks(64, 32, 16, 4, 1)
+    blocks = Blocks(64, 32, 16, 16, 4, 1)
     layout = pack.layout_of(sizes, blocks)
     splits = pack.splits_of(layout, blocks.columns, wanted)
     of_rows = [group for group, size in enumerate(sizes) for _ in range(size)]
@@ -237,7 +237,7 @@ def test_where_rows_and_splits_lie(sizes, wanted):
 
 def test_packed_beyond_the_last_row():
     with pytest.raises(IndexError):
-        pack.layout_of((3, 4), Blocks(64, 32, 16, 4, 1)).packed(7)
+        pack.layout_of((3, 4), Blocks(64, 32, 16, 16, 4, 1)).packed(7)
 
 
 @pytest.mark.parametrize("kernel", ["gaussian", "laplacian"])

@@ -75,7 +75,7 @@ def test_splits_and_turns(kernel, d, p, device, monkeypatch):
     """What large samples do."""
     problem = problem_of(70, 300, d, p, device, kernel, scales=2)
     monkeypatch.setattr(kernel_product, "_TURN", 64)
-    monkeypatch.setattr(kernel_product, "parallel", lambda rows, device: 2)
+    monkeypatch.setattr(kernel_product, "parallel", lambda *_: 2)
     assert_as_reference(problem)
 
 

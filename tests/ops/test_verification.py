@@ -251,9 +251,7 @@ def test_a_crossover_to_what_does_not_pass(gpu, monkeypatch):
 def test_products_of_matrices_come_before_the_reference(gpu, monkeypatch):
     """On devices of any type, where an op has them."""
     products = StandIn("matmul", monkeypatch)
-    served = dataclasses.replace(
-        backends.BACKENDS["matmul"], devices=None, why_unavailable=lambda: None
-    )
+    served = dataclasses.replace(backends.BACKENDS["matmul"], devices=None)
     monkeypatch.setitem(backends.BACKENDS, "matmul", served)
     for name in ("cuda", "triton"):
         away = dataclasses.replace(backends.BACKENDS[name], devices=("cuda",))
@@ -303,6 +301,17 @@ def test_the_compiled_module_passes():
         pytest.skip("no compiled module")
     for op, regime in FLOAT32[::7]:
         assert verification.check(op, regime.step, "native", CPU, regime).reason is None, regime
+
+
+def test_matrix_products_pass():
+    for op, regime in FLOAT32[::5]:
+        assert verification.check(op, regime.step, "matmul", CPU, regime).reason is None, regime
+
+
+def test_matrix_products_are_checked_where_nobody_has_measured_them():
+    products = backends.BACKENDS["matmul"]
+    assert not products.checked_on("cpu")
+    assert all(map(products.checked_on, ("cuda", "mps", "xpu")))
 
 
 @pytest.mark.parametrize("op", backends.OPS)

@@ -3,28 +3,40 @@
 The first pass of mmd is compiled for compute capability 9.0 and disassembled; the instructions of
 its loop over columns are counted by the unit that executes them. A unit's clocks for a pair of rows
 against its rate say which unit is the slowest, and how far the code is from the floor:
-one exp2, six operations and the products. It is a model: latencies, memory and what a
-scheduler makes of it are not in it. No GPU is needed, and none has confirmed it.
+one exp2, six operations and the products. Loads of a loop that does not load ahead are waited for,
+by as many programs as a multiprocessor holds together. It is a model: what a scheduler makes of it,
+and waits for products, are not in it. No GPU is needed, and none has confirmed it.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cgm_fast.ops.triton.tiles import FEATURES, WIDE, Key, table
-from tools.kernels.compiled import Variant, compiled, nvidia_tool, target_of, variants
+from tools.kernels.compiled import (
+    Variant,
+    compiled,
+    nvidia_tool,
+    programs,
+    resources,
+    target_of,
+    variants,
+)
+from tools.kernels.machine_code import Loop, column_loop, listing, loops_of, opcode
 
 # Of a multiprocessor of compute capability 9.0, per clock: instructions of 32 threads. (CUDA
 # programming guide, arithmetic instructions; multiply-adds of tensor cores from the data sheet.)
 RATES = {"fp32": 4.0, "int": 2.0, "exp2": 0.5, "memory": 1.0, "issue": 4.0}
 TENSOR = {"tf32": 1024.0, "half": 2048.0}
 """Multiply-adds per clock."""
+L2_BYTES = 24.0
+"""That a multiprocessor gets in a clock of what all do: 5.5 TB/s of 132 at 1.75 GHz."""
+LATENCY = 700.0
+"""Clocks from a load to its use where L2 has it, with the barriers on the way."""
 FLOOR_OPERATIONS = 6
-WIDE_FEATURES = 256
+WIDE_FEATURES = 512
 """The number of features for which a tile that holds a part of them is counted."""
 
 UNITS = (
@@ -36,166 +48,120 @@ UNITS = (
 )
 
 
-class Loop(NamedTuple):
-    """Lines [start, end] of a listing that run again and again."""
-
-    start: int
-    end: int
-
-    def holds(self, other: Loop) -> bool:
-        """Whether the other lies within it."""
-        return self != other and self.start <= other.start and other.end <= self.end
-
-
 class Cost(NamedTuple):
     """Clocks of a multiprocessor for a pair of rows, by unit."""
 
     clocks: dict[str, float]
     instructions: float
+    programs: int
     floor: dict[str, float]
 
     @property
     def bound(self) -> str:
-        """The slowest unit."""
+        """The slowest unit, or the wait for memory where that is longer."""
         return max(self.clocks, key=lambda unit: self.clocks[unit])
 
     @property
+    def total(self) -> float:
+        """Of the slowest unit, and what is waited beside it."""
+        units = [value for unit, value in self.clocks.items() if unit != "latency"]
+        return max(units) + self.clocks["latency"]
+
+    @property
     def share(self) -> float:
-        """The floor over the code's time, both at their slowest unit."""
-        return max(self.floor.values()) / max(self.clocks.values())
+        """The floor at its slowest unit over the code's time."""
+        return max(self.floor.values()) / self.total
 
 
-def listing(kernel: Any) -> list[str]:
-    """The machine code of a kernel, line by line."""
-    tool = nvidia_tool("nvdisasm")
-    if tool is None:
-        raise SystemExit("this triton brings no nvdisasm")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        done = subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True)
-    return done.stdout.splitlines()
-
-
-def opcode(line: str) -> str | None:
-    """The instruction of a line, without its predicate and operands."""
-    match = re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)
-    return match.group(1) if match else None
-
-
-def skipped(lines: list[str], loop: Loop, labels: dict[str, int]) -> set[int]:
-    """Lines of a loop that a branch jumps over and that wait for all threads: the tile's diagonal.
-
-    They run for a few of many tiles; what else is jumped over is counted.
-    """
-    found: set[int] = set()
-    for at in range(loop.start, loop.end):
-        if opcode(lines[at]) == "BRA" and (label := re.search(r"\.L_x_\d+", lines[at])):
-            there = labels[label.group()]
-            body = range(at + 1, there)
-            names = [opcode(lines[line]) or "" for line in body]
-            waits = any(name.startswith("BAR") for name in names)
-            if there <= loop.end and waits and not any("MMA" in name for name in names):
-                found.update(body)
+def waits(lines: list[str], loop: Loop) -> int:
+    """How often a tile waits for global memory: for loads that are not ahead of their use, all
+    between two barriers or products together."""
+    found, waiting = 0, False
+    for line in lines[loop.start : loop.end + 1]:
+        name = (opcode(line) or "").partition(".")[0]
+        if name == "LDG" and not waiting:
+            found, waiting = found + 1, True
+        elif name in ("BAR", "HMMA", "HGMMA"):
+            waiting = False
     return found
 
 
-def loops_of(lines: list[str]) -> tuple[list[Loop], dict[str, int]]:
-    """Backward branches, and where the labels are."""
-    labels = {
-        match.group(1): number
-        for number, line in enumerate(lines)
-        if (match := re.match(r"(\.L_x_\d+):", line))
-    }
-    found = []
-    for number, line in enumerate(lines):
-        if opcode(line) == "BRA" and (label := re.search(r"\.L_x_\d+", line)):
-            start = labels[label.group()]
-            if start < number - 1:  # not the endless loop behind the end
-                found.append(Loop(start, number))
-    return found, labels
-
-
-def column_loop(lines: list[str], loops: list[Loop]) -> tuple[Loop, list[Loop]]:
-    """The loop over columns that takes distances from products, and the loops within it.
-
-    It is the outermost one in the loop over turns. The other way to take distances has a loop over
-    features without a product.
-    """
-
-    def multiplies(loop: Loop) -> bool:
-        return any("HGMMA" in line or "HMMA" in line for line in lines[loop.start : loop.end])
-
-    candidates = [
-        loop
-        for loop in loops
-        if multiplies(loop) and all(multiplies(other) for other in loops if loop.holds(other))
-    ]
-    turns = max(
-        (loop for loop in candidates if any(loop.holds(other) for other in candidates)),
-        key=lambda loop: loop.end - loop.start,
-    )
-    within = [loop for loop in candidates if turns.holds(loop)]
-    column = max(within, key=lambda loop: loop.end - loop.start)
-    return column, [loop for loop in within if column.holds(loop)]
+def bytes_ahead(line: str) -> int:
+    """What one thread's instruction loads ahead."""
+    name = opcode(line) or ""
+    if not name.startswith("LDGSTS"):
+        return 0
+    return 16 if ".128" in name else 8 if ".64" in name else 4
 
 
 def cost(variant: Variant, features: int) -> Cost:
     """Compile a variant of mmd's first pass and count."""
-    lines = listing(compiled(variant, target_of("90")[0]))
-    loops, labels = loops_of(lines)
-    loop, inner = column_loop(lines, loops)
+    kernel, tool = compiled(variant, target_of("90")[0]), nvidia_tool("nvdisasm")
+    if tool is None:
+        raise SystemExit("this triton brings no nvdisasm")
+    lines = listing(kernel.asm["cubin"], tool)
+    loop = column_loop(lines, features == WIDE)
+    assert loop is not None, variant
+    inner = [other for other in loops_of(lines)[0] if loop.holds(other)]
     blocks, held = variant.blocks, variant.held
     d = features or WIDE_FEATURES
     times = d // blocks.features
     count: Counter[str] = Counter()
-    spared = skipped(lines, loop, labels)
+    loaded = waited = 0
     for number in range(loop.start, loop.end + 1):
         name = opcode(lines[number])
-        if name is None or number in spared:
+        if name is None:
             continue
         repeats = times if any(part.start <= number <= part.end for part in inner) else 1
         unit = next(unit for pattern, unit in UNITS if re.match(pattern, name))
         count[unit] += repeats
         count["issue"] += repeats if unit != "issue" else 0
+        loaded += repeats * bytes_ahead(lines[number])
+    waited = waits(lines, loop) + sum((times - 1) * waits(lines, part) for part in inner)
     pairs = blocks.rows * blocks.columns
     clocks = {unit: count[unit] * blocks.warps / rate / pairs for unit, rate in RATES.items()}
+    clocks["L2"] = loaded * 32 * blocks.warps / L2_BYTES / pairs
     exact = held.precision == "tf32x3"
     half = held.rows.itemsize == 2
     first = d / TENSOR["half"] if half else d * (3 if exact else 1) / TENSOR["tf32"]
     second = d * (held.parts or (3 if exact else 1)) / TENSOR["tf32"]
     clocks["tensor"] = first + second
+    # A program that waits leaves the multiprocessor to the others that it holds.
+    registers, _ = resources(kernel)
+    together = programs(blocks.warps, registers, kernel.metadata.shared) or 1
+    busy = max(clocks.values())
+    clocks["latency"] = max(0.0, (busy + waited * LATENCY / pairs) / together - busy)
     floor = {
         "exp2": 1 / (32 * RATES["exp2"]),
         "fp32": FLOOR_OPERATIONS / (32 * RATES["fp32"]),
         "tensor": first + second,
     }
-    return Cost(clocks, count["issue"] * blocks.warps * 32 / pairs, floor)
+    return Cost(clocks, count["issue"] * blocks.warps * 32 / pairs, together, floor)
 
 
 def main() -> None:
     """Print the table for every tile of mmd's first pass at 9.0."""
-    units = ("issue", "fp32", "int", "exp2", "memory", "tensor")
+    units = ("issue", "fp32", "int", "exp2", "memory", "L2", "tensor", "latency")
     print(
-        "| d | numbers | precision | instructions a pair | "
+        "| d | numbers | precision | programs | instructions a pair | "
         + " | ".join(units)
         + " | bound | floor |"
     )
-    print("| ---: | --- | --- | ---: |" + " ---: |" * len(units) + " --- | ---: |")
-    for numbers in ("float32", "half"):
+    print("| ---: | --- | --- | ---: | ---: |" + " ---: |" * len(units) + " --- | ---: |")
+    for numbers in ("float32", "tf32", "half"):
         for features in (*FEATURES, WIDE):
             key = Key("mmd_fwd", numbers, features, "9.0")
             if key not in table():
                 continue
             for variant in variants(key, table()[key]):
-                if "," in variant.name:
-                    continue  # several bandwidths: a loop more
                 found = cost(variant, features)
                 allowed = "highest" if variant.held.precision == "tf32x3" else "high"
                 clocks = " | ".join(f"{1000 * found.clocks[unit]:.0f}" for unit in units)
+                name = "half" if numbers == "half" else "float32"
                 print(
-                    f"| {features or WIDE_FEATURES} | {numbers} | {allowed} "
-                    f"| {found.instructions:.0f} | {clocks} | {found.bound} | {found.share:.0%} |"
+                    f"| {features or WIDE_FEATURES} | {name} | {allowed} | {found.programs} "
+                    f"| {found.instructions:.0f} | {clocks} | {found.bound} | {found.share:.0%} |",
+                    flush=True,
                 )
 
 

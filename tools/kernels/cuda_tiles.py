@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tools.kernels.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS, Loop, loops_of, opcode
+from tools.kernels.cost import FLOOR_OPERATIONS, RATES, TENSOR, UNITS
+from tools.kernels.machine_code import Loop, loops_of, opcode
 
 THREADS, WARP, WARPS = 256, 32, 8
 RARE = re.compile(r"D(ADD|MUL|FMA|SETP)|LDG?$|LDG?\.|STG|F2F\.F64|I2F\.F64|CALL")

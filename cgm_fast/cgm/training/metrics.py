@@ -238,6 +238,6 @@ class MetricsLog:
             self.events.close()
 
 
-def all_finite(*values: Tensor) -> bool:
-    """Whether every value is finite; one synchronisation for all."""
-    return bool(torch.stack([torch.isfinite(value).all() for value in values]).all())
+def all_finite(*values: Tensor) -> Tensor:
+    """Whether every value is finite, [] bool; to look at it waits for a GPU, once for all."""
+    return torch.stack([torch.isfinite(value).all() for value in values]).all()

@@ -19,6 +19,7 @@ from cgm_fast.cgm.training import runs
 from cgm_fast.cgm.training.build import build_model, check_memory
 from cgm_fast.cgm.training.config import RunConfig, Settings, TrainConfig, check
 from cgm_fast.cgm.training.drawing import draw
+from cgm_fast.cgm.training.graph import check_graph
 from cgm_fast.cgm.training.limits import ConfigError
 from cgm_fast.cgm.training.presets import resolve
 from cgm_fast.cgm.training.trainer import Report, Trainer
@@ -113,6 +114,7 @@ def train(
         path, begun = runs.open_run(config, given)
         workers.barrier()  # every process has looked at the folder before the first writes to it
         _check_backend(begun.backend, workers.device)
+        check_graph(begun, workers)
         if begun.download and workers.first:
             load_data(begun)
         workers.barrier()  # the first process has fetched what was missing

@@ -20,7 +20,7 @@ MAY_CHANGE = (
     "nll_samples",
 )  # fmt: skip
 # Settings of a call, of which a run's config.json holds none, or an older one.
-OF_CALL = ("out", "resume", "overwrite", "download", "device")
+OF_CALL = ("out", "resume", "overwrite", "download", "device", "cuda_graph")
 
 
 def differences(

@@ -86,8 +86,9 @@ def open_run(
             )
         changes = differences(saved, config, given)
         return path, dataclasses.replace(
-            saved, **changes, device=config.device, download=config.download, resume=True
-        )
+            saved, **changes, device=config.device, cuda_graph=config.cuda_graph,
+            download=config.download, resume=True,
+        )  # fmt: skip
     if holds_run and not config.overwrite:
         raise RunError(
             f"{path} already holds a run: pass --resume to go on with it, --overwrite to replace "

@@ -21,6 +21,7 @@ from cgm_fast.cgm.files import RunError
 from cgm_fast.cgm.models.base import LatentModel, Output
 from cgm_fast.cgm.models.cgm import CGM
 from cgm_fast.cgm.training.config import RunConfig
+from cgm_fast.cgm.training.graph import Computed, GraphedStep
 from cgm_fast.cgm.training.limits import ConfigError
 from cgm_fast.cgm.training.metrics import MetricsLog, Window, all_finite
 from cgm_fast.cgm.training.runs import create, reopen
@@ -82,7 +83,17 @@ class Trainer:
             if config.supervised and data.train_labels is not None
             else None
         )
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        # A graph holds addresses: of the rate, which a schedule changes, and of Adam's step.
+        rate = torch.tensor(config.lr, dtype=torch.float32, device=workers.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=rate if config.cuda_graph else config.lr,
+            capturable=config.cuda_graph,
+        )
+        self.compute, self.apply = self._compute, self._apply
+        if config.cuda_graph:
+            graphed = GraphedStep(self._compute, self._apply, workers.device)
+            self.compute, self.apply = graphed.compute, graphed.apply
         # Batches are full (drop_last), so that the bias of the MMD is the same at every step.
         self.steps_per_epoch = len(data.train) // (config.batch_size * workers.count)
         if self.steps_per_epoch == 0:
@@ -104,6 +115,7 @@ class Trainer:
             None at the end; the number of the signal that stopped the run, after saving.
 
         Raises:
+            ConfigError: a step cannot be recorded as CUDA graphs, which was asked for.
             NonFiniteError: a term or the gradient is not finite. The state before that step is
                 saved; the step is not applied.
             RunError: the run folder cannot be written or resumed.
@@ -176,7 +188,10 @@ class Trainer:
         if self.config.lr_schedule == "cosine":
             rate *= 0.5 + 0.5 * math.cos(math.pi * self.step / self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     @property
     def _batch(self) -> int:
@@ -190,13 +205,21 @@ class Trainer:
 
     def _train_step(self, order: Tensor) -> tuple[Output, Tensor]:
         self._set_rate()
-        before = self._changed_by_forward()
+        random = _random_state(self.workers.device)
         position = self.step % self.steps_per_epoch * self._batch
         index = order[position : position + self._batch]
-        x, target = self._prepare(self.images[index].to(self.workers.device))
-        labels = None
+        images, labels = self.images[index].to(self.workers.device), None
         if self.labels is not None:
             labels = self.labels[index].to(self.workers.device)
+        computed = self.compute(images, labels)
+        self._stop_unless_finite(computed, random)  # all that a step waits for a GPU
+        self.apply(computed.output)
+        return computed.output, computed.norm
+
+    def _compute(self, images: Tensor, labels: Tensor | None) -> Computed:
+        """The first half of a step, up to the gradient."""
+        before = [buffer.clone() for buffer in self.model.buffers()]  # which forward changes
+        x, target = self._prepare(images)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
             self.workers.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
@@ -207,10 +230,13 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), math.inf if limit is None else limit
         )
-        self._stop_unless_finite(output, norm, before)  # all that a step waits for a GPU
+        output = output._replace(loss=output.loss.detach())
+        return Computed(output, norm, all_finite(*_terms(output).values(), norm), before)
+
+    def _apply(self, output: Output) -> None:
+        """The second half, once the gradient is known to be finite."""
         self.optimizer.step()
         self._after_step(output)
-        return output, norm
 
     def _after_step(self, output: Output) -> None:
         """Update what the model counts from all processes' batches, so that it stays the same."""
@@ -228,30 +254,16 @@ class Trainer:
         noise = self.config.noise
         return (noise.add(target) if noise.variance else target), target
 
-    def _changed_by_forward(self) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Copies of what a forward pass changes: running statistics and random state."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        return buffers, _random_state(self.workers.device)
-
     @torch.no_grad()
-    def _stop_unless_finite(
-        self, output: Output, norm: Tensor, before: tuple[list[Tensor], dict[str, Tensor]]
-    ) -> None:
+    def _stop_unless_finite(self, computed: Computed, random: dict[str, Tensor]) -> None:
         """Save the state before this step and stop in every process, if any met NaN or infinity."""
-        terms = {
-            "the reconstruction term": output.reconstruction,
-            "the MMD term": output.mmd,
-            "the margin term": output.margin,
-            "the KL term": output.kl,
-            "the loss": output.loss,
-        }
-        if not self.workers.any(not all_finite(*terms.values(), norm)):
+        if not self.workers.any(not computed.finite):
             return
-        buffers, random = before
-        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+        for buffer, value in zip(self.model.buffers(), computed.before, strict=True):
             buffer.copy_(value)
         _set_random_state(random, self.workers.device)
         self._save()
+        terms, norm = _terms(computed.output), computed.norm
         values = {name: float(value) for name, value in terms.items()}
         found = [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]
         if not self.workers.any(bool(found)):
@@ -339,6 +351,17 @@ class Trainer:
             _set_random_state(states[self.workers.rank], self.workers.device)
         else:  # another number of processes: the run goes on, with noise of its own
             torch.manual_seed(self.config.seed + self.step * self.workers.count + self.workers.rank)
+
+
+def _terms(output: Output) -> dict[str, Tensor]:
+    """What a step's loss is made of, by the names that an error calls them."""
+    return {
+        "the reconstruction term": output.reconstruction,
+        "the MMD term": output.mmd,
+        "the margin term": output.margin,
+        "the KL term": output.kl,
+        "the loss": output.loss,
+    }
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

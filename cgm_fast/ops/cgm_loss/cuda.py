@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,8 +18,8 @@ from cgm_fast.ops.cuda.launch import (
     stream,
     tiles,
 )
-from cgm_fast.ops.gpu import constants, on_device
-from cgm_fast.ops.memory import addresses, check_address, compute_like
+from cgm_fast.ops.gpu import Known, constants, on_device
+from cgm_fast.ops.memory import addresses, check_address, compute_like, contiguous, placed
 from cgm_fast.ops.mmd import cuda as mmd
 from cgm_fast.ops.prototype_margin import cuda as prototype_margin
 
@@ -41,6 +41,38 @@ class Launch(NamedTuple):
     stream: int
 
 
+class _Call(NamedTuple):
+    """What calls have in common that differ in addresses alone."""
+
+    plan: Any
+    """What the compiled module is told once."""
+    lists: tuple[int, int]
+    """Addresses of `kept`."""
+    rows: int
+    prior: int
+    """Where it begins in the workspace, in bytes; its beginning is for `partials`."""
+    workspace: int
+    kept: tuple[torch.Tensor, ...]
+
+
+_calls = Known()
+
+
+def _new_call(problem: Problem, wanted: Wanted) -> _Call:
+    (b, d), k, device = problem.r.shape, problem.g.shape[0], problem.r.device
+    dtype = compute_like(problem.r)[0]
+    rows = min(rows_of_block(1, (b, b), device), BLOCK_ROWS)
+    blocks = tiles((b, b), rows) + (k if wanted.g else 0)
+    _, prior, end = placed((blocks * PARTS, torch.float64), (b * d, dtype))
+    kept = (
+        constants(problem.variances, dtype, device),
+        constants(problem.kernel_weights, dtype, device),
+    )
+    lists = kept[0].data_ptr(), kept[1].data_ptr()
+    plan = plan_of(kernels(), problem.r, problem.g, problem.noise, problem[4:])
+    return _Call(plan, lists, rows, prior, end, kept)
+
+
 @on_device
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """Loss, terms, assignment, latents and gradients: see `Value`."""
@@ -52,7 +84,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         return common.fwd(mmd, prototype_margin, problem, wanted)
 
     check_address(r, g, noise)
-    of_r, of_g, of_noise = (value.to(dtype).contiguous() for value in (r, g, noise))
+    of_r, of_g, of_noise = contiguous(r, dtype), contiguous(g, dtype), contiguous(noise, dtype)
     labels = None if labels is None else labels.contiguous()
     value = Value(
         like.new_empty(()),
@@ -62,20 +94,20 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         like.new_empty((b, d)) if wanted.r else None,
         like.new_empty((k, d)) if wanted.g else None,
     )
-    rows = min(rows_of_block(1, (b, b), device), BLOCK_ROWS)
-    blocks = tiles((b, b), rows) + (k if wanted.g else 0)
-    partials = r.new_empty((blocks, PARTS), dtype=torch.float64)
-    prior, counter = like.new_empty((b, d)), counters(1, device)
-    variances = constants(problem.variances, dtype, device)
-    kernel_weights = constants(problem.kernel_weights, dtype, device)
+    shapes = r.shape, g.shape, r.stride(), g.stride(), noise.stride(), noise.dtype, r.dtype, device
+    key = kernels(), shapes, problem[4:], wanted.g
+    call = _calls.of(
+        key, device, _new_call, problem._replace(r=of_r, g=of_g, noise=of_noise), wanted
+    )
+    workspace = torch.empty(call.workspace, dtype=torch.uint8, device=device)
+    counter, address = counters(1, device), workspace.data_ptr()
     kernels().cgm_loss_fwd_cuda(
-        plan_of(kernels(), of_r, of_g, of_noise, problem[4:]),
+        call.plan,
         addresses((of_r, of_g, labels, of_noise)),
         addresses(value),
         Launch(
-            variances=variances.data_ptr(), kernel_weights=kernel_weights.data_ptr(), rows=rows,
-            partials=partials.data_ptr(), prior=prior.data_ptr(), counter=counter.data_ptr(),
-            stream=stream(device),
+            *call.lists, call.rows, address, address + call.prior, counter.data_ptr(),
+            stream(device),
         ),
     )  # fmt: skip
     return value if value.z.dtype == r.dtype else value._replace(z=value.z.to(r.dtype))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from triton import next_power_of_2
 
 from cgm_fast.ops.cgm_loss import common
 from cgm_fast.ops.cgm_loss import triton_kernels as kernels
@@ -18,15 +17,17 @@ from cgm_fast.ops.mmd import problem as of_mmd
 from cgm_fast.ops.mmd import triton as mmd
 from cgm_fast.ops.prototype_margin import triton as prototype_margin
 from cgm_fast.ops.triton.launch import FUSED, Numbers, numbers, round_up
-from cgm_fast.ops.triton.pack import Packed, layout_of
+from cgm_fast.ops.triton.pack import Packed, Parts, layout_of
 from cgm_fast.ops.triton.tiles import Blocks, choose
 
 # Up to these sizes launches are what takes the time; beyond them each op's own kernels, with their
 # transposed copies, larger tiles and splits, are worth more of them. STEPS are blocks of prototypes
 # times features: what a program of the first launch does one after another.
 MOST_ROWS, MOST_STEPS, MOST_SUMS = 1024, 1024, 1 << 24
+# Latents that a block of prototypes adds up at once.
+MORE = 64
 # Small: a batch has few rows, and all multiprocessors should get some of them.
-BLOCKS = Blocks(rows=16, columns=16, features=16, warps=8, stages=1)
+BLOCKS = Blocks(rows=16, columns=16, features=16, sums=16, warps=8, stages=1)
 
 
 class _Plan(NamedTuple):
@@ -44,9 +45,10 @@ class _Plan(NamedTuple):
         """By shapes and dtypes."""
         r, (k, d) = problem.r, problem.g.shape
         held = numbers(torch.promote_types(r.dtype, torch.float32))  # noise makes latents float32
-        blocks = choose("mmd_fwd", d, held.rows, r.device)
+        kernel = "mmd_fwd" if problem.kernel_weights == (1.0,) else "mmd_general"
+        blocks = choose(kernel, d, held.rows, r.device, held.rounded)
         n_pad = round_up(r.shape[0], max(blocks.rows, blocks.columns))
-        features, k_pad = round_up(d, blocks.features), round_up(k, BLOCKS.columns)
+        features, k_pad = round_up(d, blocks.sums), round_up(k, BLOCKS.columns)
         return cls(held, blocks, features, n_pad, k_pad, n_pad // BLOCKS.rows)
 
     def is_small(self, rows: int, d: int) -> bool:
@@ -55,17 +57,19 @@ class _Plan(NamedTuple):
         sums = self.row_blocks * self.k_pad * self.features
         return rows <= MOST_ROWS and steps <= MOST_STEPS and sums <= MOST_SUMS
 
-    def packed(self, like: Tensor, rows: int, d: int) -> Packed:
+    def packed(self, like: Tensor, b: int, d: int) -> Packed:
         """Room for latents of samples and of prototypes, which the first launch packs."""
         total = 2 * self.n_pad
+        rows = like.new_empty((1, total, self.features))
+        columns = like.new_empty((1, self.features, total))
         return Packed(
-            rows=like.new_empty((1, total, self.features)),
-            columns=like.new_empty((1, self.features, total)),
+            rows=rows, columns=columns,
+            parts=Parts.like(rows, columns) if self.held.in_parts(self.blocks.sums) else Parts(),
             bias=like.new_empty((1, total)),
             weight=like.new_empty((1, total)),
             counter=like.new_empty(1, dtype=torch.int32),
-            largest=like.new_empty((1, self.row_blocks)),
-            layout=layout_of((rows, rows), self.blocks), d=d,
+            largest=None,
+            layout=layout_of((b, b), self.blocks), d=d,
         )  # fmt: skip
 
 
@@ -96,7 +100,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         ), dtype, r.device,
     )  # fmt: skip
     shared = {
-        "rows": packed.rows, "weight": packed.weight, "variance": variance, "numbers": options,
+        "rows": packed.rows, "row_rests": packed.parts.row_rests, "weight": packed.weight,
+        "variance": variance, "numbers": options,
         "own": r.new_empty(plan.n_pad, dtype=torch.int32), "counter": packed.counter,
         "losses": r.new_empty(plan.row_blocks, dtype=torch.float64),
         "weighted_differences": like.new_empty((plan.n_pad, plan.features)),
@@ -104,13 +109,14 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         "b": b, "k": k, "d": d, "n_pad": plan.n_pad, "total": packed.total,
         "features": plan.features, "k_pad": plan.k_pad,
         "ROWS": BLOCKS.rows, "COLUMNS": BLOCKS.columns, "FEATURES": BLOCKS.features,
-        "num_warps": BLOCKS.warps, "num_stages": BLOCKS.stages, **FUSED,
+        **BLOCKS.options(r.device), **FUSED,
     }  # fmt: skip
     (r_row, r_feature), (g_row, g_feature) = r.stride(), g.stride()
     noise_sample, noise_row, noise_feature = noise.stride()
     kernels.cgm_assign_kernel[(plan.row_blocks,)](
         **shared, r=r, g=g, labels=plain(problem.labels, torch.int64), noise=noise,
-        columns=packed.columns, bias=packed.bias, largest=packed.largest,
+        columns=packed.columns, column_heads=packed.parts.column_heads,
+        column_rests=packed.parts.column_rests, bias=packed.bias,
         assignment=value.assignment, latents=value.z,
         r_row=r_row, r_feature=r_feature, g_row=g_row, g_feature=g_feature,
         noise_sample=noise_sample, noise_row=noise_row, noise_feature=noise_feature,
@@ -137,7 +143,7 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
         loss=value.loss, terms=value.terms, grad_r=value.r, grad_g=value.g,
         splits=operands.splits.total, blocks=plan.row_blocks, chunks=chunks,
         scales=variance.shape[-1], PARTS=plan.held.parts, PRECISION=precision,
-        BLOCKS=next_power_of_2(plan.row_blocks), OF_PRIOR=of_prior,
+        BLOCKS=MOST_ROWS // BLOCKS.rows, MORE=MORE, OF_PRIOR=of_prior,
         MMD_WEIGHT=kernels.MMD_WEIGHT, MARGIN_WEIGHT=kernels.MARGIN_WEIGHT,
     )  # fmt: skip
     return value

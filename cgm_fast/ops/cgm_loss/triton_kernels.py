@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cgm_fast.ops.mmd.triton_kernels import gradient_factor, less_all
+from cgm_fast.ops.mmd.triton_finish import gradient_factor, less_all
 from cgm_fast.ops.prototype_margin.triton_kernels import assign, meet
-from cgm_fast.ops.triton.math import kernel, nearest_tf32
+from cgm_fast.ops.triton.math import PADDING, kernel, nearest_tf32, split_tf32
 
 # Where they stand among `numbers`.
 SIGMA, PRIOR_SIGMA, MMD_WEIGHT, MARGIN_WEIGHT, MARGIN, NEGATIVE_SCALE = range(6)
@@ -58,8 +58,7 @@ def cgm_assign_kernel(
     assignment,  # [B] int64
     latents,  # [B, d]
     own,  # [n_pad]: the assigned prototype, -1 for padding
-    rows, columns, bias, weight,  # latents of samples and of prototypes, packed
-    largest,  # [blocks]: the largest |z|² of each block
+    rows, row_rests, columns, column_heads, column_rests, bias, weight,  # packed latents, of both
     counter,  # [1]: zeroed for the finishing kernel
     losses,  # [blocks] float64
     weighted_differences,  # [n_pad, features]: sum_k a_ik (r_i - g_k)
@@ -116,16 +115,25 @@ def cgm_assign_kernel(
         z, prior = tl.where(inside, z, 0.0), tl.where(inside, prior, 0.0)
         squares += tl.sum(z * z, 1)
         prior_squares += tl.sum(prior * prior, 1)
-        tl.store(rows + at, z)
-        tl.store(rows + n_pad.to(tl.int64) * features + at, prior)
+        at_prior = n_pad.to(tl.int64) * features + at
         across = f.to(tl.int64)[None, :] * total + i[:, None]
         tl.store(columns + across, z)
         tl.store(columns + across + n_pad, prior)
-    tl.store(bias + i, -0.5 * squares)
-    tl.store(bias + n_pad + i, -0.5 * prior_squares)
+        if row_rests is not None:
+            z, z_rest = split_tf32(z)
+            prior, prior_rest = split_tf32(prior)
+            tl.store(row_rests + at, z_rest)
+            tl.store(row_rests + at_prior, prior_rest)
+            tl.store(column_heads + across, z)
+            tl.store(column_heads + across + n_pad, prior)
+            tl.store(column_rests + across, z_rest)
+            tl.store(column_rests + across + n_pad, prior_rest)
+        tl.store(rows + at, z)
+        tl.store(rows + at_prior, prior)
+    tl.store(bias + i, tl.where(valid, -0.5 * squares, PADDING))
+    tl.store(bias + n_pad + i, tl.where(valid, -0.5 * prior_squares, PADDING))
     tl.store(weight + i, tl.where(valid, 1.0, 0.0))
     tl.store(weight + n_pad + i, tl.where(valid, 1.0, 0.0))
-    tl.store(largest + block, tl.max(tl.maximum(squares, prior_squares)))
     if block == 0:
         tl.store(counter, 0)
 
@@ -176,36 +184,39 @@ def _sign(split, splits, of_prior):
 
 @triton.jit
 def _mmd_gradient(
-    rows, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
+    rows, row_rests, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
     OF_PRIOR: tl.constexpr, ROWS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of MMD² in packed rows i [ROWS], features f [FEATURES]; splits added in order."""
     slope = tl.zeros([ROWS], tl.float64)
     weighted_sum = tl.zeros([ROWS, FEATURES], tl.float64)
     at = i.to(tl.int64)[:, None] * features + f[None, :]
-    for split in range(splits):
+    for split in tl.range(0, splits, loop_unroll_factor=4):  # so many loads wait together
         sign = _sign(split, splits, OF_PRIOR)
         slope += sign * tl.load(slopes + split * total + i).to(tl.float64)
-        weighted_sum += sign * tl.load(weighted_sums + at).to(tl.float64)
-        weighted_sums += total * features
+        to = at + (total * features).to(tl.int64) * split
+        weighted_sum += sign * tl.load(weighted_sums + to).to(tl.float64)
     w = tl.load(weight + i).to(tl.float64)
     z = tl.load(rows + at).to(tl.float64)
+    if row_rests is not None:
+        z += tl.load(row_rests + at).to(tl.float64)
     return (factor * w)[:, None] * (slope[:, None] * z - weighted_sum)
 
 
 @kernel
 def cgm_finish_kernel(
-    rows, weight, variance, numbers, kernel_weights, values, nears, slopes, weighted_sums, own,
-    losses, weighted_differences, prototype_sums,
+    rows, row_rests, weight, variance, numbers, kernel_weights, values, nears, slopes,
+    weighted_sums, own, losses, weighted_differences, prototype_sums,
     partials,  # [blocks, 4] float64: B² times MMD², and near pairs: of x, of y, across
     counter,  # [1]
     loss, terms, grad_r, grad_g,  # as the op returns them; the gradients None where not wanted
     b, k, d, n_pad, total, features, k_pad, splits, blocks, chunks, scales,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FEATURES: tl.constexpr, PRECISION: tl.constexpr,
-    PARTS: tl.constexpr, BLOCKS: tl.constexpr, OF_PRIOR: tl.constexpr,
+    PARTS: tl.constexpr, BLOCKS: tl.constexpr, MORE: tl.constexpr, OF_PRIOR: tl.constexpr,
     MMD_WEIGHT: tl.constexpr, MARGIN_WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Add up a block of samples, or, beyond the last one, a block of prototypes' gradient."""
+    """Add up a block of samples, or, beyond the last one, a block of prototypes' gradient, of MORE
+    latents at a time: what a program does there one after another is what the launch takes."""
     block = tl.program_id(0)
     dtype = rows.dtype.element_ty
     h = tl.load(variance).to(tl.float64)
@@ -222,7 +233,7 @@ def cgm_finish_kernel(
         )  # fmt: skip
         part, near_across = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
         near_x, near_y = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
-        for split in range(splits):
+        for split in tl.range(0, splits, loop_unroll_factor=4):
             of_x = w * tl.load(values + split * total + i)
             of_y = w_prior * tl.load(values + split * total + n_pad + i)
             part += _sign(split, splits, False) * of_x + _sign(split, splits, True) * of_y
@@ -240,8 +251,8 @@ def cgm_finish_kernel(
             for first in range(0, chunks):
                 f = first * FEATURES + tl.arange(0, FEATURES)
                 of_mmd = _mmd_gradient(
-                    rows, weight, slopes, weighted_sums, factor, i, f, total, features, splits,
-                    False, ROWS, FEATURES,
+                    rows, row_rests, weight, slopes, weighted_sums, factor, i, f, total, features,
+                    splits, False, ROWS, FEATURES,
                 )  # fmt: skip
                 at = i.to(tl.int64)[:, None] * features + f[None, :]
                 of_margin = margin_factor * tl.load(weighted_differences + at).to(tl.float64)
@@ -250,7 +261,7 @@ def cgm_finish_kernel(
                 tl.store(to, of_mmd + of_margin, mask=inside)
         tl.debug_barrier()  # this block's part is written before it counts as done
         if tl.atomic_add(counter, 1) == blocks - 1:
-            of_block = tl.arange(0, BLOCKS)
+            of_block = tl.arange(0, BLOCKS)  # all of them
             there = of_block < blocks
             of_parts = partials + of_block * 4
             of_mmd = tl.sum(tl.load(of_parts, mask=there, other=0.0, cache_modifier=".cg"))
@@ -276,16 +287,18 @@ def cgm_finish_kernel(
         f = (block - blocks) % chunks * FEATURES + tl.arange(0, FEATURES)
         of_prior = tl.zeros([COLUMNS, FEATURES], dtype)
         if OF_PRIOR:
-            for first in range(0, b, ROWS):
-                i = first + tl.arange(0, ROWS)
-                mine = column[:, None] == tl.load(own + i)[None, :]
+            for first in range(0, b, MORE):
+                i = first + tl.arange(0, MORE)
+                of_i = tl.load(own + i, mask=i < n_pad, other=-1)
+                mine = column[:, None] == of_i[None, :]
+                i = tl.minimum(i, n_pad - 1)
                 of_mmd = _mmd_gradient(
-                    rows, weight, slopes, weighted_sums, factor, n_pad + i, f, total, features,
-                    splits, True, ROWS, FEATURES,
+                    rows, row_rests, weight, slopes, weighted_sums, factor, n_pad + i, f, total,
+                    features, splits, True, MORE, FEATURES,
                 )  # fmt: skip
                 of_prior += tl.dot(mine.to(dtype), of_mmd.to(dtype), input_precision=PRECISION)
         prototype_sum = tl.zeros([COLUMNS, FEATURES], tl.float64)
-        for of_block in range(0, blocks):
+        for of_block in tl.range(0, blocks, loop_unroll_factor=4):
             at = (of_block * k_pad + column).to(tl.int64)[:, None] * features + f[None, :]
             prototype_sum += tl.load(prototype_sums + at).to(tl.float64)
         inside = (column < k)[:, None] & (f < d)[None, :]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from cgm_fast.ops.cuda.launch import counters, kernels, stream
-from cgm_fast.ops.gpu import constants, multiprocessors, on_device
+from cgm_fast.ops.gpu import Known, constants, multiprocessors, on_device
 from cgm_fast.ops.kernel_product.common import room
 from cgm_fast.ops.kernel_product.plans import plan_of
 from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted
-from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
+from cgm_fast.ops.memory import addresses, check_address, compute_like, placed, plain
 
 ROWS = 64
 """Of a block."""
@@ -48,41 +48,66 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     u, v, variance = (plain(value, dtype) for value in problem[2:5])
     value = room(problem, wanted, like)
     outputs = [problem.v.shape[-1]] * wanted.product + [x.shape[-1]] * wanted.x
-    launch, _workspace = _launch(problem, outputs, wanted.variance)
+    device = x.device
+    shapes = x.shape, y.shape, problem.v.shape, x.stride(), y.stride(), x.dtype, device
+    key = kernels(), shapes, tuple(outputs), wanted.variance, problem[5:]
+    call = _calls.of(key, device, _new_call, problem, outputs, wanted.variance)
+    workspace = torch.empty(call.workspace, dtype=torch.uint8, device=device)
+    of_units, address = counters(call.counters, device), workspace.data_ptr()
     kernels().kernel_product_fwd_cuda(
-        plan_of(kernels(), problem),
+        call.plan,
         addresses((x, y, u, v, variance)),
         addresses(value),
-        launch,
-    )
+        Launch(
+            *call.lists, call.splits, call.blocks, address, address + call.partials,
+            address + call.parts, of_units.data_ptr(), stream(device),
+        ),
+    )  # fmt: skip
     return value
 
 
-def _launch(
-    problem: Problem, outputs: list[int], of_variance: bool
-) -> tuple[Launch, tuple[torch.Tensor, ...]]:
-    """What a launch is given besides; tensors to keep until it is made."""
+class _Call(NamedTuple):
+    """What calls have in common that differ in addresses alone."""
+
+    plan: Any
+    """What the compiled module is told once."""
+    lists: tuple[int, int]
+    """Addresses of `kept`."""
+    splits: int
+    blocks: int
+    partials: int
+    """Where they begin in the workspace, in bytes; its beginning is for `sums`."""
+    parts: int
+    workspace: int
+    counters: int
+    kept: tuple[torch.Tensor, ...]
+
+
+_calls = Known()
+
+
+def _new_call(problem: Problem, outputs: list[int], of_variance: bool) -> _Call:
     x, device, scales = problem.x, problem.x.device, len(problem.kernel_weights)
-    dtype, like = compute_like(x)
+    dtype = compute_like(x)[0]
     items = x.shape[0] if x.dim() == 3 else 1
     row_units = items * -(-x.shape[-2] // ROWS)
     grid = BLOCKS[dtype] * multiprocessors(device)
     splits = _splits(row_units, problem.y.shape[-2], grid, dtype)
     blocks = min(grid, row_units * splits)
     chunks = sum(-(-width // CHUNK[dtype]) for width in outputs)
-    sums = like.new_empty((blocks, chunks, 16, 256, 2))  # as in csrc/kernel_product.h
-    shares = row_units * splits * ROWS * sum(outputs) if splits > 1 else 0
-    partials = x.new_empty(shares, dtype=torch.float64)
-    parts = x.new_empty(row_units * splits * scales if of_variance else 0, dtype=torch.float64)
-    of_units = counters(items + (row_units if splits > 1 else 0), device)
-    variances = constants(problem.variances, dtype, device)
-    kernel_weights = constants(problem.kernel_weights, dtype, device)
-    launch = Launch(
-        variances=variances.data_ptr(), kernel_weights=kernel_weights.data_ptr(), splits=splits,
-        blocks=blocks, sums=sums.data_ptr(), partials=partials.data_ptr(), parts=parts.data_ptr(),
-        counters=of_units.data_ptr(), stream=stream(device),
+    _, partials, parts, end = placed(
+        (blocks * chunks * 16 * 256 * 2, dtype),  # as in csrc/kernel_product.h
+        (row_units * splits * ROWS * sum(outputs) if splits > 1 else 0, torch.float64),
+        (row_units * splits * scales if of_variance else 0, torch.float64),
+    )
+    kept = (
+        constants(problem.variances, dtype, device),
+        constants(problem.kernel_weights, dtype, device),
+    )
+    return _Call(
+        plan_of(kernels(), problem), (kept[0].data_ptr(), kept[1].data_ptr()), splits, blocks,
+        partials, parts, end, items + (row_units if splits > 1 else 0), kept,
     )  # fmt: skip
-    return launch, (sums, partials, parts, of_units, variances, kernel_weights)
 
 
 def _splits(row_units: int, columns: int, grid: int, dtype: torch.dtype) -> int:

@@ -68,7 +68,13 @@ class Operands(NamedTuple):
             layout = layout_of((m,), blocks)
         unit = constants((_LOG2E,), held.compute, x.device)
         of_values = pack(
-            values, None, unit, layout, blocks._replace(features=width), held, differences=True
+            values,
+            None,
+            unit,
+            layout,
+            blocks._replace(features=width, sums=width),
+            held,
+            differences=True,
         )
         weights = constants(tuple(problem.kernel_weights), held.compute, x.device)
         return cls(packed, of_values, variance, weights, blocks, width, held)
@@ -144,7 +150,7 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
     if several:
         held = with_bandwidths(held, device_key(p.rows.device))
     columns = total - rows
-    splits = parallel(b * all_blocks * chunks, p.rows.device)
+    splits = parallel(b * all_blocks * chunks, columns, p.rows.device, blocks.programs)
     span = round_up(-(-columns // splits), blocks.columns)
     splits = -(-columns // span)
     like, of_rows = p.bias, (b, splits, rows)
@@ -169,6 +175,6 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
         TURN=_TURN, WIDE=p.features > blocks.features, CHUNKED=values > width, SEVERAL=several,
         PRECISION=held.precision, PARTS=held.parts, FAR=held.far, KERNEL=problem.kernel,
         EXACT=FAMILIES[problem.kernel].order < 2,
-        num_warps=blocks.warps, num_stages=blocks.stages, **FUSED,
+        **blocks.options(p.rows.device), **FUSED,
     )  # fmt: skip
     return sums

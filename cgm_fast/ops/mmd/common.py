@@ -75,6 +75,17 @@ def relation_of(problem: Problem, dtype: torch.dtype) -> Tensor:
     return problem.relation.to(dtype)
 
 
+def of_columns(of_groups: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Numbers of the groups [b, G] for each of their rows, [b, M]."""
+    parts = zip(of_groups.unbind(-1), sizes, strict=True)
+    return torch.cat([part[:, None].expand(-1, size) for part, size in parts], -1)
+
+
+def by_group(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Sums over the rows of each group, [..., M] to [..., G]."""
+    return torch.stack([part.sum(-1) for part in values.split(sizes, -1)], -1)
+
+
 def pair_masses(problem: Problem, dtype: torch.dtype) -> Tensor:
     """W[g, g'] = Σ w_i w_j over i of g, j of g', i ≠ j: [b or 1, G, G]."""
     sizes, groups = problem.sizes, len(problem.sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from cgm_fast.ops.cuda.launch import (
     stream,
     tiles,
 )
-from cgm_fast.ops.gpu import constants, multiprocessors, on_device, tf32_allowed
-from cgm_fast.ops.memory import addresses, check_address, compute_like, plain
+from cgm_fast.ops.gpu import Known, constants, multiprocessors, on_device, tf32_allowed
+from cgm_fast.ops.memory import addresses, check_address, compute_like, placed, plain
 from cgm_fast.ops.mmd.common import bounds_of_groups, room_for_derivatives
 from cgm_fast.ops.mmd.plans import plan_of
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Value, Wanted, stacked
@@ -57,10 +58,9 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     value = Value(
         like.new_empty(problem.x.shape[:-2]), *room_for_derivatives(problem, wanted, like)
     )
-    launch, _workspace = _launch(problem, _shares(problem, wanted))
-    kernels().mmd_fwd_cuda(
-        _plan_of(problem, wanted), addresses(problem[:5]), addresses(value), launch
-    )
+    call = _call_of("fwd", problem, wanted)
+    launch, _workspace = _launch(call, problem.x.device)
+    kernels().mmd_fwd_cuda(call.plan, addresses(problem[:5]), addresses(value), launch)
     return value
 
 
@@ -74,9 +74,10 @@ def hvp(problem: Problem, tangent: Tangent, wanted: Wanted) -> Product:
         plain(v, dtype) for v in (tangent.z, tangent.weights, tangent.variance)
     )
     product = Product(*room_for_derivatives(problem, wanted, like))
-    launch, _workspace = _launch(problem, _Shares(ROWS, 0, 0))
+    call = _call_of("hvp", problem, wanted)
+    launch, _workspace = _launch(call, problem.x.device)
     kernels().mmd_hvp_cuda(
-        _plan_of(problem, wanted),
+        call.plan,
         addresses(problem[:5]),
         addresses((of_z, of_weights, of_relation, of_variance)),
         addresses(product),
@@ -89,27 +90,79 @@ def _readable(problem: Problem) -> Problem:
     """Its tensors as kernels read them: no group has rows in x and in y."""
     x, y = problem.x, problem.y
     check_address(x, y)
-    dtype = compute_like(x)[0]
     if y is not None and x.shape[-2] not in _begins(problem.sizes):
-        x, y = stacked(problem), None
+        problem = problem._replace(x=stacked(problem), y=None)
+    if problem.weights is problem.relation is problem.variance is None:
+        return problem
+    dtype = compute_like(x)[0]
     return problem._replace(
-        x=x,
-        y=y,
         weights=plain(problem.weights, dtype),
         relation=plain(problem.relation, torch.float64),
         variance=plain(problem.variance, dtype),
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def _begins(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Rows before each group, and all."""
     return (0, *(end for _, end in bounds_of_groups(sizes)))
 
 
-def _plan_of(problem: Problem, wanted: Wanted) -> Any:
-    x, y = problem[:2]
+class _Call(NamedTuple):
+    """What calls have in common that differ in addresses alone."""
+
+    plan: Any
+    """What the compiled module is told once."""
+    lists: tuple[int, int, int, int]
+    """Addresses of `kept`."""
+    weighted_kernel: bool
+    rows: int
+    blocks: int
+    workers: int
+    tiles: int
+    slots: int
+    """Where they begin in the workspace, in bytes; its beginning is for `partials`."""
+    workspace: int
+    counters: int
+    kept: tuple[torch.Tensor, ...]
+
+
+_calls = Known()
+
+
+def _call_of(step: str, problem: Problem, wanted: Wanted) -> _Call:
+    x, y = problem.x, problem.y
+    of_y = None if y is None else y.stride()
+    key = kernels(), step, x.shape, x.stride(), of_y, x.dtype, x.device, problem[5:], wanted
+    return _calls.of(key, x.device, _new_call, step, problem, wanted)
+
+
+def _new_call(step: str, problem: Problem, wanted: Wanted) -> _Call:
+    x, y, sizes, device = problem.x, problem.y, problem.sizes, problem.x.device
     strides = x.stride(), x.stride() if y is None else y.stride()
-    return plan_of(kernels(), x.shape, strides, x.dtype, problem[5:], wanted[:2])
+    plan = plan_of(kernels(), x.shape, strides, x.dtype, problem[5:], wanted[:2])
+    shares = _Shares(ROWS, 0, 0) if step == "hvp" else _shares(problem, wanted)
+    dtype, b = compute_like(x)[0], x.shape[0] if x.dim() == 3 else 1
+    groups, scales = len(sizes), len(problem.kernel_weights)
+    rows, workers, columns = shares
+    blocks, of_slot = tiles(sizes, rows), 0
+    if workers:
+        of_slot = 3 * groups + TENSOR_ROWS * (1 + _padded(x.shape[-1]) // 2 + 2)
+    _, slots, end = placed(
+        (b * blocks * (3 * groups + scales), torch.float64),
+        (2 * workers * of_slot, torch.float64),
+    )
+    kept = (
+        constants(_begins(sizes), torch.int64, device),
+        constants(problem.relations, torch.float64, device),
+        constants(problem.variances, dtype, device),
+        constants(problem.kernel_weights, dtype, device),
+    )
+    begins, relations, variances, kernel_weights = (value.data_ptr() for value in kept)
+    return _Call(
+        plan, (begins, relations, variances, kernel_weights), problem.kernel_weights[0] != 1,
+        rows, blocks, workers, columns, slots, end, b + workers, kept,
+    )  # fmt: skip
 
 
 class _Shares(NamedTuple):
@@ -158,28 +211,14 @@ def _columns(d: int) -> int:
     return 64 if d > 32 else 2048 // _padded(d)
 
 
-def _launch(problem: Problem, shares: _Shares) -> tuple[Launch, tuple[torch.Tensor, ...]]:
+def _launch(call: _Call, device: torch.device) -> tuple[Launch, tuple[torch.Tensor, torch.Tensor]]:
     """What a launch is given besides; tensors to keep until it is made."""
-    x, sizes, device = problem.x, problem.sizes, problem.x.device
-    dtype, b = compute_like(x)[0], x.shape[0] if x.dim() == 3 else 1
-    groups, scales = len(sizes), len(problem.kernel_weights)
-    rows, workers, columns = shares
-    blocks = tiles(sizes, rows)
-    partials = torch.empty((b, blocks, 3 * groups + scales), dtype=torch.float64, device=device)
-    of_blocks = counters(b + workers, device)
-    slots = partials
-    if workers:
-        room = 3 * groups + TENSOR_ROWS * (1 + _padded(x.shape[-1]) // 2 + 2)
-        slots = torch.empty((2 * workers, room), dtype=torch.float64, device=device)
-    begins = constants(_begins(sizes), torch.int64, device)
-    relations = constants(problem.relations, torch.float64, device)
-    variances = constants(problem.variances, dtype, device)
-    kernel_weights = constants(problem.kernel_weights, dtype, device)
+    workspace = torch.empty(call.workspace, dtype=torch.uint8, device=device)
+    of_blocks = counters(call.counters, device)
+    address = workspace.data_ptr()
     launch = Launch(
-        begins=begins.data_ptr(), relations=relations.data_ptr(), variances=variances.data_ptr(),
-        kernel_weights=kernel_weights.data_ptr(), weighted_kernel=problem.kernel_weights[0] != 1,
-        rows=rows, blocks=blocks, workers=workers, tiles=columns, tf32=tf32_allowed(),
-        slots=slots.data_ptr(), partials=partials.data_ptr(), counters=of_blocks.data_ptr(),
-        stream=stream(device),
+        *call.lists, call.weighted_kernel, call.rows, call.blocks, call.workers, call.tiles,
+        call.workers > 0 and tf32_allowed(), address + call.slots, address, of_blocks.data_ptr(),
+        stream(device),
     )  # fmt: skip
-    return launch, (partials, of_blocks, slots, begins, relations, variances, kernel_weights)
+    return launch, (workspace, of_blocks)

@@ -11,7 +11,7 @@ from triton import next_power_of_2
 
 from cgm_fast.ops.gpu import constants, on_device
 from cgm_fast.ops.memory import plain
-from cgm_fast.ops.mmd import triton_hvp
+from cgm_fast.ops.mmd import triton_finish, triton_hvp
 from cgm_fast.ops.mmd import triton_kernels as kernels
 from cgm_fast.ops.mmd.common import batched, pair_masses, relation_of, room_for_derivatives
 from cgm_fast.ops.mmd.kernels import FAMILIES
@@ -40,7 +40,8 @@ class Operands(NamedTuple):
     ) -> Operands:  # fmt: skip
         """With as many splits as keep the device busy."""
         device = packed.rows.device
-        wanted = parallel(packed.rows.shape[0] * packed.total // blocks.rows, device)
+        row_blocks = packed.rows.shape[0] * packed.total // blocks.rows
+        wanted = parallel(row_blocks, packed.total, device, blocks.programs)
         splits = splits_of(packed.layout, blocks.columns, wanted)
         weights = constants(tuple(kernel_weights), numbers.compute, device)
         return cls(packed, variance, weights, splits, blocks, numbers)
@@ -62,8 +63,7 @@ class Operands(NamedTuple):
         blocks = self.blocks
         return {
             "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
-            "PRECISION": numbers.precision, "num_warps": blocks.warps,
-            "num_stages": blocks.stages, **FUSED,
+            "PRECISION": numbers.precision, **blocks.options(self.packed.rows.device), **FUSED,
         }  # fmt: skip
 
 
@@ -73,9 +73,12 @@ def _operands(kernel: str, problem: Problem, held: Numbers) -> Operands:
     variance = plain(problem.variance, dtype)
     if variance is None:
         variance = constants(tuple(problem.variances), dtype, x.device)
-    blocks = choose(kernel, x.shape[-1], held.rows, x.device)
+    blocks = choose(kernel, x.shape[-1], held.rows, x.device, held.rounded)
     layout, samples = layout_of(problem.sizes, blocks), (x,) if y is None else (x, y)
-    packed = pack(samples, plain(problem.weights, dtype), variance, layout, blocks, held)
+    packed = pack(
+        samples, plain(problem.weights, dtype), variance, layout, blocks, held,
+        in_parts=kernel != "mmd_hvp" and held.in_parts(blocks.sums),
+    )  # fmt: skip
     return Operands.of(packed, variance, problem.kernel_weights, blocks, held)
 
 
@@ -97,7 +100,9 @@ class Sums(NamedTuple):
 def fwd(problem: Problem, wanted: Wanted) -> Value:
     """L and its derivatives: see `Value`."""
     x, rows, groups = problem.x, sum(problem.sizes), len(problem.sizes)
-    operands = _operands("mmd_fwd", problem, numbers(x.dtype))
+    ones = problem.weights is None and not wanted.weights
+    kernel = "mmd_fwd" if ones and not is_general(problem, wanted) else "mmd_general"
+    operands = _operands(kernel, problem, numbers(x.dtype))
     p, wide = operands.packed, torch.float64
     b, like = x.shape[0], p.weight
     value = Value(like.new_empty(b), *room_for_derivatives(problem, wanted, like))
@@ -105,8 +110,8 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     relation = relation_of(problem, wide).contiguous()
     masses = pair_masses(problem, wide)
     blocks = p.total // ROWS
-    kernels.mmd_finish_kernel[(b * blocks,)](
-        rows=p.rows, weight=p.weight, variance=operands.variance,
+    triton_finish.mmd_finish_kernel[(b * blocks,)](
+        rows=p.rows, row_rests=p.parts.row_rests, weight=p.weight, variance=operands.variance,
         kernel_weights=operands.kernel_weights, tiles=p.tiles,
         of_groups=operands.table(operands.splits.groups), relation=relation, masses=masses,
         **sums._asdict(), partials=like.new_empty((b, groups, 3, blocks), dtype=wide),
@@ -123,6 +128,12 @@ def fwd(problem: Problem, wanted: Wanted) -> Value:
     return value
 
 
+def is_general(problem: Problem, wanted: Wanted) -> bool:
+    """Whether it is more than one Gaussian, or its bandwidth is trained."""
+    plainest = problem.kernel == "gaussian" and problem.kernel_weights == (1.0,)
+    return not plainest or wanted.variance
+
+
 def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
     """Every row against all columns; of the problem options and sizes are read alone."""
     p, blocks, held, splits = operands.packed, operands.blocks, operands.numbers, operands.splits
@@ -131,8 +142,7 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
     ones = problem.weights is None and not wanted.weights
     # Near pairs are counted for all bandwidths together: if these weigh differently all pairs are.
     near = family.vanishes and len(set(problem.kernel_weights)) == 1
-    plainest = problem.kernel == "gaussian" and problem.kernel_weights == (1.0,)
-    several = not plainest or wanted.variance
+    several = is_general(problem, wanted)
     if several:
         held = with_bandwidths(held, device_key(p.rows.device))
     of_rows, all_blocks = (b, splits.total, p.total), p.total // blocks.rows
@@ -146,18 +156,28 @@ def visit(problem: Problem, wanted: Wanted, operands: Operands) -> Sums:
         if wanted.variance
         else None,
     )
-    parts = p.largest.shape[1]
     for first, some, with_gradient in _block_ranges(p, blocks.rows, wanted):
         kernels.mmd_fwd_kernel[b * some, splits.total](
-            **p.operands(), largest=p.largest, variance=operands.variance,
+            **p.operands(), **p.parts._asdict(), variance=operands.variance,
             kernel_weights=operands.kernel_weights, of_splits=operands.table(splits.bounds),
             **sums._asdict(), d=p.d, **operands.sizes(), first_block=first, some_blocks=some,
-            largest_parts=parts, TURN=_TURN, WIDE=p.features > blocks.features,
-            GRADIENT=with_gradient, SEVERAL=several, NEAR=near, PARTS=held.parts, FAR=held.far,
-            LARGEST=next_power_of_2(parts), KERNEL=problem.kernel, EXACT=family.order < 2,
-            **operands.tile(held),
+            **chunks_of(blocks), TURN=_TURN, WIDE=p.features > blocks.sums,
+            GRADIENT=with_gradient, SEVERAL=several, **room_for(scales), NEAR=near,
+            PARTS=held.parts, FAR=held.far, CANCELLED=held.cancelled, KERNEL=problem.kernel,
+            EXACT=family.order < 2, **operands.tile(held),
         )  # fmt: skip
     return sums
+
+
+def chunks_of(blocks: Blocks) -> dict[str, int]:
+    """How a tile's sums over features are held: 64 at once."""
+    at_once = min(64, blocks.sums)
+    return {"SUMS": at_once, "CHUNKS": blocks.sums // at_once}
+
+
+def room_for(scales: int) -> dict[str, int]:
+    """Of so many bandwidths: up to eight are no loop, lest tiles wait for memory."""
+    return {"SCALES": scales if scales <= 8 else 0, "ROOM": max(16, next_power_of_2(scales))}
 
 
 def _block_ranges(p: Packed, rows: int, wanted: Wanted) -> list[tuple[int, int, bool]]:

@@ -78,8 +78,7 @@ def _run(problem: Problem, tangent: Tangent | None, out: _Results) -> None:
         "k": k, "d": d, "n_pad": n_pad, "features": p.features, "total": p.total,
         "ROWS": blocks.rows, "COLUMNS": blocks.columns, "FEATURES": blocks.features,
         "PRECISION": held.precision, "EXACT": exact, "MARGIN": kernels.MARGIN,
-        "NEGATIVE_SCALE": kernels.NEGATIVE_SCALE, "num_warps": blocks.warps,
-        "num_stages": blocks.stages, **FUSED,
+        "NEGATIVE_SCALE": kernels.NEGATIVE_SCALE, **blocks.options(r.device), **FUSED,
     }  # fmt: skip
     kernels.prototype_margin_rows_kernel[(row_blocks,)](
         **shared, labels=plain(problem.labels, torch.int64), assignment=out.assignment,
@@ -88,7 +87,7 @@ def _run(problem: Problem, tangent: Tangent | None, out: _Results) -> None:
     chunks, splits = p.features // blocks.features, 0
     sums = losses  # not read, unless the derivative in g is wanted
     if out.g is not None:
-        wanted = parallel(k_pad // blocks.columns * chunks, r.device)
+        wanted = parallel(k_pad // blocks.columns * chunks, n_pad, r.device)
         span = round_up(-(-n_pad // wanted), blocks.rows)
         splits = -(-n_pad // span)
         sums = p.bias.new_empty((splits, k_pad, p.features))

@@ -25,7 +25,7 @@ class NoDoubles(NotImplementedError):
 
 
 # Where distances have tf32's error anyway: an exponent off by 1024 roundings is not more.
-FAST_FAR = 1024.0
+FAST_FAR, FAST_CANCELLED = 1024.0, 341.0
 
 
 def round_up(value: int, unit: int) -> int:
@@ -47,6 +47,13 @@ class Numbers(NamedTuple):
     """tf32 numbers that a weight goes into a product as; 0 for what `precision` says."""
     far: float = 24.0
     """Largest |z|² (exponent) for which distances are taken from products."""
+    cancelled: float = 8.0
+    """And how much of |z|² a distance that matters may be less, if there are larger ones."""
+
+    def in_parts(self, features: int) -> bool:
+        """Whether float32 rows are packed as sums of two tf32 numbers, so that no tile splits them
+        again. Wider ones would take more of L2's bandwidth than that spares."""
+        return self.precision == "tf32x3" and self.rows == torch.float32 and features <= 32
 
 
 def numbers(dtype: torch.dtype) -> Numbers:
@@ -60,9 +67,10 @@ def numbers(dtype: torch.dtype) -> Numbers:
     fast = plain.precision == "tf32"
     if dtype.itemsize == 2 and not (dtype == torch.bfloat16 and INTERPRETED):
         parts = 0 if torch.version.hip else 1 if fast else 2
-        return plain._replace(rows=dtype, parts=parts, far=FAST_FAR if fast else plain.far)
+        plain = plain._replace(rows=dtype, parts=parts)
+        return plain._replace(far=FAST_FAR, cancelled=FAST_CANCELLED) if fast else plain
     if fast:
-        return plain._replace(rounded=True, parts=1, far=FAST_FAR)
+        return plain._replace(rounded=True, parts=1, far=FAST_FAR, cancelled=FAST_CANCELLED)
     return plain
 
 
@@ -95,8 +103,19 @@ def widened(dtype: torch.dtype) -> Numbers:
     return Numbers(compute, compute, "tf32" if fast else "tf32x3")
 
 
-def parallel(rows: int, device: torch.device) -> int:
-    """How many programs keep the device busy for each of `rows` blocks of rows."""
+ROUNDS = 6
+"""So often every multiprocessor is given work, where there is enough: of what the last round leaves
+idle, half of it on average, this is a twelfth."""
+_LEAST, _ENOUGH = 64, 512
+"""Columns of a split, that the device is filled once; and that there are more rounds."""
+
+
+def parallel(rows: int, columns: int, device: torch.device, programs: int = 2) -> int:
+    """In how many splits `columns` keep the device busy, each for `rows` blocks of rows;
+    `programs` of them at once on a multiprocessor."""
     if device.type != "cuda":
         return 1
-    return max(1, 2 * multiprocessors(device) // rows)
+    at_once = programs * multiprocessors(device)
+    once = min(at_once // rows, columns // _LEAST)
+    often = min(-(-ROUNDS * at_once // rows), columns // _ENOUGH)
+    return max(1, once, often)

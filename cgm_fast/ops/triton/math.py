@@ -7,17 +7,23 @@ import functools
 import triton
 import triton.language as tl
 
+from cgm_fast.ops.triton.remembered import jit
+
 # A kernel as it is launched. Triton compiles anew where a number turns 1 or a multiple of 16, or is
 # one no more; for padded sizes, which always are, this is worth it, for these it is not.
 kernel = functools.partial(
-    triton.jit,
+    jit,
     do_not_specialize=[
         "n", "m", "k", "d", "b", "splits", "groups", "scales", "variance_item", "relation_item",
         "mass_item", "first_block", "some_blocks", "row_begin", "row_end", "row_blocks", "blocks",
-        "parts", "largest_parts", "chunks", "x_item", "y_item", "noise_sample", "summed", "p",
+        "parts", "chunks", "x_item", "y_item", "noise_sample", "summed", "p",
         "product_splits",
     ],
 )  # fmt: skip
+
+
+# The bias of padded rows: their pairs are so many exponents apart that a Gaussian is 0.
+PADDING = tl.constexpr(-4096.0)
 
 
 @triton.jit
@@ -121,6 +127,14 @@ def parts(a, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def product_of_parts(a, a_rest, b, b_rest):
+    """a @ b, each factor the sum of two tf32 numbers; the product of the small ones is left out."""
+    some = tl.dot(a_rest, b, input_precision="tf32")
+    some = tl.dot(a, b_rest, some, input_precision="tf32")
+    return tl.dot(a, b, some, input_precision="tf32")
+
+
+@triton.jit
 def product(a, a_rest, b, PRECISION: tl.constexpr):
     """a @ b, where a comes as `parts` leaves it. Half factors are multiplied as they are.
 
@@ -130,9 +144,7 @@ def product(a, a_rest, b, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32x3" and b.dtype == tl.float32:
         b, b_rest = split_tf32(b)
-        some = tl.dot(a_rest, b, input_precision="tf32")
-        some = tl.dot(a, b_rest, some, input_precision="tf32")
-        return tl.dot(a, b, some, input_precision="tf32")
+        return product_of_parts(a, a_rest, b, b_rest)
     elif PRECISION == "ieee":
         return tl.dot(a, b, input_precision="ieee")
     else:

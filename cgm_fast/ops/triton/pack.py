@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cgm_fast.ops.gpu import constants
 from cgm_fast.ops.triton.launch import FUSED, Numbers, round_up
-from cgm_fast.ops.triton.math import kernel, nearest_tf32, place
+from cgm_fast.ops.triton.math import PADDING, kernel, nearest_tf32, place, split_tf32
 from cgm_fast.ops.triton.tiles import MOST_FEATURES, ROWS, Blocks
 
 _SUM_ROWS, _SUM_PARTS = 64, 64  # of a block for the centre, and how many programs share them
@@ -68,7 +68,9 @@ def pack_kernel(
     tiles,  # [total / unit, 3], of a layout
     rows,  # [b, total, features]; half ones as they came, neither centred nor scaled
     columns,  # [b, features, total], the same in the compute dtype
-    bias, weight,  # [b, total]
+    # Rows less their nearest tf32 numbers, which then are `rows`; and both by columns; or None.
+    row_rests, column_heads, column_rests,
+    bias, weight,  # [b, total]; of padding PADDING and 0
     counter,  # [b]: zeroed for the finishing kernel
     largest,  # [b]: the bits of the largest |z|², which order like integers; or None
     n, m, d, summed, total, unit, features, parts, variance_item,
@@ -106,12 +108,19 @@ def pack_kernel(
         z = tl.where(valid[:, None] & (f < d)[None, :], z, 0.0)
         scaled = z * scale if half else z
         square += tl.sum(scaled * scaled, 1)
-        tl.store(rows + (item * total + i)[:, None] * features + f[None, :], z)
-        tl.store(columns + (item * features + f)[None, :] * total + i[:, None], z)
+        at_row = (item * total + i)[:, None] * features + f[None, :]
+        at_column = (item * features + f)[None, :] * total + i[:, None]
+        tl.store(columns + at_column, z)
+        if row_rests is not None:
+            z, rest = split_tf32(z)
+            tl.store(row_rests + at_row, rest)
+            tl.store(column_heads + at_column, z)
+            tl.store(column_rests + at_column, rest)
+        tl.store(rows + at_row, z)
     w = tl.where(valid, 1.0, 0.0).to(dtype)
     if row_weights is not None:
         w = tl.load(row_weights + item * (n + m) + stacked, mask=valid, other=0.0)
-    tl.store(bias + item * total + i, -0.5 * square)
+    tl.store(bias + item * total + i, tl.where(valid, -0.5 * square, PADDING))
     tl.store(weight + item * total + i, w)
     if largest is not None:
         bits: tl.constexpr = tl.int32 if dtype == tl.float32 else tl.int64
@@ -202,18 +211,33 @@ def splits_of(layout: Layout, columns: int, wanted: int) -> Splits:
     return Splits(total, tuple(bounds), tuple(groups))
 
 
+class Parts(NamedTuple):
+    """Rows as sums of two tf32 numbers, which tensor cores take from memory as they are; the larger
+    one of a row is in `Packed.rows`."""
+
+    row_rests: Tensor | None = None  # [b, total, features]
+    column_heads: Tensor | None = None  # [b, features, total]
+    column_rests: Tensor | None = None
+
+    @classmethod
+    def like(cls, rows: Tensor, columns: Tensor) -> Parts:
+        """Room for them."""
+        return cls(*(torch.empty_like(value) for value in (rows, columns, columns)))
+
+
 class Packed(NamedTuple):
     """Rows of G groups, centred on their mean and scaled.
 
     Half numbers are neither: only as they came are their products exact.
     """
 
-    rows: Tensor  # [b, total, features]
+    rows: Tensor  # [b, total, features]; in parts the tf32 numbers nearest to them
     columns: Tensor  # [b, features, total], in the compute dtype
+    parts: Parts
     bias: Tensor  # [b, total]
     weight: Tensor  # [b, total], of a row; 0 for padding
     counter: Tensor  # [b], zeros: for kernels whose last block has more to do
-    largest: Tensor  # [b, parts], the largest |z|² (scaled); not for `differences`
+    largest: Tensor | None  # [b], the largest |z|² (scaled), where it is wanted
     layout: Layout
     d: int
 
@@ -248,6 +272,7 @@ def pack(
     numbers: Numbers,
     differences: bool = False,
     centre_of_y: bool = False,
+    in_parts: bool = False,
 ) -> Packed:
     """Pack rows in two launches, for tiles of `blocks`.
 
@@ -262,12 +287,13 @@ def pack(
         differences: For plain differences alone: not centred, and one launch less.
         centre_of_y: Centre on the mean of the second tensor, so that a NaN of the first stays in
             its row.
+        in_parts: Also as sums of two tf32 numbers.
     """
     x, y = samples[0], samples[1] if len(samples) > 1 else None
     b, n, d = x.shape
     m, dtype = 0 if y is None else y.shape[1], numbers.compute
     half = numbers.rows.itemsize == 2
-    features, some = round_up(d, blocks.features), min(blocks.features, MOST_FEATURES)
+    features, some = round_up(d, blocks.sums), min(blocks.features, MOST_FEATURES)
     parts = min(_SUM_PARTS, -(-max(n, m) // _SUM_ROWS))
     strides = {
         f"{name}_{of}": step
@@ -288,9 +314,11 @@ def pack(
             x=x, y=y, sums=sums, largest=bits, **(sizes | {"n": 0} if centre_of_y else sizes),
             **strides, ROWS=_SUM_ROWS, FEATURES=some, **FUSED,
         )  # fmt: skip
+    rows = x.new_empty((b, layout.total, features), dtype=numbers.rows)
+    columns = x.new_empty((b, features, layout.total), dtype=dtype)
     packed = Packed(
-        rows=x.new_empty((b, layout.total, features), dtype=numbers.rows),
-        columns=x.new_empty((b, features, layout.total), dtype=dtype),
+        rows=rows, columns=columns,
+        parts=Parts.like(rows, columns) if in_parts else Parts(),
         bias=x.new_empty((b, layout.total), dtype=dtype),
         weight=x.new_empty((b, layout.total), dtype=dtype),
         counter=x.new_empty(b, dtype=torch.int32),
@@ -298,7 +326,7 @@ def pack(
     )  # fmt: skip
     pack_kernel[(b * layout.total // ROWS,)](
         x=x, y=y, row_weights=weights, sums=sums, variance=variance, tiles=packed.tiles,
-        **packed.operands(), counter=packed.counter, largest=bits,
+        **packed.operands(), **packed.parts._asdict(), counter=packed.counter, largest=bits,
         summed=summed, total=layout.total, unit=layout.unit, variance_item=item_stride(variance),
         **sizes, **strides,
         ROWS=ROWS, FEATURES=some, PARTS=_SUM_PARTS, TF32=numbers.rounded, **FUSED,

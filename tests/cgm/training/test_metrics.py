@@ -170,7 +170,7 @@ def test_a_resumed_log_drops_later_and_broken_rows(tmp_path):
     [((1.0, 2.0), True), ((1.0, math.nan), False), ((-math.inf, 1.0), False)],
 )
 def test_all_finite(values, finite):
-    assert all_finite(*(torch.tensor(value) for value in values)) is finite
+    assert bool(all_finite(*(torch.tensor(value) for value in values))) is finite
 
 
 def test_events_that_cannot_be_written_are_named(tmp_path, monkeypatch):

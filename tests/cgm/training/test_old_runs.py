@@ -98,7 +98,7 @@ def test_every_setting_is_read(tmp_path):
     del values["made_with"]
     read = asdict(config)
     assert {name: read[name] for name in values} == values | {"image_shape": (1, 8, 8)}
-    assert set(read) - set(values) == {"resume", "overwrite", "download"}
+    assert set(read) - set(values) == {"resume", "overwrite", "download", "cuda_graph"}
     noise = model_config(config).noise
     assert noise.sigma2 == noise.prior_sigma2 == pytest.approx(4**-5)
 

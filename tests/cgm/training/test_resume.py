@@ -1,22 +1,11 @@
 """On the CPU a resumed run equals an uninterrupted one, bit for bit."""
 
-import os
 import signal
 
 import pytest
-from tiny import KINDS, checkpoint, metrics, run, same
+from tiny import KINDS, checkpoint, metrics, run, same, stop_after
 
 from cgm_fast.cgm.training import runs
-
-
-def _stop_after(step, number=signal.SIGINT):
-    """A report that sends this process a signal after a step; the run stops after the next."""
-
-    def report(now, total, latest):
-        if now == step:
-            os.kill(os.getpid(), number)
-
-    return report
 
 
 def _assert_equal(folder, one, other):
@@ -33,7 +22,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, kind):
     whole = run(tmp_path, out=str(tmp_path / "whole"), **options)
     assert whole.stopped_by is None
     for step, number in ((1, signal.SIGINT), (6, signal.SIGTERM)):
-        stopped = run(tmp_path, _stop_after(step, number), resume=step > 1, **options)
+        stopped = run(tmp_path, stop_after(step, number), resume=step > 1, **options)
         assert stopped.stopped_by == number
         assert checkpoint(tmp_path)["step"] == step + 1
         assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -44,10 +33,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, kind):
 def test_a_lost_step_is_made_again(tmp_path):
     """After SIGKILL metrics.csv is ahead of the checkpoint, or there is no checkpoint yet."""
     run(tmp_path, out=str(tmp_path / "whole"))
-    run(tmp_path, _stop_after(2))
+    run(tmp_path, stop_after(2))
     file = tmp_path / "run" / "checkpoint.pt"
     old = file.read_bytes()
-    run(tmp_path, _stop_after(5), resume=True)
+    run(tmp_path, stop_after(5), resume=True)
     for content in (old, None):
         file.unlink()
         if content is not None:
