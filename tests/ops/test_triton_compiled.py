@@ -35,9 +35,7 @@ def recorded(target):
     """The record's rows for a target, if the compiler at hand made any; by what each is about."""
     made_here = triton.__version__, target
     with RECORD.open(newline="") as file:
-        rows = [
-            row for row in csv.DictReader(file) if (row["triton"], row["target"]) == made_here
-        ]
+        rows = [row for row in csv.DictReader(file) if (row["triton"], row["target"]) == made_here]
     return {name_of(row): row for row in rows}
 
 
