@@ -295,7 +295,7 @@ struct CgmLossBlock {
   template <typename Meanwhile>
   __device__ void load_own(const Noisy<T>& noisy, const Meanwhile& meanwhile) const {
     constexpr int kEach = (kCgmLossRows * kD + kThreads - 1) / kThreads;
-    T means[kEach], noises[kEach];
+    T means[kEach] = {}, noises[kEach] = {};
 #pragma unroll
     for (int q = 0; q < kEach; ++q) {
       const int at = static_cast<int>(threadIdx.x) + q * kThreads;
