@@ -250,7 +250,7 @@ def other_variants(numbers: str, device: str) -> Iterator[Variant]:
 
 def between_products(held: launch.Numbers) -> Iterator[Variant]:
     """What matrix products of another library have between them, and the families of it."""
-    blocks = Blocks(triton_tiles.ROWS, triton_tiles.COLUMNS, 0, triton_tiles.WARPS, 3)
+    blocks = Blocks(triton_tiles.ROWS, triton_tiles.COLUMNS, 0, 0, triton_tiles.WARPS, 3)
     tile = {"ROWS": blocks.rows, "COLUMNS": blocks.columns}
     yield Variant("distances_kernel", distances.distances_kernel, tile, blocks, held)
     function = triton_tiles.mmd_tile_kernel
