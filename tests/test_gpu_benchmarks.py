@@ -173,7 +173,7 @@ def test_what_takes_part_on_a_gpu():
             if test_ops.takes_part(op, shape, p)
         }
 
-    ours = {"cuda", "cuda-high", "triton", "triton-high", "reference"}
+    ours = {"cuda", "cuda-high", "triton", "triton-high", "matmul", "matmul-high", "reference"}
     others = {"eager", "eager-high", "sdpa", "tiled", "geomloss-tensorized"}
     compiling = {"compile", "flash-sinkhorn"} | {p.name for p in mmd.PEERS if "keops" in p.name}
     assert names(cases.MMDShape(16384, 2)) == ours | others
@@ -283,7 +283,8 @@ def test_precisions_are_compared_with_their_own(tmp_path, monkeypatch, capsys):
     )
     folder = tmp_path / "results"
     folder.mkdir()
-    old = ("op,shape,peer,device_type,threads,median_ms", "mmd,n=2 d=2,triton,cuda,,7")
+    columns = "op,shape,peer,device_type,threads,instruction_set,median_ms"
+    old = (columns, "mmd,n=2 d=2,triton,cuda,,compute capability 9.0,7")
     (folder / "some-gpu.csv").write_text("\n".join(old) + "\n")
     report.main([str(path), "--csv"])
     out = capsys.readouterr().out

@@ -16,7 +16,7 @@ void prototype_margin_fwd_cuda(const PrototypeMarginInput<T>&, const PrototypeMa
                                const PrototypeMarginDevice<T>&) {}
 template <typename T>
 void prototype_margin_hvp_cuda(const PrototypeMarginInput<T>&, const PrototypeMarginTangent<T>&,
-                               void*) {}
+                               const PrototypeMarginDevice<T>&) {}
 template <typename T>
 void cgm_loss_fwd_cuda(const CgmLossInput<T>&, const CgmLossGradient<T>&, const CgmLossDevice<T>&) {
 }

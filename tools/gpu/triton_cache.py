@@ -67,12 +67,15 @@ def serve_the_cpu() -> None:
         backends.BACKENDS["triton"], devices=("cuda", "cpu"), why_unavailable=lambda: None
     )
     tiles.device_key = lambda device: "{}.{}".format(*CAPABILITY)
-    choose = tiles.choose
-    gpu = SimpleNamespace(type="cuda")  # all that `choose` asks of a device
+    choose, options = tiles.choose, tiles.Blocks.options
+    gpu = SimpleNamespace(type="cuda")  # all that these ask of a device
+    tiles.Blocks.options = lambda self, device: options(self, gpu)
     for op in ("mmd", "prototype_margin", "cgm_loss"):
         module = import_module(f"cgm_fast.ops.{op}.triton")
         if hasattr(module, "choose"):
-            module.choose = lambda kernel, d, dtype, device: choose(kernel, d, dtype, gpu)
+            module.choose = lambda kernel, d, dtype, device, *rest: choose(
+                kernel, d, dtype, gpu, *rest
+            )
 
 
 def calls() -> list[Callable[[], Any]]:
