@@ -44,6 +44,11 @@ assert float(x.cpu()[0, 0]) == 7 and float((x + 2.0)[0, 0]) == 9
 assert x.T.contiguous().stride() == (50, 1)
 out = torch.empty(0, device=x.device)
 assert torch.add(x, 1, out=out).shape == out.shape == x.shape
+
+# Autograd's thread for the device may want the interpreter while that ends, which aborts: torch's
+# own race, seen once in forty runs.
+import os
+os._exit(0)
 """
 
 
