@@ -92,14 +92,11 @@ class WideWorker {
     side.weight = layout_.weight.data + tile.start;
     side.slopes = sums_.slopes.data() + tile.start;
     side.values = sums_.values.empty() ? nullptr : sums_.values.data() + tile.start;
-    const int64_t begin = std::max(tile.row, out_.row_begin);
-    const int64_t end = std::min(tile.row + tile.rows, out_.row_end);
-    if (begin >= end) return side;
-    const int64_t d = layout_.in.d, wanted = out_.row_end - out_.row_begin;
-    side.begin = begin - tile.row;
-    side.end = end - tile.row;
-    side.gradient = out_.z + (layout_.item * wanted + begin - out_.row_begin) * d;
-    if (first) std::fill_n(side.gradient, (end - begin) * d, T(0));
+    const WantedRows<T> wanted(layout_, tile, out_);
+    side.begin = wanted.begin;
+    side.end = wanted.end;
+    side.gradient = wanted.at;
+    if (first) wanted.zero(layout_.in.d);
     return side;
   }
 

@@ -151,14 +151,11 @@ class WideHvpWorker {
     side.of_p = sums_.of_p.data() + tile.start;
     side.of_dot = sums_.of_dot.data() + tile.start;
     side.weights = sums_.weights.data() + tile.start;
-    const int64_t begin = std::max(tile.row, out_.row_begin);
-    const int64_t end = std::min(tile.row + tile.rows, out_.row_end);
-    if (begin >= end) return side;
-    const int64_t d = layout_.in.d, wanted = out_.row_end - out_.row_begin;
-    side.begin = begin - tile.row;
-    side.end = end - tile.row;
-    side.sums = out_.z + (layout_.item * wanted + begin - out_.row_begin) * d;
-    if (first) std::fill_n(side.sums, (end - begin) * d, T(0));
+    const WantedRows<T> wanted(layout_, tile, out_);
+    side.begin = wanted.begin;
+    side.end = wanted.end;
+    side.sums = wanted.at;
+    if (first) wanted.zero(layout_.in.d);
     return side;
   }
 

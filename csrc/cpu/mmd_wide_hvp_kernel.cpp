@@ -46,11 +46,6 @@ CGM_INLINE void add_pair(const WideHvpVisit<T>& v, const HvpScales<T>& scales, i
   store(of_weights, load(of_weights) + (by_less * pair.less + by_dot * pair.less_dot));
 }
 
-template <typename T>
-CGM_INLINE double in_double(Vec<T> sum) {
-  return sum_of_lanes(widen_all(reinterpret_cast<const T*>(&sum)));
-}
-
 template <typename Family, typename T>
 void add_pairs(const WideHvpVisit<T>& v) {
   constexpr int kLanes = Simd<T>::kLanes;

@@ -65,11 +65,6 @@ CGM_INLINE void weigh(const MmdWideVisit<T>& v, int64_t i, int64_t j, Vec<T> own
   store(w, slopes);
 }
 
-template <typename T>
-CGM_INLINE double in_double(Vec<T> sum) {
-  return sum_of_lanes(widen_all(reinterpret_cast<const T*>(&sum)));
-}
-
 template <typename Kernel, typename T, bool kShifted>
 void weigh_all(const MmdWideVisit<T>& v) {
   constexpr int kLanes = Simd<T>::kLanes;

@@ -289,6 +289,12 @@ CGM_INLINE double sum_of_lanes(Wide value) {
 #endif
 }
 
+// The sum of a vector's lanes, in double.
+template <typename T>
+CGM_INLINE double in_double(Vec<T> sum) {
+  return sum_of_lanes(widen_all(reinterpret_cast<const T*>(&sum)));
+}
+
 // 0, 1, 2, ... for the lanes of a vector of T.
 template <typename T>
 CGM_INLINE typename Simd<T>::Bits lane_numbers() {

@@ -146,4 +146,25 @@ struct WideLayout : Scaling<T> {
   const WideRowKernels<T>& rows_ = wide_row_kernels<T>();
 };
 
+// The rows of a tile whose derivatives are wanted, [begin, end), and where these go.
+template <typename T>
+struct WantedRows {
+  int64_t begin = 0, end = 0;
+  T* at = nullptr;
+
+  // `out` has rows [begin, end) of z of every item; a result of the pass, MmdValue or MmdProduct.
+  template <typename Out>
+  WantedRows(const WideLayout<T>& layout, const TileOfRows& tile, const Out& out) {
+    const int64_t first = std::max(tile.row, out.row_begin);
+    const int64_t last = std::min(tile.row + tile.rows, out.row_end);
+    if (first >= last) return;
+    begin = first - tile.row;
+    end = last - tile.row;
+    const int64_t row = layout.item * (out.row_end - out.row_begin) + first - out.row_begin;
+    at = out.z + row * layout.in.d;
+  }
+
+  void zero(int64_t d) const { std::fill_n(at, (end - begin) * d, T(0)); }
+};
+
 }  // namespace cgm_fast
