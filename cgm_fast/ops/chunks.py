@@ -4,10 +4,12 @@ precision they add up, on any device."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 # A CPU's: half a dozen temporaries of so many pairs fit in its cache.
 _CPU_PAIRS = 1 << 18
@@ -66,6 +68,25 @@ def _cached_pairs(device: torch.device) -> int:
     if device.type == "cuda":
         size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
     return max(size, 24 << 20) * 2 // 3 // 4
+
+
+def variances_of(
+    numbers: Sequence[float], variance: Tensor | None, items: int, batch: slice
+) -> list[float | Tensor]:
+    """h of each bandwidth, for some of so many items.
+
+    Args:
+        numbers: [s], of all items; what counts where there is no tensor.
+        variance: [s], [1, s] or [items, s], in the dtype that is computed in; or None.
+        items: The problem's.
+        batch: Which of them.
+
+    Returns:
+        [s] of numbers or of [b, 1, 1].
+    """
+    if variance is None:
+        return list(numbers)
+    return [of_s[:, None, None] for of_s in variance.expand(items, -1)[batch].unbind(1)]
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:

@@ -10,8 +10,8 @@ import torch
 
 from cgm_fast.ops.cgm_loss.problem import Problem, Tangent, Wanted
 from cgm_fast.ops.mmd.kernels import FAMILIES
-from cgm_fast.ops.prototype_margin.regimes import MARGIN, clear
-from cgm_fast.ops.regimes import chosen, class_of, features_like, kind
+from cgm_fast.ops.prototype_margin.regimes import MARGIN, clear, described
+from cgm_fast.ops.regimes import class_of, features_like
 
 ROWS, PROTOTYPES = (50, 500, 1200), (10, 100)
 """Of examples: a batch for one launch of few blocks, of many, and one that is composed."""
@@ -40,17 +40,12 @@ class Regime(NamedTuple):
 
     def __str__(self) -> str:
         """Such as "fwd float32 d=10 B=50 K=10 labels"."""
-        words = [self.step, kind(self.dtype), f"d={self.features}", f"B={self.rows}",
-                 f"K={self.prototypes}"]  # fmt: skip
-        words += ["labels"] * (self.labelled and self.step == "fwd")
-        words += [self.kernel] * (self.kernel != "gaussian")
-        words += [f"bandwidths={self.scales}"] * (self.scales > 1)
-        words += ["detached"] * self.detached
-        if self.wanted != _BOTH:
-            words.append(f"wanted={chosen('rg', self.wanted)}")
-        if self.step == "hvp":
-            words.append(f"along={chosen('rg', self.tangents)}")
-        return " ".join(words)
+        return described(
+            self,
+            *[self.kernel] * (self.kernel != "gaussian"),
+            *[f"bandwidths={self.scales}"] * (self.scales > 1),
+            *["detached"] * self.detached,
+        )
 
 
 def regime_of(step: str, problem: Problem, *rest: Tangent | Wanted) -> Regime:

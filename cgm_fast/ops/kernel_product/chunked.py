@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.chunks import no_autocast, pairs_per_chunk, wide_dtype
+from cgm_fast.ops.chunks import no_autocast, pairs_per_chunk, variances_of, wide_dtype
 from cgm_fast.ops.kernel_product.problem import Problem, Value, Wanted
 from cgm_fast.ops.mmd.kernels import FAMILIES
 
@@ -81,12 +81,10 @@ def chunks(problem: Problem, points: Points, temporaries: int) -> Iterator[Chunk
     (b, n, _), m, dtype = x.shape, y.shape[1], x.dtype
     pairs = pairs_per_chunk(x.device, temporaries * dtype.itemsize)
     batch_step, row_step = max(1, pairs // (n * m)), max(1, pairs // m)
+    variance = None if problem.variance is None else problem.variance.to(dtype)
     for b0 in range(0, b, batch_step):
         batch = slice(b0, min(b0 + batch_step, b))
-        h: list[float | Tensor] = list(problem.variances)
-        if problem.variance is not None:
-            variance = problem.variance.to(dtype).expand(b, -1)[batch]
-            h = [of_s[:, None, None] for of_s in variance.unbind(1)]
+        h = variances_of(problem.variances, variance, b, batch)
         for i0 in range(0, n, row_step):
             rows = slice(i0, min(i0 + row_step, n))
             yield Chunk(batch, rows, x[batch, rows], y[batch], points.squared(batch, rows), h)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cgm_fast.ops.chunks import no_autocast, pairs_per_chunk, wide_dtype
+from cgm_fast.ops.chunks import no_autocast, pairs_per_chunk, variances_of, wide_dtype
 from cgm_fast.ops.mmd.common import bounds_of_groups, of_columns, relation_of
 from cgm_fast.ops.mmd.kernels import FAMILIES, Family
 from cgm_fast.ops.mmd.problem import Problem, Product, Tangent, Wanted
@@ -203,12 +203,10 @@ def chunks(problem: Problem, points: Rows, temporaries: int) -> Iterator[Chunk]:
     pairs = pairs_per_chunk(z.device, temporaries * dtype.itemsize)
     batch_step = max(1, pairs // rows**2)
     row_step = max(1, pairs // rows)
+    variance = None if problem.variance is None else problem.variance.to(dtype)
     for b0 in range(0, b, batch_step):
         batch = slice(b0, min(b0 + batch_step, b))
-        h: list[float | Tensor] = list(problem.variances)
-        if problem.variance is not None:
-            variance = problem.variance.to(dtype).expand(b, -1)[batch]
-            h = [of_s[:, None, None] for of_s in variance.unbind(1)]
+        h = variances_of(problem.variances, variance, b, batch)
         of_batch = relation[batch] if len(relation) > 1 else relation
         for g, (first, last) in enumerate(bounds_of_groups(sizes)):
             gamma = of_columns(of_batch[:, g], sizes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,14 +41,20 @@ class Regime(NamedTuple):
 
     def __str__(self) -> str:
         """Such as "fwd float32 d=10 B=700 K=100"."""
-        words = [self.step, kind(self.dtype), f"d={self.features}", f"B={self.rows}",
-                 f"K={self.prototypes}"]  # fmt: skip
-        words += ["labels"] * (self.labelled and self.step == "fwd")
-        if self.wanted != _BOTH:
-            words.append(f"wanted={chosen('rg', self.wanted)}")
-        if self.step == "hvp":
-            words.append(f"along={chosen('rg', self.tangents)}")
-        return " ".join(words)
+        return described(self)
+
+
+def described(regime: Any, *options: str) -> str:
+    """The words of a regime of this op, or of cgm_loss, which has some options more."""
+    words = [regime.step, kind(regime.dtype), f"d={regime.features}", f"B={regime.rows}",
+             f"K={regime.prototypes}"]  # fmt: skip
+    words += ["labels"] * (regime.labelled and regime.step == "fwd")
+    words += options
+    if regime.wanted != _BOTH:
+        words.append(f"wanted={chosen('rg', regime.wanted)}")
+    if regime.step == "hvp":
+        words.append(f"along={chosen('rg', regime.tangents)}")
+    return " ".join(words)
 
 
 def regime_of(step: str, problem: Problem, *rest: Tangent | Wanted) -> Regime:
